@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe <verb>`: the table of verbs and the three exit statuses. Each verb lives in its own module."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from kcmoe import __version__
+from kcmoe.errors import UserError, near_misses
+
+# verb -> (module with `main(argv) -> int`, one line of help)
+VERBS = {
+    "train": ("kcmoe.training.command", "pretrain, continue or fine-tune; resumes by itself"),
+    "evaluate": ("kcmoe.evaluation.command", "task metrics of a checkpoint, as a table and JSON"),
+    "predict": ("kcmoe.inference.command", "labels with probabilities, or filled sentinels"),
+    "data": ("kcmoe.data.command", "list, download, prepare and inspect corpora and labelled sets"),
+    "tokenizer": ("kcmoe.tokenizer.command", "train and compare morpheme-aware vocabularies"),
+    "checkpoint": ("kcmoe.checkpoint.command", "inspect and convert checkpoints"),
+    "parity": ("kcmoe.parity.command", "compare with numbers that T5X + Flaxformer computed"),
+    "plan": ("kcmoe.plan.command", "memory, time and device-hours of a run before it starts"),
+    "bench": ("kcmoe.bench.command", "speed of training, prediction and the data pipeline"),
+}
+
+
+def _usage() -> str:
+    lines = ["usage: kcmoe <verb> [options]", "", "verbs:"]
+    lines += [f"  {verb:<12}{help_line}" for verb, (_, help_line) in VERBS.items()]
+    lines += [
+        "",
+        "`kcmoe <verb> --help` explains a verb, with an example. A first run:",
+        "  kcmoe data prepare --sample --output=data/sample",
+        "  kcmoe train --gin_file=configs/runs/pretrain_sample.gin --gin.MODEL_DIR='\"runs/first\"'",
+    ]
+    return "\n".join(lines)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one verb and returns its exit status: 0 success, 1 our failure, 2 a user's mistake."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"kcmoe {__version__}")
+        return 0
+    verb, rest = argv[0], list(argv[1:])
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no verb {verb}.{near_misses(verb, VERBS)} See `kcmoe --help`")
+        return importlib.import_module(VERBS[verb][0]).main(rest)
+    except UserError as error:
+        name = f"kcmoe {verb}" if verb in VERBS else "kcmoe"
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"kcmoe {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `kcmoe … | head` is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def main() -> None:
+    """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
