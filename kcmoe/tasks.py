@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every task as data: where its files are, columns, prompt, label words, metrics.
+
+Pure data: nothing here opens a file, knows ids or imports more than the standard library, so that
+the engine (`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task
+of one's own is written in gin with the `TASK_…` macros below; they also override single fields of a
+task listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kcmoe.config import GinConfig, macro
+from kcmoe.errors import UserError, near_misses
+
+SPLITS = ("train", "validation", "test")
+METRICS = ("accuracy", "macro_f1", "pearson", "spearman")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One corpus or one labelled set.
+
+    Attributes:
+      name: what `MIXTURE_OR_TASK_NAME` says.
+      kind: "span_corruption" (text only) or "labelled" (prompt in, word out).
+      files: split -> paths, which may have wildcards. Relative ones are below DATA_DIR; "samples:x" is a
+        file shipped with the package.
+      columns: the columns read. A span corruption task has one, the text.
+      prompt: the model's input, with `{column}` where a column goes.
+      target: column of the answer.
+      labels: value in the `target` column (as text) -> Korean word the model generates, in order. Empty
+        where the answer is free text or a number.
+      target_step: answers are numbers rounded to this step and written with one decimal; 0 for words.
+      metrics: names from `METRICS`.
+      id_column: column that names an example; "" numbers them.
+      holdout: share of `train` held out as `validation` where no validation file exists; a row is held
+        out by the hash of its inputs, so equal texts are on one side.
+      encoding: of text files.
+    """
+
+    name: str
+    kind: Literal["span_corruption", "labelled"]
+    files: Mapping[str, tuple[str, ...]]
+    prompt: str = ""
+    target: str = ""
+    text_column: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    target_step: float = 0.0
+    metrics: tuple[str, ...] = ()
+    id_column: str = ""
+    holdout: float = 0.0
+    encoding: str = "utf-8"
+
+    @property
+    def label_words(self) -> tuple[str, ...]:
+        """The words among which rank evaluation chooses; empty where answers are free or numbers."""
+        return tuple(self.labels.values())
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Columns that the model reads."""
+        if self.kind == "span_corruption":
+            return (self.text_column,)
+        return tuple(dict.fromkeys(name for _, name, *_ in _fields(self.prompt) if name))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that have files or are held out."""
+        held_out = self.holdout > 0 and "train" in self.files
+        return tuple(s for s in SPLITS if self.files.get(s) or (s == "validation" and held_out))
+
+    def is_held_out(self, split: str) -> bool:
+        """Whether `split` is cut from the training files rather than read from files of its own."""
+        return split == "validation" and not self.files.get("validation") and self.holdout > 0
+
+    def inputs(self, row: Mapping[str, Any]) -> str:
+        """The prompt for one row of input columns."""
+        return self.prompt.format_map({name: _text(row[name]) for name in self.input_columns})
+
+    def answer(self, value: Any) -> str:
+        """The text the model learns to generate for `value` of the target column.
+
+        Raises:
+          ValueError: if the value is no label of this task, or no number where one is needed.
+        """
+        if self.target_step:
+            return format_number(float(value), self.target_step)
+        text = _text(value)
+        if not self.labels:
+            return text
+        if text not in self.labels:
+            raise ValueError(f"{text!r} is none of {', '.join(map(repr, self.labels))}")
+        return self.labels[text]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several tasks drawn by weight; metrics are those of each task."""
+
+    name: str
+    weights: tuple[tuple[Task, float], ...]
+
+
+def format_number(value: float, step: float) -> str:
+    """`value` rounded to the nearest `step`, with one decimal, as T5 writes STS-B scores."""
+    per_unit = round(1 / step)  # multiplying by 5 and dividing by 0.2 round 0.3 differently
+    return f"{round(value * per_unit) / per_unit:.1f}"
+
+
+def _text(value: Any) -> str:
+    """A cell as text: 1.0 and True become "1" and "true" so that CSV and Parquet give the same labels."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _fields(prompt: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise UserError(f"TASK_PROMPT {prompt!r}: {error}; a literal brace is written twice") from None
+
+
+def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
+    return {split: (f"{folder}/{split}.parquet",) for split in splits}
+
+
+_SENTIMENT_PROMPT = "다음 리뷰가 긍정적인지 부정적인지 판단하세요. 리뷰: {document}"
+_SENTIMENT = {"0": "부정적", "1": "긍정적"}
+_NLI_PROMPT = "전제와 가설의 관계를 판단하세요. 전제: {premise} 가설: {hypothesis}"
+_NLI = {"entailment": "함의", "neutral": "중립", "contradiction": "모순"}
+
+_NSMC = Task(
+    name="nsmc",
+    kind="labelled",
+    files=_files("nsmc", "train", "test"),
+    prompt=_SENTIMENT_PROMPT,
+    target="label",
+    labels=_SENTIMENT,
+    metrics=("accuracy",),
+    id_column="id",
+    holdout=0.02,  # no official validation split: 3,000 of 150,000, chosen by hash, never the test split
+)
+_KORNLI = Task(
+    name="kornli",
+    kind="labelled",
+    files=_files("kornli", "train", "validation", "test"),
+    prompt=_NLI_PROMPT,
+    target="label",
+    labels=_NLI,
+    metrics=("accuracy",),
+)
+_KORSTS = Task(
+    name="korsts",
+    kind="labelled",
+    files=_files("korsts", "train", "validation", "test"),
+    prompt=(
+        "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
+        "문장 1: {sentence1} 문장 2: {sentence2}"
+    ),
+    target="score",
+    target_step=0.2,
+    metrics=("spearman", "pearson"),
+)
+_HATE_SPEECH = Task(
+    name="hate_speech",
+    kind="labelled",
+    files=_files("hate_speech", "train", "validation"),  # the official test labels are not public
+    prompt="다음 댓글이 혐오 표현인지, 공격적인 표현인지, 문제가 없는지 판단하세요. 댓글: {comments}",
+    target="hate",
+    labels={"hate": "혐오", "offensive": "공격적", "none": "문제없음"},
+    metrics=("macro_f1", "accuracy"),
+)
+_PRETRAIN = Task(
+    name="pretrain",
+    kind="span_corruption",
+    files={"train": ("comments/train-*.parquet",), "validation": ("comments/validation.parquet",)},
+    text_column="text",
+)
+_SAMPLES = (
+    Task(
+        name="sample_pretrain",
+        kind="span_corruption",
+        files={"train": ("samples:comments.txt",)},
+        text_column="text",
+        holdout=0.05,
+    ),
+    dataclasses.replace(
+        _NSMC,
+        name="sample_reviews",
+        files={s: (f"samples:reviews_{s}.tsv",) for s in ("train", "validation")},
+        id_column="",
+        holdout=0.0,
+    ),
+    dataclasses.replace(
+        _KORNLI,
+        name="sample_nli",
+        files={s: (f"samples:nli_{s}.tsv",) for s in ("train", "validation")},
+    ),
+)
+
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_SAMPLES)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSettings(GinConfig):
+    """The `TASK_…` macros: fields of a task of one's own, or changes to a task listed above."""
+
+    name: str = macro("MIXTURE_OR_TASK_NAME", help="the task, or a name for the mixture in MIXTURE")
+    mixture: dict | None = macro(
+        "MIXTURE", default=None, help="task -> weight, e.g. {'pretrain': 9.0, 'my_corpus': 1.0}"
+    )
+    train_files: Any = macro(
+        "TASK_TRAIN_FILES", default=None, help="a path or several, wildcards allowed, below DATA_DIR"
+    )
+    validation_files: Any = macro("TASK_VALIDATION_FILES", default=None, help="the same, validation")
+    test_files: Any = macro("TASK_TEST_FILES", default=None, help="the same, test")
+    text_column: str | None = macro(
+        "TASK_TEXT_COLUMN", default=None, help="the text; makes it a span corruption task"
+    )
+    prompt: str | None = macro(
+        "TASK_PROMPT", default=None, help="the input, with {column} where a column goes"
+    )
+    target: str | None = macro("TASK_TARGET_COLUMN", default=None, help="column of the answer")
+    labels: dict | None = macro(
+        "TASK_LABELS", default=None, help="value in the target column -> word to generate"
+    )
+    target_step: float | None = macro(
+        "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
+    )
+    metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
+    id_column: str | None = macro("TASK_ID_COLUMN", default=None, help="column that names an example")
+    holdout: float | None = macro(
+        "TASK_HOLDOUT", default=None, help="share of train kept as validation where none is given"
+    )
+    encoding: str | None = macro(
+        "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"
+    )
+
+    def task_fields(self) -> dict[str, Any]:
+        """Fields of `Task` that are set."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("name", "mixture") and getattr(self, field.name) is not None
+        }
+        files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
+        if "labels" in fields:
+            fields["labels"] = {_text(value): word for value, word in fields["labels"].items()}
+        if "metrics" in fields:
+            fields["metrics"] = _names(fields["metrics"])
+        return fields | ({"files": files} if files else {})
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
+    """The task of this name, or the task or mixture that the macros describe.
+
+    Raises:
+      UserError: for an unknown name, or a task in gin that lacks something.
+    """
+    if isinstance(name_or_macros, str):
+        return named_task(name_or_macros)
+    settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
+    fields = settings.task_fields()
+    own = _build(settings.name, fields) if fields else None
+    if settings.mixture is None:
+        return own or named_task(settings.name)
+    pairs = [(own if own and n == own.name else named_task(n), w) for n, w in settings.mixture.items()]
+    if not pairs or any(isinstance(w, bool) or not 0 < float(w) for _, w in pairs):
+        raise UserError(f"MIXTURE = {settings.mixture!r}, but every weight must be above zero")
+    return Mixture(settings.name, tuple((task, float(weight)) for task, weight in pairs))
+
+
+def named_task(name: str) -> Task:
+    """The task listed in this file under `name`; `UserError` with near misses if there is none."""
+    if name not in TASKS:
+        raise UserError(
+            f"no task is called {name}.{near_misses(name, TASKS)} Known: {', '.join(TASKS)}; "
+            "a task of your own needs TASK_TRAIN_FILES and TASK_PROMPT or TASK_TEXT_COLUMN"
+        )
+    return TASKS[name]
+
+
+def _build(name: str, fields: Mapping[str, Any]) -> Task:
+    """A task from gin: the listed one with changes, or a new one; checked."""
+    if name in TASKS:
+        base = TASKS[name]
+        task = dataclasses.replace(base, **{**fields, "files": {**base.files, **fields.get("files", {})}})
+    else:
+        kind = "span_corruption" if "text_column" in fields else "labelled"
+        defaults: dict[str, Any] = {"kind": kind, "files": {}}
+        if kind == "labelled" and "metrics" not in fields:
+            defaults["metrics"] = ("spearman", "pearson") if "target_step" in fields else ("accuracy",)
+        if "validation" not in fields.get("files", {}):
+            defaults["holdout"] = 0.05
+        task = Task(name=name, **{**defaults, **fields})
+    _check(task)
+    return task
+
+
+def _check(task: Task) -> None:
+    if not task.files:
+        raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
+    if task.kind == "labelled" and not task.input_columns:
+        raise UserError(f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}")
+    if task.kind == "labelled" and not task.target:
+        raise UserError(f"task {task.name} needs TASK_TARGET_COLUMN, the column of the answer")
+    if not 0 <= task.holdout < 1:
+        raise UserError(f"TASK_HOLDOUT = {task.holdout} must be at least 0 and below 1")
+    if len(set(task.label_words)) < len(task.labels):
+        raise UserError(f"TASK_LABELS of {task.name} gives two values the same word")
+    for metric in task.metrics:
+        if metric not in METRICS:
+            raise UserError(f"TASK_METRICS: no metric {metric}.{near_misses(metric, METRICS)}")
