@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled sets as examples: a prompt, the word to generate, and the row they came from.
+
+Knows tasks and rows, not ids. Every row of an evaluation split comes back, empty documents included
+(the official NSMC test has three): they are scored, not lost. Where a task has no validation split,
+a fixed share of train is held out by the hash of the inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kcmoe.data import tables
+from kcmoe.errors import UserError
+from kcmoe.tasks import Task
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a labelled set.
+
+    Attributes:
+      id: from the task's id column, else "<split>-<row>"; a repeated id gets "#2", "#3".
+      inputs_text: the prompt.
+      target_text: the answer; "" where the file has none.
+      fields: the columns read.
+    """
+
+    id: str
+    inputs_text: str
+    target_text: str
+    fields: Mapping[str, Any]
+
+
+def held_out(text: str, share: float) -> bool:
+    """Whether a text belongs to the held-out share of its corpus; a function of the text alone."""
+    bits = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"kcmoe-holdout")
+    return int.from_bytes(bits.digest(), "little") < share * 2**64
+
+
+def split_files(task: Task, split: str, data_dir: str) -> list[str]:
+    """Files that hold `split`: its own, or those of train where it is held out.
+
+    Raises:
+      UserError: if the task has no such split or its files are absent.
+    """
+    if split not in task.splits:
+        raise UserError(f"task {task.name} has no {split} split; it has {', '.join(task.splits)}")
+    return tables.expand(task.files["train" if task.is_held_out(split) else split], data_dir)
+
+
+def in_split(task: Task, split: str, text: str) -> bool:
+    """Whether a row of `split_files` with these inputs belongs to `split`."""
+    if task.holdout and not task.files.get("validation") and split in ("train", "validation"):
+        return held_out(text, task.holdout) == (split == "validation")
+    return True
+
+
+def iter_examples(
+    task: Task, split: str, data_dir: str = "data", *, strict: bool = True
+) -> Iterator[Example]:
+    """Yields the examples of `split` in file order.
+
+    Raises:
+      UserError: missing files or columns; in strict reading a row that has no valid label.
+    """
+    report = tables.Report()
+    ids: Counter[str] = Counter()
+    columns = list(dict.fromkeys((*task.input_columns, task.target, task.id_column)))
+    columns = [name for name in columns if name]
+    row_number = 0
+    for path in split_files(task, split, data_dir):
+        row_in_file = 0
+        for chunk in tables.read_chunks(
+            path, columns, strict=strict, encoding=task.encoding, report=report
+        ):
+            for values in zip(*chunk.values(), strict=True):
+                row_number, row_in_file = row_number + 1, row_in_file + 1
+                row = dict(zip(chunk, values, strict=True))
+                for name in task.input_columns:
+                    if row[name] is None:
+                        row[name] = ""
+                        report.nulls += 1
+                inputs = task.inputs(row)
+                if not in_split(task, split, inputs):
+                    continue
+                answer = _answer(task, row[task.target], f"{path}, row {row_in_file}", strict, report)
+                if answer is None:
+                    continue
+                given = row.get(task.id_column)
+                name = f"{split}-{row_number - 1}" if given is None else str(given)
+                ids[name] += 1
+                repeated = f"#{ids[name]}" if ids[name] > 1 else ""
+                yield Example(name + repeated, inputs, answer, row)
+    _warn(task, split, report, sum(n - 1 for n in ids.values()))
+
+
+def _answer(task: Task, value: Any, place: str, strict: bool, report: tables.Report) -> str | None:
+    try:
+        if value is None:
+            raise ValueError("null")
+        return task.answer(value)
+    except (ValueError, OverflowError) as error:
+        if strict:
+            raise UserError(
+                f"{place}: column {task.target}: {error}; mend the row, or set DATA_STRICT = False "
+                "to leave such rows out"
+            ) from None
+        report.drop(f"no valid {task.target}", place)
+        return None
+
+
+def _warn(task: Task, split: str, report: tables.Report, repeated: int) -> None:
+    if report.dropped:
+        _log.warning("%s %s: %s", task.name, split, report.summary())
+    if report.nulls:
+        _log.warning("%s %s: %d nulls read as empty texts", task.name, split, report.nulls)
+    if repeated:
+        _log.warning("%s %s: %d repeated ids were numbered", task.name, split, repeated)
+
+
+def labelled_examples(
+    task: Task, split: str, data_dir: str = "data", *, strict: bool = True
+) -> list[Example]:
+    """All examples of `split` in file order; see `iter_examples`.
+
+    Raises:
+      UserError: also if there is none.
+    """
+    if task.kind != "labelled":
+        raise UserError(f"task {task.name} has no labels; it is plain text for pretraining")
+    examples = list(iter_examples(task, split, data_dir, strict=strict))
+    if not examples:
+        raise UserError(f"task {task.name}: the {split} split has no rows")
+    return examples

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and writes parquet by row group, checking what can be checked on the way.
+
+A row group that does not decode is named by file and number. Our own shards carry page checksums, so
+that a flipped bit is found rather than trained on. PyArrow does the format; this file knows no tasks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kcmoe.data import tables
+from kcmoe.errors import UserError
+
+ROW_GROUP_ROWS = 20_000
+
+
+def open_file(path: str) -> Any:
+    """Opens a parquet file, reading no more than its footer.
+
+    Returns:
+      A `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+      UserError: if it is missing or its footer is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        source: Any = path
+        if tables.is_remote(path):
+            import fsspec
+
+            source = fsspec.open(path, "rb").open()
+        return pq.ParquetFile(source, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (OSError, pa.ArrowException, ValueError, ImportError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {one_line(error)}") from None
+
+
+def read_chunks(
+    path: str, columns: Sequence[str], strict: bool, report: tables.Report
+) -> Iterator[tables.Chunk]:
+    """Yields `columns` of every row group as lists; see `tables.read_chunks`."""
+    file = open_file(path)
+    with file:
+        _check_columns(file, path, columns)
+        for group in range(file.metadata.num_row_groups):
+            yield from _read_group(file, path, group, columns, strict, report)
+
+
+def _read_group(
+    file: Any, path: str, group: int, columns: Sequence[str], strict: bool, report: tables.Report
+) -> Iterator[tables.Chunk]:
+    import pyarrow as pa
+
+    expected = file.metadata.row_group(group).num_rows
+    rows = 0
+    try:
+        batches = file.iter_batches(
+            batch_size=tables.CHUNK_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+        )
+        for batch in batches:
+            # A damaged string column can decode to bytes that are not UTF-8.
+            batch.validate(full=True)
+            chunk = {name: batch.column(name).to_pylist() for name in columns}
+            rows += batch.num_rows
+            report.rows += batch.num_rows
+            yield chunk
+        if rows != expected:
+            raise pa.ArrowInvalid(f"{rows} rows where the footer says {expected}")
+    except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        place = f"{path}, row group {group}"
+        if strict:
+            raise UserError(
+                f"{place} is damaged ({one_line(error)}); fetch the file again, or set DATA_STRICT = False "
+                "to leave such row groups out"
+            ) from None
+        report.drop("damaged row group", place, max(expected - rows, 0))
+
+
+def _check_columns(file: Any, path: str, columns: Sequence[str]) -> None:
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    tables._positions(schema.names, path, columns)
+    for name in columns:
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        plain = (
+            pa.types.is_string(kind)
+            or pa.types.is_large_string(kind)
+            or pa.types.is_string_view(kind)
+            or pa.types.is_integer(kind)
+            or pa.types.is_floating(kind)
+            or pa.types.is_boolean(kind)
+            or pa.types.is_null(kind)
+        )
+        if not plain:
+            raise UserError(f"{path}: column {name} is {kind}, but text or numbers are needed")
+
+
+class Writer:
+    """Writes one zstd parquet shard atomically: a half-written file never has the final name."""
+
+    def __init__(self, path: str | os.PathLike[str], schema: Any):
+        import pyarrow.parquet as pq
+
+        self.path = os.fspath(path)
+        self.rows = 0
+        self._partial = f"{self.path}.{os.getpid()}.part"
+        self._writer = pq.ParquetWriter(
+            self._partial, schema, compression="zstd", write_page_checksum=True
+        )
+
+    def write(self, table: Any) -> None:
+        """Appends a table, as row groups of at most `ROW_GROUP_ROWS`."""
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self.rows += table.num_rows
+
+    def close(self) -> None:
+        """Finishes the file and gives it its name."""
+        self._writer.close()
+        os.replace(self._partial, self.path)
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        self._writer.close()
+        if os.path.exists(self._partial):
+            os.remove(self._partial)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough for a message."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
