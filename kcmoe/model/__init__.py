@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ST-MoE in Flax Linen. Sees token ids, never text.
+
+Read in this order: `encoder_decoder` (the whole model), `attention`, `layers`, then `moe` and `routing`.
+
+Shape letters used in names and docstrings throughout:
+B batch, S input length, L target length, D model width, H heads, K head width, F mlp width, V vocabulary;
+E experts, G routing groups, T tokens per group, C slots per expert and group, N = G * T tokens,
+M = E * G * C slots, A = choices per token (top-A routing).
+"""

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small parts: norm, dense projection, gated MLP, embedding, dropout.
+
+Parameter names, shapes and initial distributions are Flaxformer's (flaxformer@399ea3a:
+components/{layer_norm,dense,embedding}.py and t5x/configs/moe/architectures/moe.gin). Differences: the
+embedding is a lookup, not a product with a one-hot matrix (same numbers, no 2*V*D FLOPs per token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+Initializer = jax.nn.initializers.Initializer
+
+
+def kernel_init(scale: float, distribution: str, experts: bool = False) -> Initializer:
+    """Variance scaling over fan-in; with `experts`, axis 0 counts experts and is no fan."""
+    batch_axis: tuple[int, ...] = (0,) if experts else ()
+    return nn.initializers.variance_scaling(scale, "fan_in", distribution, batch_axis=batch_axis)
+
+
+class T5LayerNorm(nn.Module):
+    """RMS norm without centring or bias: x / rms(x) * scale (arXiv:1910.07467, eq. 4)."""
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: float[..., D] -> dtype[..., D]; the mean square is taken in float32."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        y = (x32 * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
+        return y * scale.astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """x @ kernel, no bias. kernel: float32[fan_in, features], used in `dtype`."""
+
+    features: int
+    dtype: jnp.dtype
+    init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: float[..., fan_in] -> dtype[..., features]."""
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features), jnp.float32)
+        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+def dropout(
+    module: nn.Module, x: Array, rate: float, deterministic: bool, broadcast: Sequence[int] = (-2,)
+) -> Array:
+    """Dropout that shares its mask along `broadcast` axes, by default the length, as T5 does."""
+    if deterministic or rate == 0.0:
+        return x
+    mask_shape = list(x.shape)
+    for axis in broadcast:
+        mask_shape[axis] = 1
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, tuple(mask_shape))
+    return x * keep.astype(x.dtype) / jnp.asarray(1.0 - rate, x.dtype)
+
+
+class MlpBlock(nn.Module):
+    """Gated GELU: wo(gelu(wi_0 x) * wi_1 x) (arXiv:2002.05202, GEGLU without biases)."""
+
+    mlp_dim: int
+    dropout_rate: float
+    scale: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """x: float[..., D] -> dtype[..., D]."""
+        init = kernel_init(self.scale, "truncated_normal")
+        gate = Dense(self.mlp_dim, self.dtype, init, name="wi_0")(x)
+        linear = Dense(self.mlp_dim, self.dtype, init, name="wi_1")(x)
+        hidden = nn.gelu(gate) * linear
+        hidden = dropout(self, hidden, self.dropout_rate, deterministic)
+        return Dense(x.shape[-1], self.dtype, init, name="wo")(hidden)
+
+
+class Embed(nn.Module):
+    """Token embedding shared by encoder and decoder. embedding: float32[V, D]."""
+
+    num_embeddings: int
+    features: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        shape = (self.num_embeddings, self.features)
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+
+    def __call__(self, ids: Array) -> Array:
+        """ids: int32[...] in [0, V) -> dtype[..., D]. Ids outside are a caller's error."""
+        return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.dtype)
