@@ -19,7 +19,12 @@ from kcmoe.errors import UserError, near_misses
 from kcmoe.gin_files import Macros
 
 # Modules that define a `GinConfig`; imported only when names are checked.
-CONFIG_MODULES = ["kcmoe.config"]
+CONFIG_MODULES = [
+    "kcmoe.config",
+    "kcmoe.training.losses",
+    "kcmoe.training.schedule",
+    "kcmoe.training.adafactor",
+]
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
 T5X_ONLY = {
