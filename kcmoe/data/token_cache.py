@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus as plain files of token ids, built on first use, so that any token is one read away.
+
+Each source file becomes a folder with `tokens.bin` (ids one after another, little-endian), `ends.bin`
+(where each document ends) and `manifest.json` (source, sizes, checksums, what was left out). A folder
+appears whole or not at all; an interrupted build goes on with the next file. The name of a folder
+depends on the source's size and time, the vocabulary and the settings, so a changed source is read anew.
+Reads use `pread`, not a memory map: a file that shrinks gives an error with its name, not a dead process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcmoe.data import tables
+from kcmoe.data.labelled import held_out
+from kcmoe.errors import UserError
+from kcmoe.vocabulary import Vocabulary
+
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How a corpus file becomes tokens; everything that decides which ids come out.
+
+    Attributes:
+      column: the text.
+      encoding: of text files.
+      holdout: share of documents that belongs to validation, 0 for none.
+      keep_held_out: whether this is the validation side.
+      strict: stop at damaged places rather than leave them out.
+    """
+
+    column: str = "text"
+    encoding: str = "utf-8"
+    holdout: float = 0.0
+    keep_held_out: bool = False
+    strict: bool = True
+
+    def keeps(self, text: str) -> bool:
+        """Whether a document belongs to this side of the hold-out."""
+        return not self.holdout or held_out(text, self.holdout) == self.keep_held_out
+
+
+def stamp(path: str) -> dict[str, Any]:
+    """Size and time (or a bucket's checksum) of a file: changes when the file does.
+
+    Raises:
+      UserError: if the file is gone.
+    """
+    try:
+        if tables.is_remote(path):
+            import fsspec
+
+            filesystem, name = fsspec.core.url_to_fs(path)
+            info = filesystem.info(name)
+            version = info.get("md5Hash") or info.get("etag") or info.get("mtime")
+            return {"path": path, "size": info["size"], "version": str(version)}
+        status = os.stat(path)
+        return {"path": os.path.abspath(path), "size": status.st_size, "version": status.st_mtime_ns}
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path} is gone or cannot be read ({error})") from None
+
+
+class Shard:
+    """The tokens of one source file, in the cache."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            self.num_tokens: int = self.manifest["tokens"]
+            self.num_documents: int = self.manifest["documents"]
+            self.dtype = np.dtype(self.manifest["dtype"])
+            self._check_files()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the token cache {folder} is damaged ({error}); remove that folder and it is built again"
+            ) from None
+        self._handle: int | None = None
+
+    def _check_files(self) -> None:
+        for name, known in self.manifest["files"].items():
+            status = os.stat(self.folder / name)
+            if status.st_size != known["size"]:
+                raise ValueError(f"{name} has {status.st_size} bytes, not {known['size']}")
+            if status.st_mtime_ns != known["mtime_ns"] and _sha256(self.folder / name) != known["sha256"]:
+                raise ValueError(f"{name} does not match its checksum")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` ids from token `start` on."""
+        if self._handle is None:
+            try:
+                self._handle = os.open(self.folder / "tokens.bin", os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"the token cache {self.folder} is gone ({error.strerror})") from None
+        size = self.dtype.itemsize
+        data = os.pread(self._handle, count * size, start * size)
+        if len(data) != count * size:
+            raise UserError(f"the token cache {self.folder} was cut while it was read; remove that folder")
+        return np.frombuffer(data, self.dtype)
+
+    def ends(self) -> np.ndarray:
+        """int64 [documents], the token after each document; read from disk at each call."""
+        return np.fromfile(self.folder / "ends.bin", "<i8")
+
+
+class TokenCache:
+    """The shards of a corpus as one endless ring of tokens."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards = list(shards)
+        self._starts = np.zeros(len(self.shards) + 1, np.int64)
+        np.cumsum([shard.num_tokens for shard in self.shards], out=self._starts[1:])
+        self.num_tokens = int(self._starts[-1])
+        self.num_documents = sum(shard.num_documents for shard in self.shards)
+        checksums = [shard.manifest["files"]["tokens.bin"]["sha256"] for shard in self.shards]
+        self.digest = hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Windows of the ring; the last token is followed by the first.
+
+        Args:
+          starts: int64 [N], each in [0, num_tokens).
+          length: tokens per window.
+
+        Returns:
+          int32 [N, length].
+        """
+        out = np.empty((len(starts), length), np.int32)
+        shards = np.searchsorted(self._starts, starts, side="right") - 1
+        for row, (start, shard) in enumerate(zip(starts.tolist(), shards.tolist(), strict=True)):
+            filled, offset = 0, start - int(self._starts[shard])
+            while filled < length:
+                take = min(length - filled, self.shards[shard].num_tokens - offset)
+                if take > 0:
+                    out[row, filled : filled + take] = self.shards[shard].read(offset, take)
+                    filled += take
+                shard, offset = (shard + 1) % len(self.shards), 0
+        return out
+
+    def changed_sources(self) -> list[str]:
+        """Source files that vanished or changed since they were read, each with the reason."""
+        changed = []
+        for shard in self.shards:
+            known = shard.manifest["source"]
+            try:
+                if stamp(known["path"]) != known:
+                    changed.append(f"{known['path']} changed")
+            except UserError:
+                changed.append(f"{known['path']} is gone")
+        return changed
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_folder(path: str, source: Source, vocabulary: Vocabulary, cache_dir: str) -> Path:
+    """Where the cache of one source file lies."""
+    facts = {"stamp": stamp(path), "source": dataclasses.asdict(source), "version": _VERSION}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    return Path(cache_dir) / vocabulary.digest[:12] / key
+
+
+def build_shard(
+    path: str, source: Source, vocabulary: Vocabulary, cache_dir: str, threads: int = 1
+) -> Path:
+    """Tokenizes one source file into the cache, if it is not there yet, and returns its folder.
+
+    Raises:
+      UserError: damaged source, full disk, or a folder that cannot be written.
+    """
+    folder = shard_folder(path, source, vocabulary, cache_dir)
+    if (folder / "manifest.json").exists():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(partial, path, source, vocabulary, threads)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not (folder / "manifest.json").exists():  # else another process was faster
+                raise
+    except OSError as error:
+        raise UserError(f"the token cache {cache_dir} cannot be written: {error}; set CACHE_DIR") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, path: str, source: Source, vocabulary: Vocabulary, threads: int) -> None:
+    dtype = "<u2" if vocabulary.size <= 1 << 16 else "<u4"
+    known = stamp(path)
+    report = tables.Report()
+    tokens = documents = 0
+    hashed = {"tokens.bin": hashlib.sha256(), "ends.bin": hashlib.sha256()}
+    with open(folder / "tokens.bin", "wb") as token_file, open(folder / "ends.bin", "wb") as end_file:
+        for ids in _encoded(path, source, vocabulary, threads, report):
+            sizes = np.fromiter(map(len, ids), np.int64, len(ids))
+            ends = (tokens + np.cumsum(sizes)).astype("<i8").tobytes()
+            flat = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(sizes.sum())).tobytes()
+            for name, file, data in (("tokens.bin", token_file, flat), ("ends.bin", end_file, ends)):
+                file.write(data)
+                hashed[name].update(data)
+            tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
+    if stamp(path) != known:
+        raise UserError(f"{path} changed while it was read; start again when nothing writes to it")
+    files = {}
+    for name, digest in hashed.items():
+        status = os.stat(folder / name)
+        size, mtime = status.st_size, status.st_mtime_ns
+        files[name] = {"size": size, "mtime_ns": mtime, "sha256": digest.hexdigest()}
+    manifest = {
+        "source": known,
+        "tokens": tokens,
+        "documents": documents,
+        "dtype": dtype,
+        "vocabulary": vocabulary.digest,
+        "settings": dataclasses.asdict(source),
+        "left_out": dict(report.dropped),
+        "places": report.places,
+        "files": files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1))
+
+
+def _encoded(
+    path: str, source: Source, vocabulary: Vocabulary, threads: int, report: tables.Report
+) -> Iterator[list[list[int]]]:
+    chunks = tables.read_chunks(
+        path, [source.column], strict=source.strict, encoding=source.encoding, report=report
+    )
+    row = 0
+    for chunk in chunks:
+        texts = []
+        for text in chunk[source.column]:
+            row += 1
+            place = f"{path}, row {row}"
+            if text is None:
+                report.drop("null", place)
+            elif not isinstance(text, str):
+                if source.strict:
+                    raise UserError(f"{place}: column {source.column} is {text!r}, not text")
+                report.drop("not text", place)
+            elif not text or text.isspace():
+                report.drop("empty", place)
+            elif source.keeps(text):
+                texts.append(text)
+        yield [ids for ids in vocabulary.encode_batch(texts, threads) if ids]
+
+
+def open_cache(
+    files: Sequence[str],
+    source: Source,
+    vocabulary: Vocabulary,
+    cache_dir: str,
+    *,
+    threads: int | None = None,
+) -> TokenCache:
+    """The tokens of `files`, tokenizing those that are not in the cache yet, with progress.
+
+    Raises:
+      UserError: damaged source or cache, full disk, or a corpus without text.
+    """
+    from tqdm import tqdm
+
+    threads = threads or os.cpu_count() or 1
+    shards = []
+    for path in tqdm(files, desc="tokenizing", unit="file", disable=None, leave=False, delay=2):
+        shards.append(Shard(build_shard(path, source, vocabulary, cache_dir, threads)))
+    cache = TokenCache(shards)
+    if not cache.num_tokens:
+        raise UserError(f"{files[0]} and {len(files) - 1} more files hold no text")
+    return cache
