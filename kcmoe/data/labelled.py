@@ -56,11 +56,16 @@ def split_files(task: Task, split: str, data_dir: str) -> list[str]:
     return tables.expand(task.files["train" if task.is_held_out(split) else split], data_dir)
 
 
+def is_divided(task: Task, split: str) -> bool:
+    """Whether the files of `split` also hold rows of another split: train with a held-out share."""
+    return split in ("train", "validation") and task.is_held_out("validation")
+
+
 def in_split(task: Task, split: str, text: str) -> bool:
     """Whether a row of `split_files` with these inputs belongs to `split`."""
-    if task.holdout and not task.files.get("validation") and split in ("train", "validation"):
-        return held_out(text, task.holdout) == (split == "validation")
-    return True
+    if not is_divided(task, split):
+        return True
+    return held_out(text, task.holdout) == (split == "validation")
 
 
 def iter_examples(

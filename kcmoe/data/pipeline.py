@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for training and evaluation: tasks + vocabulary + lengths -> arrays by step.
+
+`Batches.at(step)` is a pure function, so resuming is asking for the next step; `Batches.iterate` makes
+steps ahead in Grain worker processes, which changes the speed and never the batches. No host or device
+count enters anywhere: a host that wants its part of a batch asks for its rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kcmoe.data import labelled
+from kcmoe.data.features import Features, Lengths, Ragged, with_eos
+from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
+from kcmoe.data.token_cache import Source, TokenCache, open_cache
+from kcmoe.errors import UserError
+from kcmoe.tasks import Mixture, Task
+from kcmoe.vocabulary import Vocabulary
+
+_log = logging.getLogger(__name__)
+_CHECK_STEPS = 1000  # how often a running job looks whether its files are still the same
+_BATCHES_AHEAD = 4
+
+
+def default_cache_dir() -> str:
+    """$KCMOE_CACHE_DIR, else the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.environ.get("KCMOE_CACHE_DIR") or os.path.join(home, "kcmoe", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches of `batch_size` rows by step.
+
+    Attributes:
+      rows: the endless list of rows.
+      batch_size: rows per step.
+      first_row: row number of step 0; not 0 where the batch size changed on the way.
+      seed: for `position`.
+    """
+
+    rows: Rows
+    batch_size: int
+    seed: int
+    first_row: int = 0
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps after which every row has been seen once."""
+        return self.rows.rows_per_epoch / self.batch_size
+
+    def at(self, step: int, part: slice = slice(None)) -> Features:
+        """The batch of `step`, int32 [batch_size, length] each, or the rows `part` of it."""
+        start = self.first_row + step * self.batch_size
+        return self.rows.take(np.arange(start, start + self.batch_size)[part])
+
+    def iterate(
+        self, start_step: int = 0, stop_step: int | None = None, workers: int = 0
+    ) -> Iterator[Features]:
+        """Yields the batches from `start_step` on, made ahead by `workers` processes (0: by a thread).
+
+        A shard that vanishes or changes while this runs is reported; training goes on from the cache.
+        """
+        import grain
+
+        steps = grain.MapDataset.source(_Steps(self, start_step, stop_step)).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BATCHES_AHEAD)
+        )
+        if workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # Grain hands its absl flags to workers; we have none
+                flags.FLAGS.mark_as_parsed()
+            steps = steps.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)
+            )
+        warned: set[str] = set()
+        for count, batch in enumerate(steps):
+            if count % _CHECK_STEPS == _CHECK_STEPS - 1:
+                for line in self.rows.changed_sources():
+                    if line not in warned:
+                        _log.warning("%s since it was read; this run goes on from its cache", line)
+                    warned.add(line)
+            yield batch
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the data stands before `step`, for the checkpoint: plain JSON values."""
+        row = self.first_row + step * self.batch_size
+        return {
+            "step": step,
+            "row": row,
+            "epoch": row / self.rows.rows_per_epoch,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "data": self.rows.fingerprint,
+        }
+
+    def resume(self, position: Mapping[str, Any]) -> Batches:
+        """These batches, going on where `position` stands, also with another batch size.
+
+        Raises:
+          UserError: if the data, its order or the lengths are not those of the position.
+        """
+        if position["data"] != self.rows.fingerprint:
+            changed = "; ".join(self.rows.changed_sources())
+            raise UserError(
+                f"the data is not what step {position['step']} was trained on (files, vocabulary, lengths, "
+                f"PACK or RANDOM_SEED differ{': ' + changed if changed else ''}); go on with the same, or "
+                "start a new MODEL_DIR from this checkpoint with INITIAL_CHECKPOINT_PATH"
+            )
+        first = int(position["row"]) - int(position["step"]) * self.batch_size
+        return dataclasses.replace(self, first_row=first)
+
+
+class _Steps:
+    """Steps as Grain's random access source."""
+
+    def __init__(self, batches: Batches, start: int, stop: int | None):
+        self._batches, self._start = batches, start
+        self._stop = 1 << 40 if stop is None else stop
+
+    def __len__(self) -> int:
+        return max(self._stop - self._start, 0)
+
+    def __getitem__(self, index: int) -> Features:
+        return self._batches.at(self._start + int(index))
+
+
+def train_batches(
+    task: Task | Mixture,
+    vocabulary: Vocabulary,
+    lengths: Mapping[str, int] | Lengths,
+    batch_size: int,
+    seed: int,
+    pack: bool,
+    data_dir: str = "data",
+    *,
+    split: str = "train",
+    strict: bool = True,
+    cache_dir: str | None = None,
+) -> Batches:
+    """Shuffled, endless batches of a task or mixture.
+
+    Args:
+      task: from `tasks.get_task`.
+      vocabulary: turns text into ids.
+      lengths: tokens of inputs and targets per row, EOS included.
+      batch_size: rows per step.
+      seed: decides order, packing and noise.
+      pack: several examples to a row; adds segment ids and positions.
+      data_dir: folder or bucket of the task's files.
+      split: which split to train on.
+      strict: stop at damaged data rather than leave it out and count it.
+      cache_dir: where token ids are kept; by default the user's cache folder.
+
+    Raises:
+      UserError: for anything about files, columns, labels or lengths that does not fit.
+    """
+    if batch_size < 1:
+        raise UserError(f"BATCH_SIZE = {batch_size}, but it must be at least 1")
+    sizes = Lengths.of(lengths)
+
+    def rows(one: Task) -> Rows:
+        if one.kind == "span_corruption":
+            cache = corpus(one, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
+            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=pack)
+        inputs, targets = tokenize_examples(
+            labelled.iter_examples(one, split, data_dir, strict=strict), vocabulary, sizes
+        )
+        if not inputs.lengths.size:
+            raise UserError(f"task {one.name}: the {split} split has no rows")
+        return LabelledRows(one.name, inputs, targets, sizes, seed, pack=pack)
+
+    if isinstance(task, Mixture):
+        parts = [(rows(one), weight) for one, weight in task.weights]
+        return Batches(MixedRows(task.name, parts, seed), batch_size, seed)
+    return Batches(rows(task), batch_size, seed)
+
+
+def corpus(
+    task: Task,
+    split: str,
+    vocabulary: Vocabulary,
+    data_dir: str,
+    *,
+    strict: bool = True,
+    cache_dir: str | None = None,
+) -> TokenCache:
+    """The tokens of one split of a span corruption task, tokenizing what is not in the cache."""
+    files = labelled.split_files(task, split, data_dir)
+    source = Source(
+        column=task.text_column,
+        encoding=task.encoding,
+        holdout=task.holdout if labelled.is_divided(task, split) else 0.0,
+        keep_held_out=split == "validation",
+        strict=strict,
+    )
+    return open_cache(files, source, vocabulary, cache_dir or default_cache_dir())
+
+
+def tokenize_examples(
+    examples: Iterator[labelled.Example], vocabulary: Vocabulary, lengths: Lengths
+) -> tuple[Ragged, Ragged]:
+    """Ids of inputs and targets, each with EOS and cut to `lengths`, with progress for large sets."""
+    from tqdm import tqdm
+
+    dtype = np.uint16 if vocabulary.size <= 1 << 16 else np.uint32
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    chunk: list[labelled.Example] = []
+
+    def flush() -> None:
+        texts = ([e.inputs_text for e in chunk], [e.target_text for e in chunk])
+        for side, text, length in zip(sides, texts, (lengths.inputs, lengths.targets), strict=True):
+            ids = vocabulary.encode_batch(text, os.cpu_count() or 1)
+            side += [np.array(with_eos(i, length, vocabulary.eos_id), dtype) for i in ids]
+        chunk.clear()
+
+    for example in tqdm(examples, desc="tokenizing", unit="row", disable=None, leave=False, delay=2):
+        chunk.append(example)
+        if len(chunk) == 4096:
+            flush()
+    flush()
+    return Ragged.of(sides[0], dtype), Ragged.of(sides[1], dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+    """The batches of one evaluation split, in file order; the last one is filled up with empty rows.
+
+    Attributes:
+      examples: of a labelled task, row by row; () for span corruption.
+      num_rows: real rows over all batches.
+      batch_size: rows per batch.
+    """
+
+    examples: tuple[labelled.Example, ...]
+    num_rows: int
+    batch_size: int
+    _make: Callable[[np.ndarray, int], Features]
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Features]:
+        for start in range(0, self.num_rows, self.batch_size):
+            count = min(self.batch_size, self.num_rows - start)
+            yield self._make(np.arange(start, start + count), self.batch_size)
+
+
+def eval_batches(
+    task: Task,
+    split: str,
+    vocabulary: Vocabulary,
+    lengths: Mapping[str, int] | Lengths,
+    batch_size: int,
+    data_dir: str = "data",
+    *,
+    strict: bool = True,
+    cache_dir: str | None = None,
+    max_batches: int | None = None,
+) -> EvalBatches:
+    """Unshuffled, unpacked batches of a split, every example once; noise is the same every time.
+
+    Empty rows of the last batch are all 0, their loss weights too. Arguments as in `train_batches`.
+    """
+    sizes = Lengths.of(lengths)
+    limit = max_batches * batch_size if max_batches else None
+    if task.kind == "span_corruption":
+        cache = corpus(task, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
+        segments = CorpusRows(task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False)
+        count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
+        return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
+    examples = tuple(labelled.labelled_examples(task, split, data_dir, strict=strict))[:limit]
+    inputs, targets = tokenize_examples(iter(examples), vocabulary, sizes)
+    rows = LabelledRows(task.name, inputs, targets, sizes, seed=0, shuffle=False)
+    return EvalBatches(
+        examples, len(examples), batch_size, lambda r, size: rows.place(r, np.arange(r.size), size)
+    )
+
+
+def _fill(features: Features, size: int) -> Features:
+    return {n: np.pad(x, ((0, size - x.shape[0]), (0, 0))) for n, x in features.items()}
