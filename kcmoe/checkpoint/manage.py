@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoints of a model directory: which there are, the newest, and removing old ones.
+
+Looks at names and commit marks only, never at values, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from kcmoe.checkpoint import durable
+
+_NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
+_PINNED = "PINNED"
+
+
+def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
+    """Returns N of `.../checkpoint_N`, or None for any other name."""
+    found = _NAMED.fullmatch(Path(checkpoint).name)
+    return int(found[1]) if found else None
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Tells whether a save in either T5X format, or of safetensors, has ended well."""
+    state, old_index = checkpoint / "state", checkpoint / "checkpoint"
+    if (checkpoint / "_CHECKPOINT_METADATA").exists() or (checkpoint / "kcmoe.json").exists():
+        marks = [checkpoint / "commit_success.txt", old_index, checkpoint / "model.safetensors"]
+        return any(mark.is_file() for mark in marks)
+    return (
+        old_index.is_file() or (state / "_METADATA").is_file() or (state / "checkpoint").is_file()
+    )
+
+
+def all_checkpoints(model_dir: str | os.PathLike[str]) -> list[Path]:
+    """Returns the finished checkpoints of a local model directory, oldest first."""
+    folder = Path(model_dir)
+    found = []
+    if folder.is_dir():
+        for path in folder.iterdir():
+            step = step_of(path)
+            if step is not None and path.is_dir() and is_finished(path):
+                found.append((step, path))
+    return [path for _, path in sorted(found)]
+
+
+def latest(model_dir: str | os.PathLike[str]) -> Path | None:
+    """Returns the finished checkpoint with the highest step, or None."""
+    found = all_checkpoints(model_dir)
+    return found[-1] if found else None
+
+
+def clean(model_dir: str | os.PathLike[str]) -> list[Path]:
+    """Removes what killed saves left behind and returns their paths.
+
+    Call it when a run starts: whatever is being saved by another process at that time would be
+    lost.
+    """
+    return durable.remove_leftovers(Path(model_dir))
+
+
+def remove_old(
+    model_dir: str | os.PathLike[str],
+    keep: int | None,
+    protect: Collection[str | os.PathLike[str]] = (),
+) -> list[Path]:
+    """Keeps the `keep` newest checkpoints (None: all) and those in `protect`.
+
+    Returns the paths of those it removed.
+
+    Checkpoints that T5X has pinned (a file `PINNED` inside) stay too.
+    """
+    if keep is None:
+        return []
+    if keep < 1:
+        raise ValueError(f"at least one checkpoint must be kept, not {keep}")
+    protected = {Path(path).name for path in protect}
+    removed = []
+    for path in all_checkpoints(model_dir)[:-keep]:
+        if path.name not in protected and not (path / _PINNED).exists():
+            durable.remove_folder(path)
+            removed.append(path)
+    return removed

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe.json`: what a checkpoint of ours should hold, leaf by leaf, with checksums.
+
+Neither zarr nor OCDBT nor safetensors protects values against a flipped bit, so we write the CRC-32
+of every leaf and of every extra file beside them, and check them when reading. Checkpoints of T5X
+have no such file and are read without it. T5X ignores it in ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from kcmoe.checkpoint.leaves import ShapeDtype, checked_shape, named_dtype
+from kcmoe.checkpoint.storage import Damaged, Folder
+from kcmoe.errors import UserError
+
+NAME = "kcmoe.json"
+_VERSION = 1
+_RESERVED = {NAME, "checkpoint", "state", "dataset", "commit_success.txt", "_CHECKPOINT_METADATA"}
+_RESERVED |= {"PINNED"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Step, leaves with checksums, and the extra files with theirs."""
+
+    step: int | None
+    leaves: Mapping[str, tuple[ShapeDtype, str]]
+    extras: Mapping[str, str]
+
+    def to_bytes(self) -> bytes:
+        """Returns the file's content; its last field is the checksum of the rest."""
+        fields: dict[str, Any] = {
+            "kcmoe_checkpoint": _VERSION,
+            "step": self.step,
+            "extras": dict(self.extras),
+            "leaves": {
+                path: [list(leaf.shape), leaf.dtype.name, crc]
+                for path, (leaf, crc) in self.leaves.items()
+            },
+        }
+        fields["checksum"] = bytes_checksum(_canonical(fields))
+        return json.dumps(fields, indent=1).encode() + b"\n"
+
+
+def bytes_checksum(content: bytes) -> str:
+    """Returns CRC-32 of `content` as eight hexadecimal digits."""
+    return f"{zlib.crc32(content):08x}"
+
+
+def check_extra_name(name: str) -> None:
+    """Raises `UserError` unless `name` may be a file beside the leaves."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in _RESERVED:
+        raise UserError(f"{name!r} cannot be an extra file of a checkpoint: choose another name")
+    if name.startswith(("model-", "model.")) or name.endswith(".safetensors"):
+        raise UserError(f"{name!r} cannot be an extra file of a checkpoint: choose another name")
+
+
+def load(folder: Folder) -> Manifest | None:
+    """Reads `kcmoe.json`; None where there is none. Raises `UserError` if it is damaged."""
+    if not folder.exists(NAME):
+        return None
+    try:
+        fields = json.loads(folder.read(NAME))
+        if fields["checksum"] != bytes_checksum(_canonical(fields)):
+            raise Damaged("its own checksum differs")
+        if fields["kcmoe_checkpoint"] != _VERSION:
+            raise Damaged(f"version {fields['kcmoe_checkpoint']} is not known here")
+        leaves = {
+            path: (ShapeDtype(checked_shape(shape), named_dtype(dtype)), str(crc))
+            for path, (shape, dtype, crc) in fields["leaves"].items()
+        }
+        return Manifest(fields["step"], leaves, dict(fields["extras"]))
+    except (ValueError, KeyError, TypeError, AttributeError, Damaged) as error:
+        raise UserError(
+            f"{folder.path}/{NAME} is damaged ({error}): take another checkpoint, or delete that "
+            f"file to "
+            "read this one without checksums"
+        ) from error
+
+
+def _canonical(fields: Mapping[str, Any]) -> bytes:
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()

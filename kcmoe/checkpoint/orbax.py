@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""T5X's current layout: Orbax's PyTree item `state`, zarr arrays inside one OCDBT database.
+
+Written here straight through TensorStore, leaf by leaf, so that memory stays small; what T5X's
+`OrbaxCheckpointManagerInterface` needs of it (t5x@cc342d4:t5x/checkpoints.py) is the item folder
+`state`, its `_METADATA`, arrays named by their path with dots, and the commit files. Differences
+from what T5X writes: one OCDBT database instead of one per process and merged, no `dataset` item,
+and large arrays in several chunks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from kcmoe.checkpoint import arrays, indexes
+from kcmoe.checkpoint.leaves import ShapeDtype
+from kcmoe.checkpoint.reader import COMMIT_FILE, Reader
+from kcmoe.checkpoint.storage import Damaged, Folder
+from kcmoe.checkpoint.wording import first_line
+from kcmoe.errors import UserError
+
+_ITEM = "state"
+_STEP_METADATA = "_CHECKPOINT_METADATA"
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+_COMMIT_BYTES = 64 << 20
+_OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "compression": {"id": "zstd"}}
+
+
+class OrbaxReader(Reader):
+    """Reads `checkpoint_N/state`: OCDBT or plain zarr, with `_METADATA` or a msgpack index."""
+
+    format = "t5x_orbax"
+
+    @staticmethod
+    def recognises(folder: Folder) -> bool:
+        """Tells whether the folder is of this format. Raises `UserError` if it is half-finished."""
+        known = [f"{_ITEM}/{name}" for name in ("_METADATA", "manifest.ocdbt", "checkpoint")]
+        known += [_STEP_METADATA]
+        return any(folder.exists(name) for name in known)
+
+    def __init__(self, folder: Folder):
+        super().__init__(folder)
+        self._require_commit()
+        self._ocdbt = folder.exists(f"{_ITEM}/manifest.ocdbt")
+        self._names: frozenset[str] = frozenset()
+        self._inline: dict[str, np.ndarray] = {}
+
+    def _require_commit(self) -> None:
+        # Orbax of today marks a finished save by a file, as does any Orbax in a bucket; years ago,
+        # on a disk, only the final name did, and there was no _CHECKPOINT_METADATA either.
+        marked = (
+            self.folder.remote or self.manifest is not None or self.folder.exists(_STEP_METADATA)
+        )
+        if marked and not self.folder.exists(COMMIT_FILE):
+            raise UserError(
+                f"{self.path} is a half-finished save (it has no {COMMIT_FILE}): take another "
+                f"checkpoint, or, "
+                "if you know that the save ended well, create that file"
+            )
+
+    def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
+        try:
+            declared = self._declared()
+            self._names = self._list()
+        except Damaged as damage:
+            raise UserError(
+                f"{self.path} is damaged: {damage}; take another checkpoint"
+            ) from damage
+        tree, problems = {}, {}
+        for path, shape in declared.items():
+            try:
+                tree[path] = self._header(path, shape)
+            except Damaged as damage:
+                problems[path] = str(damage)
+        for path, array in self._inline.items():
+            tree[path] = ShapeDtype(array.shape, array.dtype)
+        stored = {name.split("/")[0] for name in self._names if name.endswith("/.zarray")}
+        known = {path.replace("/", ".") for path in declared}
+        for name in sorted(stored - known):
+            problems[name] = "is stored, but the index does not know it"
+        return tree, problems
+
+    def _declared(self) -> dict[str, tuple[int, ...] | None]:
+        """Returns path -> shape (None if the index does not say) of the stored arrays."""
+        if self.folder.exists(f"{_ITEM}/_METADATA"):
+            return indexes.parse_orbax_metadata(self.folder.read(f"{_ITEM}/_METADATA"))
+        found = indexes.parse_placeholders(self.folder.read(f"{_ITEM}/checkpoint"))
+        self._inline = {path: value for path, value in found.items() if value is not None}
+        return {path: None for path, value in found.items() if value is None}
+
+    def _list(self) -> frozenset[str]:
+        if not self._ocdbt:
+            prefix = f"{_ITEM}/"
+            return frozenset(n[len(prefix) :] for n in self.folder.names() if n.startswith(prefix))
+        try:
+            self._store = ts.KvStore.open(self._kvstore(""), context=self.folder.context).result()
+            return frozenset(key.decode() for key in self._store.list().result())
+        except (ValueError, RuntimeError) as error:
+            raise Damaged(f"{_ITEM}/manifest.ocdbt cannot be read: {first_line(error)}") from error
+
+    def _kvstore(self, below: str) -> dict[str, Any]:
+        base = self.folder.kvstore(f"{_ITEM}/" if self._ocdbt else f"{_ITEM}/{below}")
+        return {"driver": "ocdbt", "base": base, "path": below} if self._ocdbt else base
+
+    def _header(self, path: str, shape: tuple[int, ...] | None) -> ShapeDtype:
+        name = path.replace("/", ".")
+        if f"{name}/.zarray" not in self._names:
+            raise Damaged("missing (the index lists it, its array is not there)")
+        header = arrays.parse_header(self._content(f"{name}/.zarray"), name)
+        if shape is not None and not _tiles(shape, header.leaf.shape):
+            raise Damaged(f"{header.leaf} is stored, the index says {list(shape)}")
+        missing = arrays.missing_chunks(header, name, self._names)
+        if missing:
+            raise Damaged(f"{len(missing)} of its chunks missing ({missing[0]})")
+        return header.leaf
+
+    def _content(self, key: str) -> bytes:
+        if not self._ocdbt:
+            return self.folder.read(f"{_ITEM}/{key}")
+        try:
+            return self._store.read(key).result().value
+        except (ValueError, RuntimeError) as error:
+            raise Damaged(f"cannot be read: {first_line(error)}") from error
+
+    def _read(self, path: str) -> np.ndarray:
+        if path in self._inline:
+            return self._inline[path]
+        return arrays.read_array(self._kvstore(path.replace("/", ".") + "/"), self.folder.context)
+
+
+def _tiles(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Tells whether `part`, what one process of a pod wrote, fits a whole number of times."""
+    if len(part) != len(whole):
+        return False
+    return all(p == w or (p and w % p == 0) for p, w in zip(part, whole, strict=True))
+
+
+class OrbaxWriter:
+    """Writes the leaves into `folder`, which is renamed when its save is finished."""
+
+    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype]):
+        self._folder, self._tree = folder, tree
+        self._item = folder / _ITEM
+        self._item.mkdir()
+        self._started = time.time_ns()
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 64_000_000}})
+        self._transaction = ts.Transaction()
+        self._waiting_bytes = 0
+        self._kvstore = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{self._item.resolve()}/"},
+            "config": _OCDBT_CONFIG,
+        }
+
+    def add(self, path: str, array: np.ndarray) -> None:
+        """Writes one leaf. Raises ValueError or OSError if the disk refuses."""
+        leaf = self._tree[path]
+        spec = {
+            "driver": "zarr",
+            "kvstore": {**self._kvstore, "path": path.replace("/", ".") + "/"},
+            "metadata": {
+                "compressor": {"id": "zstd", "level": 1},
+                "dtype": "bfloat16" if leaf.dtype.name == "bfloat16" else leaf.dtype.str,
+                "shape": list(leaf.shape),
+                "chunks": list(arrays.chunk_shape(leaf)),
+            },
+            "store_data_equal_to_fill_value": True,
+        }
+        store = ts.open(
+            spec, create=True, open=False, context=self._context, transaction=self._transaction
+        ).result()
+        store.write(array).result()
+        # A transaction keeps its values in memory until it is committed, and a commit rewrites the
+        # index: a few dozen leaves, or one large one, at a time.
+        self._waiting_bytes += leaf.nbytes
+        if self._waiting_bytes >= _COMMIT_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        self._transaction.commit_async().result()
+        self._transaction, self._waiting_bytes = ts.Transaction(), 0
+
+    def finish(self, final: str) -> None:
+        """Writes the index and the commit files; `final` is the path the checkpoint will have."""
+        self._commit()
+        (self._item / "_METADATA").write_text(json.dumps(indexes.orbax_metadata(self._tree)))
+        (self._item / "_sharding").write_text(json.dumps(indexes.orbax_shardings(self._tree)))
+        described = self._item / "array_metadatas" / "process_0"
+        described.parent.mkdir()
+        described.write_text(json.dumps(indexes.orbax_array_metadatas(self._tree)))
+        step_metadata = {
+            "item_handlers": {_ITEM: _HANDLER},
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": self._started,
+            "commit_timestamp_nsecs": time.time_ns(),
+            "custom_metadata": {},
+        }
+        (self._folder / _STEP_METADATA).write_text(json.dumps(step_metadata))
+        for folder, name in ((self._item, f"{final}/{_ITEM}"), (self._folder, final)):
+            (folder / COMMIT_FILE).write_text(
+                f"Checkpoint commit was successful to {Path(name).name}"
+            )

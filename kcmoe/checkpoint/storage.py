@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One checkpoint folder to read from: on this disk, or in a bucket (gs://, s3://).
+
+TensorStore's key-value stores serve both, so every format is read the same way from either. This
+file knows folders and bytes, nothing of formats. Buckets are read with the credentials TensorStore
+finds (`gcloud auth application-default login`); public ones need none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorstore as ts
+
+from kcmoe.checkpoint.wording import first_line
+from kcmoe.errors import UserError
+
+
+class Damaged(Exception):
+    """A file of the checkpoint is missing, cut short or makes no sense. The text says which."""
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Tells whether `path` is in a bucket rather than on this machine's disks."""
+    return "://" in os.fspath(path)
+
+
+class Folder:
+    """The files below one folder. Raises `UserError` if the folder cannot be reached."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        text = os.fspath(path)
+        self.remote = is_remote(text)
+        self.path = text.rstrip("/") if self.remote else os.path.abspath(text)
+        self.context = ts.Context({"cache_pool": {"total_bytes_limit": 64_000_000}})
+        try:
+            if self.remote:
+                self._spec = ts.KvStore.Spec(self.path + "/").to_json()
+            else:
+                self._spec = {"driver": "file", "path": self.path + "/"}
+            self._store = ts.KvStore.open(self._spec, context=self.context).result()
+        except ValueError as error:
+            raise UserError(f"{text} cannot be opened: {first_line(error)}") from error
+        self._names: frozenset[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, "checkpoint_1000"."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def names(self) -> frozenset[str]:
+        """Returns the relative names of all files below the folder (listed once)."""
+        if self._names is None:
+            if self.remote:
+                self._names = frozenset(key.decode() for key in self._list())
+            else:
+                self._names = frozenset(
+                    os.path.relpath(os.path.join(parent, name), self.path)
+                    for parent, _, names in os.walk(self.path)
+                    for name in names
+                )
+        return self._names
+
+    def _list(self) -> list[bytes]:
+        try:
+            return list(self._store.list().result())
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path} cannot be listed: {first_line(error)}") from error
+
+    def exists(self, name: str) -> bool:
+        """Tells whether the file `name` is there."""
+        if not self.remote:
+            return os.path.isfile(os.path.join(self.path, name))
+        return self._get(name) is not None
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a (small) file. Raises `Damaged` if it is not there."""
+        content = self._get(name)
+        if content is None:
+            raise Damaged(f"the file {name} is missing")
+        return content
+
+    def _get(self, name: str) -> bytes | None:
+        if not self.remote:
+            try:
+                with open(os.path.join(self.path, name), "rb") as file:
+                    return file.read()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+            except OSError as error:
+                raise UserError(f"{self.path}/{name} cannot be read: {error.strerror}") from error
+        try:
+            found = self._store.read(name).result()
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path}/{name} cannot be read: {first_line(error)}") from error
+        return None if found.state == "missing" else found.value
+
+    def kvstore(self, below: str = "") -> dict[str, Any]:
+        """Returns TensorStore's spec of the subfolder `below` ("" or "name/")."""
+        return {**self._spec, "path": self._spec.get("path", "") + below}
