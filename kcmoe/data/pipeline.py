@@ -30,9 +30,9 @@ _BATCHES_AHEAD = 4
 
 
 def default_cache_dir() -> str:
-    """$KCMOE_CACHE_DIR, else the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.environ.get("KCMOE_CACHE_DIR") or os.path.join(home, "kcmoe", "tokens")
+    """Below $KCMOE_CACHE_DIR, else below ~/.cache/kcmoe."""
+    base = os.environ.get("KCMOE_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "kcmoe")
+    return os.path.join(base, "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +81,17 @@ class Batches:
             steps = steps.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)
             )
+        iterator = iter(steps)
         warned: set[str] = set()
-        for count, batch in enumerate(steps):
-            if count % _CHECK_STEPS == _CHECK_STEPS - 1:
-                for line in self.rows.changed_sources():
-                    if line not in warned:
+        try:
+            for count, batch in enumerate(iterator):
+                if count % _CHECK_STEPS == _CHECK_STEPS - 1:
+                    for line in set(self.rows.changed_sources()) - warned:
                         _log.warning("%s since it was read; this run goes on from its cache", line)
-                    warned.add(line)
-            yield batch
+                        warned.add(line)
+                yield batch
+        finally:
+            iterator.close()  # ends the workers, also when the loop is left early
 
     def position(self, step: int) -> dict[str, Any]:
         """Where the data stands before `step`, for the checkpoint: plain JSON values."""
