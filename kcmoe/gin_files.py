@@ -127,14 +127,16 @@ def parse(
     bindings: Sequence[str] = (),
     search_paths: Sequence[str] = (),
     *,
+    texts: Mapping[str, str] | None = None,
     foreign: bool = False,
 ) -> Macros:
-    """Reads gin files in order, then bindings; later settings win, as in gin.
+    """Reads gin files in order, then texts, then bindings; later settings win, as in gin.
 
     Args:
       files: paths, looked up in `search_paths`, the current folder and the shipped files; `gs://` works.
       bindings: "NAME=value" in gin syntax, as given after `--gin.`.
       search_paths: further folders for files and includes.
+      texts: name for messages -> gin text, e.g. what `gin.config_str()` returns inside T5X.
       foreign: accept a T5X `config.gin`: keep its plain macros, pass over imports and bindings.
 
     Raises:
@@ -143,6 +145,8 @@ def parse(
     reader = _Reader([*search_paths, ".", *(str(root) for root in resources.roots())], foreign)
     for file in files:
         reader.read_file(os.fspath(file), "--gin_file")
+    for name, text in (texts or {}).items():
+        reader.read_text(text, name, name)
     for binding in bindings:
         name = binding.partition("=")[0].strip()
         reader.read_text(binding, f"--gin.{binding}", f"--gin.{name}")
