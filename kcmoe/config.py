@@ -24,6 +24,9 @@ CONFIG_MODULES = [
     "kcmoe.training.losses",
     "kcmoe.training.schedule",
     "kcmoe.training.adafactor",
+    "kcmoe.training.config",
+    "kcmoe.tasks",
+    "kcmoe.data.settings",
 ]
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
@@ -33,6 +36,8 @@ T5X_ONLY = {
     "USE_CACHED_TASKS": "SeqIO's offline caches; the engine keeps its own",
     "INFER_OUTPUT_DIR": "where t5x.infer writes",
     "EVAL_OUTPUT_DIR": "where t5x.eval writes",
+    "EVAL_SPLIT": "split that t5x.eval and t5x.infer read",
+    "INFER_MODE": "what t5x.infer does: 'predict', 'score' or 'predict_with_aux'",
 }
 
 _REGISTRY: dict[str, type[GinConfig]] = {}
