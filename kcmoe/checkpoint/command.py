@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kcmoe.arguments import Parser
 from kcmoe.errors import UserError
@@ -95,9 +96,7 @@ def _convert(args: argparse.Namespace) -> int:
         )
     print(f"wrote {path} ({args.format}) in {time.monotonic() - started_s:.1f} s")
     if args.format != "safetensors" and step_of(path) is None:
-        print(
-            f"T5X restores only folders named checkpoint_<step>: rename {path} before giving it that"
-        )
+        print(f"T5X restores only folders named checkpoint_<step>: rename {path} for that")
     return 0
 
 
@@ -106,12 +105,12 @@ def _progress(what: str) -> Iterator[Callable[[int], Callable[[int], object]]]:
     """Gives a function that starts a progress bar of so many bytes and returns its advance."""
     from tqdm import tqdm
 
-    bars: list[tqdm[None]] = []
+    bars: list[Any] = []
 
     def start(total: int) -> Callable[[int], object]:
         bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
         bars.append(bar)
-        return bar.update
+        return lambda count: bar.update(count)
 
     try:
         yield start

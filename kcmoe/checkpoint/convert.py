@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts a checkpoint from any format to any other, leaf by leaf.
 
-Memory is that of a few leaves, whatever the size of the model. Every leaf is checked on the way: one
-that is damaged or not finite stops the conversion, all such leaves are named, and nothing is written.
+Memory is that of a few leaves, whatever the size of the model. Every leaf is checked on the way:
+one that is damaged or not finite stops the conversion, all such leaves are named, and nothing is
+written.
 """
 
 from __future__ import annotations

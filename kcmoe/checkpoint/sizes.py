@@ -70,7 +70,7 @@ def explain_difference(here: Mapping[str, ShapeDtype], wanted: Mapping[str, Shap
 
 
 def model_macros(tree: Mapping[str, ShapeDtype], config_gin: str | None) -> dict[str, Any]:
-    """Returns the model's macros: those of a `config.gin` (ours or T5X's), and the tree's own sizes.
+    """Returns the model's macros: those of a `config.gin` (ours or T5X's), and the tree's sizes.
 
     Raises `UserError` if the file and the tree disagree.
     """
