@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gin files in `configs/t5x` call: the task, the vocabulary, and checks before a pod-hour is spent.
+
+T5X reads these while it builds its configuration, before it allocates or compiles anything. Each looks
+at the same macros the engine reads, so that a misspelt name, a checkpoint of another size or a bucket
+that cannot be read stops the run at once, with one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from kcmoe.t5x import requirements
+
+requirements.check_t5x()
+
+import gin  # noqa: E402
+import jax  # noqa: E402
+import seqio  # noqa: E402
+
+from kcmoe import gin_files, tasks  # noqa: E402
+from kcmoe.config import check_names  # noqa: E402
+from kcmoe.data import labelled  # noqa: E402
+from kcmoe.errors import UserError  # noqa: E402
+from kcmoe.t5x import checks  # noqa: E402
+from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
+from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _one_line(function: _F) -> _F:
+    """Ends the program as `kcmoe` does on a user's mistake; gin would wrap the exception in its own words."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            print(f"kcmoe on t5x: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def settings() -> gin_files.Macros:
+    """The macros of the running gin configuration, as the engine would read them.
+
+    Raises:
+      UserError: for a macro that nothing reads, or one that only the engine obeys.
+    """
+    texts = {"the gin configuration": gin.config_str()}
+    macros = gin_files.parse(["configs/engine/engine.gin"], texts=texts, foreign=True)
+    check_names(macros)
+    checks.refuse_engine_only(macros)
+    return macros
+
+
+@_one_line
+def task_name(splits: Sequence[str]) -> str:
+    """Registers the task of MIXTURE_OR_TASK_NAME (and TASK_…) with SeqIO and returns its name.
+
+    Args:
+      splits: those that will be read; their files must be there, except for an absent validation split.
+    """
+    macros = settings()
+    task = tasks.get_task(macros)
+    data_dir = macros.get("DATA_DIR", "data")
+    for part in [task] if isinstance(task, tasks.Task) else [part for part, _ in task.weights]:
+        for split in splits:
+            if split != "validation" or split in part.splits:
+                labelled.split_files(part, split, data_dir)
+    strict = macros.get("DATA_STRICT", True)
+    return seqio_tasks.register(task, data_dir, macros.get("VOCABULARY_FILE"), strict=strict)
+
+
+@_one_line
+def vocabulary() -> seqio.SentencePieceVocabulary:
+    """The vocabulary of VOCABULARY_FILE, refused where the embedding is too small for it."""
+    macros = settings()
+    path = macros.get("VOCABULARY_FILE")
+    checks.vocabulary_fits(vocabularies.engine_vocabulary(path), macros)
+    return vocabularies.seqio_vocabulary(path)
+
+
+@_one_line
+def model_partitions() -> int | None:
+    """NUM_MODEL_PARTITIONS, refused where it divides neither devices nor matrices."""
+    macros = settings()
+    checks.partitions_divide(macros, jax.device_count())
+    return macros.get("NUM_MODEL_PARTITIONS")
+
+
+@_one_line
+def initial_checkpoint() -> str | list[str]:
+    """INITIAL_CHECKPOINT_PATH after checking every leaf's shape; [] means to begin from scratch."""
+    macros = settings()
+    path = macros.get("INITIAL_CHECKPOINT_PATH")
+    return checks.checkpoint_fits(path, macros, optimizer=True) if path else []
+
+
+@_one_line
+def checkpoint() -> str:
+    """CHECKPOINT_PATH after checking every leaf's shape."""
+    macros = settings()
+    return checks.checkpoint_fits(macros.require("CHECKPOINT_PATH"), macros, optimizer=False)
+
+
+@_one_line
+def folder(path: str) -> str:
+    """MODEL_DIR, EVAL_OUTPUT_DIR or INFER_OUTPUT_DIR, made and as an absolute path, which Orbax needs."""
+    return checks.model_dir_usable(path)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers the tasks of `kcmoe.tasks` with SeqIO: span corruption and metrics by t5.
+
+A task is known to SeqIO under its own name, with the data folder and vocabulary given when it was
+registered; registering it again replaces it. What a task is stands in `kcmoe.tasks`, never here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import seqio
+import t5.data.postprocessors
+import t5.data.preprocessors
+import t5.evaluation.metrics
+
+from kcmoe.t5x import vocabulary as vocabularies
+from kcmoe.t5x.source import TextSource
+from kcmoe.tasks import Mixture, Task
+
+
+def register(
+    task: Task | Mixture,
+    data_dir: str = "data",
+    vocabulary_file: str | None = None,
+    *,
+    strict: bool = True,
+) -> str:
+    """Makes `task` known to SeqIO, replacing one of the same name.
+
+    Args:
+      task: a task or mixture of `kcmoe.tasks`.
+      data_dir: local folder or bucket address that relative files are below.
+      vocabulary_file: SentencePiece model; None is the shipped one.
+      strict: stop at rows that cannot be read rather than leave them out.
+
+    Returns:
+      The name to give to `seqio.get_mixture_or_task` and T5X.
+
+    Raises:
+      UserError: if the vocabulary cannot be read.
+    """
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        if task.name in registry.names():
+            registry.remove(task.name)
+    if isinstance(task, Mixture):
+        rates = [
+            (register(part, data_dir, vocabulary_file, strict=strict), weight)
+            for part, weight in task.weights
+        ]
+        seqio.MixtureRegistry.add(task.name, rates)
+        return task.name
+    vocabulary = vocabularies.seqio_vocabulary(vocabulary_file)
+    seqio.TaskRegistry.add(
+        task.name,
+        source=TextSource(task, data_dir, vocabulary_file, strict=strict),
+        preprocessors=_preprocessors(task),
+        output_features={
+            name: seqio.Feature(vocabulary=vocabulary, add_eos=True) for name in ("inputs", "targets")
+        },
+        postprocess_fn=_postprocessor(task),
+        metric_fns=_metrics(task),
+    )
+    return task.name
+
+
+def _preprocessors(task: Task) -> Sequence[Callable[..., Any]]:
+    steps: list[Callable[..., Any]] = [seqio.CacheDatasetPlaceholder()]
+    if task.kind == "span_corruption":
+        steps.append(t5.data.preprocessors.span_corruption)  # noise 0.15, mean span 3: t5's defaults
+    return [*steps, seqio.preprocessors.append_eos_after_trim]
+
+
+def _postprocessor(task: Task) -> Callable[..., Any] | None:
+    if task.target_step:
+        return t5.data.postprocessors.string_to_float
+    if task.label_words:
+        return functools.partial(
+            t5.data.postprocessors.string_label_to_class_id, label_classes=list(task.label_words)
+        )
+    return None
+
+
+def _metrics(task: Task) -> list[Callable[..., Any]]:
+    """t5's metrics, in per cent; an answer that is no label counts as wrong (class -1)."""
+    by_name = {
+        "accuracy": t5.evaluation.metrics.accuracy,
+        "macro_f1": t5.evaluation.metrics.mean_multiclass_f1(max(len(task.labels), 1)),
+        "pearson": t5.evaluation.metrics.pearson_corrcoef,
+        "spearman": t5.evaluation.metrics.spearman_corrcoef,
+    }
+    return [by_name[name] for name in task.metrics]
