@@ -125,7 +125,9 @@ def _fields(prompt: str) -> list[tuple[str, str | None, str | None, str | None]]
     try:
         return list(string.Formatter().parse(prompt))
     except ValueError as error:
-        raise UserError(f"TASK_PROMPT {prompt!r}: {error}; a literal brace is written twice") from None
+        raise UserError(
+            f"TASK_PROMPT {prompt!r}: {error}; a literal brace is written twice"
+        ) from None
 
 
 def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
@@ -220,9 +222,13 @@ class TaskSettings(GinConfig):
         "MIXTURE", default=None, help="task -> weight, e.g. {'pretrain': 9.0, 'my_corpus': 1.0}"
     )
     train_files: Any = macro(
-        "TASK_TRAIN_FILES", default=None, help="a path or several, wildcards allowed, below DATA_DIR"
+        "TASK_TRAIN_FILES",
+        default=None,
+        help="a path or several, wildcards allowed, below DATA_DIR",
     )
-    validation_files: Any = macro("TASK_VALIDATION_FILES", default=None, help="the same, validation")
+    validation_files: Any = macro(
+        "TASK_VALIDATION_FILES", default=None, help="the same, validation"
+    )
     test_files: Any = macro("TASK_TEST_FILES", default=None, help="the same, test")
     text_column: str | None = macro(
         "TASK_TEXT_COLUMN", default=None, help="the text; makes it a span corruption task"
@@ -238,7 +244,9 @@ class TaskSettings(GinConfig):
         "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
     )
     metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
-    id_column: str | None = macro("TASK_ID_COLUMN", default=None, help="column that names an example")
+    id_column: str | None = macro(
+        "TASK_ID_COLUMN", default=None, help="column that names an example"
+    )
     holdout: float | None = macro(
         "TASK_HOLDOUT", default=None, help="share of train kept as validation where none is given"
     )
@@ -278,7 +286,9 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     own = _build(settings.name, fields) if fields else None
     if settings.mixture is None:
         return own or named_task(settings.name)
-    pairs = [(own if own and n == own.name else named_task(n), w) for n, w in settings.mixture.items()]
+    pairs = [
+        (own if own and n == own.name else named_task(n), w) for n, w in settings.mixture.items()
+    ]
     if not pairs or any(isinstance(w, bool) or not 0 < float(w) for _, w in pairs):
         raise UserError(f"MIXTURE = {settings.mixture!r}, but every weight must be above zero")
     return Mixture(settings.name, tuple((task, float(weight)) for task, weight in pairs))
@@ -298,12 +308,16 @@ def _build(name: str, fields: Mapping[str, Any]) -> Task:
     """A task from gin: the listed one with changes, or a new one; checked."""
     if name in TASKS:
         base = TASKS[name]
-        task = dataclasses.replace(base, **{**fields, "files": {**base.files, **fields.get("files", {})}})
+        task = dataclasses.replace(
+            base, **{**fields, "files": {**base.files, **fields.get("files", {})}}
+        )
     else:
         kind = "span_corruption" if "text_column" in fields else "labelled"
         defaults: dict[str, Any] = {"kind": kind, "files": {}}
         if kind == "labelled" and "metrics" not in fields:
-            defaults["metrics"] = ("spearman", "pearson") if "target_step" in fields else ("accuracy",)
+            defaults["metrics"] = (
+                ("spearman", "pearson") if "target_step" in fields else ("accuracy",)
+            )
         if "validation" not in fields.get("files", {}):
             defaults["holdout"] = 0.05
         task = Task(name=name, **{**defaults, **fields})
@@ -315,7 +329,9 @@ def _check(task: Task) -> None:
     if not task.files:
         raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
     if task.kind == "labelled" and not task.input_columns:
-        raise UserError(f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}")
+        raise UserError(
+            f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}"
+        )
     if task.kind == "labelled" and not task.target:
         raise UserError(f"task {task.name} needs TASK_TARGET_COLUMN, the column of the answer")
     if not 0 <= task.holdout < 1:

@@ -57,7 +57,9 @@ class Vocabulary:
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
-            raise UserError(f"{self.path} is not a SentencePiece model; see VOCABULARY_FILE") from None
+            raise UserError(
+                f"{self.path} is not a SentencePiece model; see VOCABULARY_FILE"
+            ) from None
         self.size: int = self._processor.GetPieceSize()
         found = [self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id()]
         if found != [self.pad_id, self.eos_id, self.unk_id]:
@@ -122,7 +124,9 @@ class Vocabulary:
             if first_sentinel <= token < self.size:
                 parts += [self._processor.DecodeIds(run), f"<extra_id_{self.size - 1 - token}>"]
                 run = []
-            elif 0 < token < first_sentinel:  # rows of the embedding beyond the vocabulary are padding
+            elif (
+                0 < token < first_sentinel
+            ):  # rows of the embedding beyond the vocabulary are padding
                 run.append(token)
         parts.append(self._processor.DecodeIds(run))
         return " ".join(part for part in parts if part)

@@ -59,7 +59,9 @@ class Ragged:
         """int64 [N]."""
         return np.diff(self.starts)
 
-    def place(self, sequences: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray) -> None:
+    def place(
+        self, sequences: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray
+    ) -> None:
         """Writes sequence `sequences[k]` into `out[rows[k], columns[k]:]`, for all k at once."""
         source, row, column = self._cells(sequences, rows, columns)
         out[row, column] = self.tokens[source]
@@ -88,7 +90,9 @@ def decoder_inputs(targets: np.ndarray, segment_ids: np.ndarray | None = None) -
     return shifted
 
 
-def single_features(inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, pack: bool) -> Features:
+def single_features(
+    inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, pack: bool
+) -> Features:
     """Features of one sequence per row, padded with 0; int [B, <= length] in, int32 [B, length] out."""
     encoder = np.zeros((inputs.shape[0], lengths.inputs), np.int32)
     decoder = np.zeros((targets.shape[0], lengths.targets), np.int32)

@@ -41,7 +41,9 @@ class Example:
 
 def held_out(text: str, share: float) -> bool:
     """Whether a text belongs to the held-out share of its corpus; a function of the text alone."""
-    bits = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"kcmoe-holdout")
+    bits = hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"kcmoe-holdout"
+    )
     return int.from_bytes(bits.digest(), "little") < share * 2**64
 
 
@@ -96,7 +98,9 @@ def iter_examples(
                 inputs = task.inputs(row)
                 if not in_split(task, split, inputs):
                     continue
-                answer = _answer(task, row[task.target], f"{path}, row {row_in_file}", strict, report)
+                answer = _answer(
+                    task, row[task.target], f"{path}, row {row_in_file}", strict, report
+                )
                 if answer is None:
                     continue
                 given = row.get(task.id_column)

@@ -62,7 +62,10 @@ def _read_group(
     rows = 0
     try:
         batches = file.iter_batches(
-            batch_size=tables.CHUNK_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+            batch_size=tables.CHUNK_ROWS,
+            row_groups=[group],
+            columns=list(columns),
+            use_threads=False,
         )
         for batch in batches:
             # A damaged string column can decode to bytes that are not UTF-8.

@@ -31,7 +31,9 @@ _BATCHES_AHEAD = 4
 
 def default_cache_dir() -> str:
     """Below $KCMOE_CACHE_DIR, else below ~/.cache/kcmoe."""
-    base = os.environ.get("KCMOE_CACHE_DIR") or os.path.join(os.path.expanduser("~"), ".cache", "kcmoe")
+    base = os.environ.get("KCMOE_CACHE_DIR") or os.path.join(
+        os.path.expanduser("~"), ".cache", "kcmoe"
+    )
     return os.path.join(base, "tokens")
 
 
@@ -79,7 +81,9 @@ class Batches:
             if not flags.FLAGS.is_parsed():  # Grain hands its absl flags to workers; we have none
                 flags.FLAGS.mark_as_parsed()
             steps = steps.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD
+                )
             )
         iterator = iter(steps)
         warned: set[str] = set()
@@ -225,7 +229,9 @@ def tokenize_examples(
             side += [np.array(with_eos(i, length, vocabulary.eos_id), dtype) for i in ids]
         chunk.clear()
 
-    for example in tqdm(examples, desc="tokenizing", unit="row", disable=None, leave=False, delay=2):
+    for example in tqdm(
+        examples, desc="tokenizing", unit="row", disable=None, leave=False, delay=2
+    ):
         chunk.append(example)
         if len(chunk) == 4096:
             flush()
@@ -277,7 +283,9 @@ def eval_batches(
     limit = max_batches * batch_size if max_batches else None
     if task.kind == "span_corruption":
         cache = corpus(task, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
-        segments = CorpusRows(task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False)
+        segments = CorpusRows(
+            task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False
+        )
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
     examples = tuple(labelled.labelled_examples(task, split, data_dir, strict=strict))[:limit]

@@ -176,7 +176,9 @@ class MixedRows:
         for part in np.argsort(counts - shares, kind="stable")[: self.BLOCK - counts.sum()]:
             counts[part] += 1
         if (counts == 0).any():
-            raise UserError(f"mixture {name}: a weight below 1/{self.BLOCK} of the sum is too small")
+            raise UserError(
+                f"mixture {name}: a weight below 1/{self.BLOCK} of the sum is too small"
+            )
         self._parts, self._counts = [rows for rows, _ in parts], counts
         self._owner_in_order = np.repeat(np.arange(len(parts)), counts)
         self._name, self._seed = name, seed

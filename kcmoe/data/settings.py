@@ -31,12 +31,16 @@ class DataConfig(GinConfig):
     )
     pack: bool = macro("PACK", default=False, help="several examples to a row, with segment ids")
     workers: int | None = macro(
-        "DATA_WORKERS", default=None, help="processes that make batches ahead; None chooses, 0 is a thread"
+        "DATA_WORKERS",
+        default=None,
+        help="processes that make batches ahead; None chooses, 0 is a thread",
     )
 
     def check(self) -> None:
         if self.workers is not None and not 0 <= self.workers <= 256:
-            raise UserError(f"DATA_WORKERS = {self.workers}, but it is a number of processes, 0 to 256")
+            raise UserError(
+                f"DATA_WORKERS = {self.workers}, but it is a number of processes, 0 to 256"
+            )
 
     @property
     def num_workers(self) -> int:

@@ -74,7 +74,11 @@ def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> li
     files: list[str] = []
     for pattern in patterns:
         if pattern.startswith("samples:"):
-            pattern = str(resources.find("kcmoe/samples" if _in_clone() else "samples")) + "/" + pattern[8:]
+            pattern = (
+                str(resources.find("kcmoe/samples" if _in_clone() else "samples"))
+                + "/"
+                + pattern[8:]
+            )
         elif not is_remote(pattern):
             pattern = os.path.join(os.fspath(data_dir), pattern)
         files += _matches(pattern)
@@ -184,7 +188,9 @@ def read_chunks(
 
 
 def _chunk(rows: list[list[Any]], columns: Sequence[str]) -> Chunk:
-    return {name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
+    return {
+        name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)
+    }
 
 
 def _is_cp949(data: bytes) -> bool:
@@ -206,7 +212,9 @@ def open_text(path: str, encoding: str) -> io.TextIOWrapper:
         start = raw.read(4)
         raw.seek(0)
     except (OSError, ValueError, ImportError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
@@ -230,12 +238,16 @@ def _positions(header: Sequence[str], path: str, columns: Sequence[str]) -> list
     missing = [name for name in columns if name not in header]
     if missing:
         hint = near_misses(missing[0], header)
-        raise UserError(f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header)}")
+        raise UserError(
+            f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header)}"
+        )
     return [list(header).index(name) for name in columns]
 
 
 def _tsv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
-    yield from _cells(((i, x.rstrip("\r\n").split("\t")) for i, x in enumerate(file, 1)), path, columns)
+    yield from _cells(
+        ((i, x.rstrip("\r\n").split("\t")) for i, x in enumerate(file, 1)), path, columns
+    )
 
 
 def _csv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
@@ -293,7 +305,9 @@ def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_
             yield place, BadRow(f"no column {missing[0]}")
         elif any(isinstance(row[name], list | dict) for name in columns):
             yield place, BadRow("a list or object where a text is needed")
-        elif any(isinstance(row[n], str) and not row[n].isascii() and _broken(row[n]) for n in columns):
+        elif any(
+            isinstance(row[n], str) and not row[n].isascii() and _broken(row[n]) for n in columns
+        ):
             yield place, BadRow("half a surrogate pair in the text")
         else:
             yield place, [row[name] for name in columns]

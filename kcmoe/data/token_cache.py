@@ -68,7 +68,11 @@ def stamp(path: str) -> dict[str, Any]:
             version = info.get("md5Hash") or info.get("etag") or info.get("mtime")
             return {"path": path, "size": info["size"], "version": str(version)}
         status = os.stat(path)
-        return {"path": os.path.abspath(path), "size": status.st_size, "version": status.st_mtime_ns}
+        return {
+            "path": os.path.abspath(path),
+            "size": status.st_size,
+            "version": status.st_mtime_ns,
+        }
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is gone or cannot be read ({error})") from None
 
@@ -95,7 +99,10 @@ class Shard:
             status = os.stat(self.folder / name)
             if status.st_size != known["size"]:
                 raise ValueError(f"{name} has {status.st_size} bytes, not {known['size']}")
-            if status.st_mtime_ns != known["mtime_ns"] and _sha256(self.folder / name) != known["sha256"]:
+            if (
+                status.st_mtime_ns != known["mtime_ns"]
+                and _sha256(self.folder / name) != known["sha256"]
+            ):
                 raise ValueError(f"{name} does not match its checksum")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,11 +114,15 @@ class Shard:
             try:
                 self._handle = os.open(self.folder / "tokens.bin", os.O_RDONLY)
             except OSError as error:
-                raise UserError(f"the token cache {self.folder} is gone ({error.strerror})") from None
+                raise UserError(
+                    f"the token cache {self.folder} is gone ({error.strerror})"
+                ) from None
         size = self.dtype.itemsize
         data = os.pread(self._handle, count * size, start * size)
         if len(data) != count * size:
-            raise UserError(f"the token cache {self.folder} was cut while it was read; remove that folder")
+            raise UserError(
+                f"the token cache {self.folder} was cut while it was read; remove that folder"
+            )
         return np.frombuffer(data, self.dtype)
 
     def ends(self) -> np.ndarray:
@@ -200,7 +211,9 @@ def build_shard(
             if not (folder / "manifest.json").exists():  # else another process was faster
                 raise
     except OSError as error:
-        raise UserError(f"the token cache {cache_dir} cannot be written: {error}; set CACHE_DIR") from None
+        raise UserError(
+            f"the token cache {cache_dir} cannot be written: {error}; set CACHE_DIR"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -212,12 +225,20 @@ def _write(folder: Path, path: str, source: Source, vocabulary: Vocabulary, thre
     report = tables.Report()
     tokens = documents = 0
     hashed = {"tokens.bin": hashlib.sha256(), "ends.bin": hashlib.sha256()}
-    with open(folder / "tokens.bin", "wb") as token_file, open(folder / "ends.bin", "wb") as end_file:
+    with (
+        open(folder / "tokens.bin", "wb") as token_file,
+        open(folder / "ends.bin", "wb") as end_file,
+    ):
         for ids in _encoded(path, source, vocabulary, threads, report):
             sizes = np.fromiter(map(len, ids), np.int64, len(ids))
             ends = (tokens + np.cumsum(sizes)).astype("<i8").tobytes()
-            flat = np.fromiter(itertools.chain.from_iterable(ids), dtype, int(sizes.sum())).tobytes()
-            for name, file, data in (("tokens.bin", token_file, flat), ("ends.bin", end_file, ends)):
+            flat = np.fromiter(
+                itertools.chain.from_iterable(ids), dtype, int(sizes.sum())
+            ).tobytes()
+            for name, file, data in (
+                ("tokens.bin", token_file, flat),
+                ("ends.bin", end_file, ends),
+            ):
                 file.write(data)
                 hashed[name].update(data)
             tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
