@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kcmoe.model.routing import Routing
+from kcmoe.model.routing import Routing, earlier_equal
 
 
 @functools.partial(
@@ -74,17 +74,15 @@ def grouped_slots(expert_NxA: Array, experts: int, block: int) -> Slots:
     """Slots sorted by expert, each expert's share padded to whole blocks; nothing is dropped."""
     choices = expert_NxA.size
     flat = expert_NxA.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
-    rank = jnp.zeros_like(flat).at[order].set(jnp.arange(choices, dtype=flat.dtype))
+    place = earlier_equal(flat[None], experts)[0]
     counts_E = jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
     blocks_E = (counts_E + block - 1) // block
-    ends_E = jnp.cumsum(blocks_E)
-    starts_E = (ends_E - blocks_E) * block
-    earlier_E = jnp.cumsum(counts_E) - counts_E
-    slot = starts_E[flat] + rank - earlier_E[flat]
+    up_to = np.tri(experts, dtype=np.int32)  # a cumulative sum, cheaper to compile
+    ends_E = jnp.sum(up_to * blocks_E, axis=1)
+    slot = ((ends_E - blocks_E) * block)[flat] + place
     num_blocks = (choices + experts * (block - 1)) // block
-    expert_of_block = jnp.searchsorted(ends_E, jnp.arange(num_blocks), side="right")
-    expert_of_block = jnp.minimum(expert_of_block, experts - 1).astype(jnp.int32)
+    ended = ends_E[None, :] <= jnp.arange(num_blocks)[:, None]
+    expert_of_block = jnp.minimum(jnp.sum(ended, axis=1), experts - 1).astype(jnp.int32)
     return _with_inverse(
         slot.reshape(expert_NxA.shape).astype(jnp.int32), expert_of_block, num_blocks * block, block
     )

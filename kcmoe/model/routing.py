@@ -15,9 +15,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 MIN_EXPERT_CAPACITY = 4  # Flaxformer's MoeLayer.min_expert_capacity
+_BLOCK = 128  # entries counted by one small product, see `earlier_equal`
 
 
 @functools.partial(
@@ -100,7 +102,7 @@ def route(logits_GxTxE: Array, num_selected: int) -> Routing:
     # Count choices in order of priority: choice-major, then token order. The place of an assignment is the
     # number of earlier ones of the same expert.
     ordered = jnp.swapaxes(expert_GxTxA, 1, 2).reshape(groups, num_selected * tokens)
-    place = _earlier_equal(ordered, experts)
+    place = earlier_equal(ordered, experts)
     place_GxTxA = jnp.swapaxes(place.reshape(groups, num_selected, tokens), 1, 2)
 
     return Routing(
@@ -113,11 +115,27 @@ def route(logits_GxTxE: Array, num_selected: int) -> Routing:
     )
 
 
-def _earlier_equal(values: Array, bound: int) -> Array:
-    """int32[G, P] in [0, bound) -> int32[G, P]: how many earlier entries of the row hold the same value."""
-    one_hot = values[:, :, None] == jnp.arange(bound, dtype=values.dtype)
-    counts = jnp.cumsum(one_hot.astype(jnp.int32), axis=1)
-    return jnp.sum(jnp.where(one_hot, counts - 1, 0), axis=-1)
+def earlier_equal(values: Array, bound: int) -> Array:
+    """int32[G, P] in [0, bound) -> int32[G, P]: how many earlier entries of the row hold the same value.
+
+    A cumulative sum in two levels, each a product with a triangle of ones: exact (counts stay far below 2^24,
+    products in float32), fast everywhere, and unlike `jnp.cumsum` of odd lengths quick to compile on CPUs.
+    """
+    groups, entries = values.shape
+    rows = -(-entries // _BLOCK)
+    padded = jnp.pad(values, ((0, 0), (0, rows * _BLOCK - entries)), constant_values=-1)
+    one_hot = jax.nn.one_hot(padded.reshape(groups, rows, _BLOCK), bound, dtype=jnp.float32)
+    in_row = jnp.einsum("ij,grje->grie", _earlier(_BLOCK), one_hot, precision="highest")
+    before_row = jnp.einsum(
+        "ij,gje->gie", _earlier(rows), jnp.sum(one_hot, axis=2), precision="highest"
+    )
+    counts = jnp.sum(one_hot * (in_row + before_row[:, :, None]), axis=-1)
+    return counts.reshape(groups, -1)[:, :entries].astype(jnp.int32)
+
+
+def _earlier(n: int) -> np.ndarray:
+    """float32[n, n]: 1 where the column is before the row."""
+    return np.tri(n, k=-1, dtype=np.float32)
 
 
 def load_balancing_loss(probs_GxTxE: Array, chosen_GxTxAxE: Array) -> Array:

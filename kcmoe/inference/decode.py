@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beam search with a cache; one beam is greedy search.
+
+The search is T5X's (t5x@cc342d4:t5x/decoding.py::beam_search): of all continuations the 2 * beams best are
+kept, finished ones are scored with the brevity penalty ((5 + length) / 6)^alpha of Wu et al.,
+arXiv:1609.08144, eq. 14, and the search ends when no live beam can still win. Differences: beams are moved by
+gathers, not one-hot products, cross-attention keys are shared by the beams of an input, and the encoder is
+told nothing of beams.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kcmoe.model.encoder_decoder import Cache, EncoderDecoder
+from kcmoe.training.state import nested
+
+NEGATIVE = -1.0e7  # T5X's minus infinity: finite, so that sums of it stay ordered
+
+
+class _State(NamedTuple):
+    """What a step of the search changes.
+
+    index: int32 scalar, position just filled. live_*: running sequences, worst first. finished_*: ended ones,
+    worst first. Sequences are int32[B, beams, length + 1], starting with the zero the decoder starts from.
+    """
+
+    index: Array
+    live_log_probs: Array
+    live_sequences: Array
+    finished_scores: Array
+    finished_sequences: Array
+    finished: Array
+    cache: Cache
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "beam_size", "eos_id"))
+def beam_search(
+    model: EncoderDecoder,
+    params: Mapping[str, Any],
+    encoder_input_tokens: Array,
+    *,
+    max_decode_len: int,
+    beam_size: int = 1,
+    alpha: float = 0.6,
+    eos_id: int = 1,
+) -> tuple[Array, Array]:
+    """Searches for likely targets.
+
+    Args:
+      model: the model.
+      params: flat parameters.
+      encoder_input_tokens: int32[B, S], 0 is padding.
+      max_decode_len: longest target, in tokens, the end of sequence included.
+      beam_size: beams kept per input.
+      alpha: strength of the brevity penalty.
+      eos_id: id that ends a sequence.
+
+    Returns:
+      tokens int32[B, beams, max_decode_len], best beam last, 0 after the end; scores float32[B, beams]. A beam
+      that never ended has its plain log-probability as score, and only appears where no beam ended.
+    """
+    variables = {"params": nested(params)}
+    encoded = model.apply(variables, encoder_input_tokens, method="encode")
+    length = max_decode_len + 1
+    cache = model.apply(variables, encoded, beam_size, max_decode_len, method="start_cache")
+    batch = encoder_input_tokens.shape[0]
+    start = _State(
+        index=jnp.zeros((), jnp.int32),
+        live_log_probs=jnp.tile(
+            jnp.array([0.0] + [NEGATIVE] * (beam_size - 1), jnp.float32), (batch, 1)
+        ),
+        live_sequences=jnp.zeros((batch, beam_size, length), jnp.int32),
+        finished_scores=jnp.full((batch, beam_size), NEGATIVE, jnp.float32),
+        finished_sequences=jnp.zeros((batch, beam_size, length), jnp.int32),
+        finished=jnp.zeros((batch, beam_size), bool),
+        cache=cache,
+    )
+
+    def step(state: _State) -> _State:
+        ids = jax.lax.dynamic_index_in_dim(state.live_sequences, state.index, 2, keepdims=False)
+        logits, new_cache = model.apply(
+            variables,
+            state.cache,
+            ids.reshape(-1),
+            state.index,
+            encoder_input_tokens,
+            method="step",
+        )
+        log_probs = jax.nn.log_softmax(logits).reshape(batch, beam_size, -1)
+        return _advance(state, log_probs, new_cache, alpha, eos_id)
+
+    state = jax.lax.while_loop(lambda s: _can_improve(s, length, alpha), step, start)
+    none_finished = ~jnp.any(state.finished, axis=1)
+    tokens = jnp.where(
+        none_finished[:, None, None], state.live_sequences, state.finished_sequences
+    )
+    scores = jnp.where(none_finished[:, None], state.live_log_probs, state.finished_scores)
+    return tokens[:, :, 1:], scores
+
+
+def _brevity_penalty(alpha: float, length: Array | int) -> Array:
+    return jnp.power((5.0 + length) / 6.0, alpha)
+
+
+def _can_improve(state: _State, length: int, alpha: float) -> Array:
+    """Whether a live beam of any input may still beat the worst finished one."""
+    best_live = state.live_log_probs[:, -1:] / _brevity_penalty(alpha, length)
+    worst_finished = jnp.min(state.finished_scores, axis=1, keepdims=True)
+    worst_finished = jnp.where(state.finished, worst_finished, NEGATIVE)
+    settled = jnp.all(worst_finished > best_live)
+    return (state.index < length - 1) & ~settled
+
+
+def _advance(
+    state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id: int
+) -> _State:
+    """Extends every live beam by one token. log_probs: float32[B, beams, V]."""
+    batch, beams, vocab = log_probs.shape
+    keep = 2 * beams  # so that `beams` live ones remain even if `beams` of them end at once
+    total = (log_probs + state.live_log_probs[:, :, None]).reshape(batch, beams * vocab)
+    candidate_log_probs, flat = jax.lax.top_k(total, keep)
+    parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+    sequences = jnp.take_along_axis(state.live_sequences, parent[:, :, None], axis=1)
+    index = state.index + 1
+    sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], index, axis=2)
+    ended = token == eos_id
+
+    live_log_probs = candidate_log_probs + ended * NEGATIVE
+    best_live = _best(live_log_probs, beams)
+    live_parent = jnp.take_along_axis(parent, best_live, axis=1)
+
+    scores = candidate_log_probs / _brevity_penalty(alpha, index) + (~ended) * NEGATIVE
+    all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
+    all_sequences = jnp.concatenate([state.finished_sequences, sequences], axis=1)
+    all_ended = jnp.concatenate([state.finished, ended], axis=1)
+    best_finished = _best(all_scores, beams)
+    return _State(
+        index=index,
+        live_log_probs=jnp.take_along_axis(live_log_probs, best_live, axis=1),
+        live_sequences=jnp.take_along_axis(sequences, best_live[:, :, None], axis=1),
+        finished_scores=jnp.take_along_axis(all_scores, best_finished, axis=1),
+        finished_sequences=jnp.take_along_axis(all_sequences, best_finished[:, :, None], axis=1),
+        finished=jnp.take_along_axis(all_ended, best_finished, axis=1),
+        cache=_reorder(cache, live_parent),
+    )
+
+
+def _best(scores: Array, count: int) -> Array:
+    """int32[B, count]: indices of the largest scores, the largest last."""
+    return jnp.flip(jax.lax.top_k(scores, count)[1], axis=1)
+
+
+def _reorder(cache: Cache, parent: Array) -> Cache:
+    """Gives each beam the self-attention cache of the beam it continues; the rest is shared by beams."""
+    batch, beams = parent.shape
+    if beams == 1:
+        return cache
+    rows = (jnp.arange(batch)[:, None] * beams + parent).reshape(-1)
+
+    def reorder(name: str, entry: Any) -> Any:
+        if not name.startswith("layers_"):
+            return entry
+        return {**entry, "key": entry["key"][rows], "value": entry["value"][rows]}
+
+    return {name: reorder(name, entry) for name, entry in cache.items()}
