@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`manifest.json` beside prepared shards: what they are, and whether they still are.
+
+Checked whenever a corpus is opened (presence and size) and whenever a shard is tokenized (checksum).
+A folder without a manifest is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kcmoe.data import tables
+from kcmoe.errors import UserError
+
+NAME = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none.
+
+    Raises:
+      UserError: if it is no manifest.
+    """
+    path = Path(folder) / NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        {shard["file"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]}
+        return manifest
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run `kcmoe data prepare` again") from None
+
+
+def write(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
+    """Writes the manifest; it appears whole or not at all."""
+    path = Path(folder) / NAME
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def check(files: Sequence[str], strict: bool = True) -> None:
+    """Compares `files` with the manifests beside them.
+
+    Raises:
+      UserError: in strict reading, if a listed shard of the same split is missing or has another size.
+    """
+    problems: list[str] = []
+    for folder in dict.fromkeys(os.path.dirname(f) for f in files if not tables.is_remote(f)):
+        manifest = read(folder)
+        if manifest is None:
+            continue
+        present = {os.path.basename(f) for f in files if os.path.dirname(f) == folder}
+        listed = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
+        splits = {name.partition("-")[0].partition(".")[0] for name in present & listed.keys()}
+        for name, size in listed.items():
+            path = os.path.join(folder, name)
+            if name.partition("-")[0].partition(".")[0] not in splits:
+                continue
+            if not os.path.exists(path):
+                problems.append(f"{path} is gone")
+            elif name in present and os.path.getsize(path) != size:
+                problems.append(f"{path} has {os.path.getsize(path)} bytes, not {size}")
+    _report(problems, strict)
+
+
+def check_content(file: str, strict: bool = True) -> None:
+    """Compares the checksum of one shard with the manifest beside it, if that lists it."""
+    if tables.is_remote(file):
+        return
+    manifest = read(os.path.dirname(file))
+    known = {shard["file"]: shard["sha256"] for shard in manifest["shards"]} if manifest else {}
+    name = os.path.basename(file)
+    if name in known and sha256(file) != known[name]:
+        _report([f"{file} is not the shard that was written: its checksum differs"], strict)
+
+
+def _report(problems: Sequence[str], strict: bool) -> None:
+    for problem in problems:
+        if strict:
+            raise UserError(
+                f"{problem} ({NAME} beside it knows it otherwise); prepare the corpus again, or set "
+                "DATA_STRICT = False to go on with what is there"
+            )
+        _log.warning("%s", problem)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Checksum of a local file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
