@@ -36,6 +36,7 @@ class Task:
       labels: value in the `target` column (as text) -> Korean word the model generates, in order. Empty
         where the answer is free text or a number.
       target_step: answers are numbers rounded to this step and written with one decimal; 0 for words.
+      target_range: lowest and highest of those numbers.
       metrics: names from `METRICS`.
       id_column: column that names an example; "" numbers them.
       holdout: share of `train` held out as `validation` where no validation file exists; a row is held
@@ -51,6 +52,7 @@ class Task:
     text_column: str = ""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     target_step: float = 0.0
+    target_range: tuple[float, ...] = ()
     metrics: tuple[str, ...] = ()
     id_column: str = ""
     holdout: float = 0.0
@@ -169,6 +171,7 @@ _KORSTS = Task(
     ),
     target="score",
     target_step=0.2,
+    target_range=(0.0, 5.0),
     metrics=("spearman", "pearson"),
 )
 _HATE_SPEECH = Task(
@@ -242,6 +245,9 @@ class TaskSettings(GinConfig):
     )
     target_step: float | None = macro(
         "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
+    )
+    target_range: Any = macro(
+        "TASK_TARGET_RANGE", default=None, help="lowest and highest answer, e.g. (0.0, 5.0)"
     )
     metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
     id_column: str | None = macro(
