@@ -111,5 +111,6 @@ def checkpoint() -> str:
 
 @_one_line
 def folder(path: str) -> str:
-    """MODEL_DIR, EVAL_OUTPUT_DIR or INFER_OUTPUT_DIR, made and as an absolute path, which Orbax needs."""
-    return checks.model_dir_usable(path)
+    """The folder to write to (MODEL_DIR, EVAL_OUTPUT_DIR, INFER_OUTPUT_DIR), made, as an absolute path."""
+    settings()  # T5X evaluates this first: a misspelt name stops it before anything is made
+    return checks.folder_usable(path)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from kcmoe import gin_files
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
 
+_T = TypeVar("_T")
 # Where T5X would silently do something else: macro -> the only value it agrees with.
 _ENGINE_ONLY: Mapping[str, Any] = {"ROUTING": "capacity", "FREEZE": ()}
 
@@ -46,8 +47,10 @@ def partitions_divide(macros: gin_files.Macros, num_devices: int) -> None:
     """Raises `UserError` where NUM_MODEL_PARTITIONS, NUM_EXPERTS or BATCH_SIZE does not divide."""
     partitions, submesh = macros.get("NUM_MODEL_PARTITIONS"), macros.get("MODEL_PARALLEL_SUBMESH")
     if (partitions is None) == (submesh is None):
-        raise UserError("set one of NUM_MODEL_PARTITIONS and MODEL_PARALLEL_SUBMESH, the other to None")
-    said = f"NUM_MODEL_PARTITIONS = {partitions}" if submesh is None else f"MODEL_PARALLEL_SUBMESH = {submesh}"
+        raise UserError("one of NUM_MODEL_PARTITIONS and MODEL_PARALLEL_SUBMESH must be None")
+    said = (
+        f"MODEL_PARALLEL_SUBMESH = {submesh}" if submesh else f"NUM_MODEL_PARTITIONS = {partitions}"
+    )
     model_axis = partitions if submesh is None else math.prod(submesh)
     split = {name: macros.require(name) for name in ("NUM_HEADS", "MLP_DIM", "EXPERT_MLP_DIM")}
     split["NUM_EMBEDDINGS"] = macros.require("NUM_EMBEDDINGS")
@@ -101,10 +104,7 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     expected = state.to_flat(state.state_shapes(ModelConfig.from_macros(macros)))
     here, problems = reader.scan()
     if not optimizer:
-        here, problems, expected = (
-            {leaf: value for leaf, value in tree.items() if leaf.startswith("target/")}
-            for tree in (here, problems, expected)
-        )
+        here, problems, expected = _parameters(here), _parameters(problems), _parameters(expected)
     # T5X casts while it restores, so only shapes have to agree.
     wanted = {
         leaf: ShapeDtype(tuple(shape.shape), here[leaf].dtype if leaf in here else shape.dtype)
@@ -116,6 +116,10 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
         raise UserError(describe_problems(f"{path} does not fit this model{reason}", faults))
     _same_vocabulary(path, macros)
     return absolute(path)
+
+
+def _parameters(tree: Mapping[str, _T]) -> dict[str, _T]:
+    return {path: leaf for path, leaf in tree.items() if path.startswith("target/")}
 
 
 def _same_vocabulary(path: str, macros: gin_files.Macros) -> None:
@@ -133,7 +137,7 @@ def _same_vocabulary(path: str, macros: gin_files.Macros) -> None:
         )
 
 
-def model_dir_usable(path: str) -> str:
+def folder_usable(path: str) -> str:
     """Makes the folder or bucket prefix and returns its absolute path.
 
     Raises:

@@ -95,7 +95,9 @@ class TextSource(seqio.DataSource):
             for part, dtype in ids.items()
         }
         if self._task.kind == "labelled":
-            texts = {f"{feature}_pretokenized": tf.TensorSpec([None], tf.string) for feature in features}
+            texts = {
+                f"{feature}_pretokenized": tf.TensorSpec([None], tf.string) for feature in features
+            }
             signature.update(texts)
         return signature
 
@@ -120,7 +122,9 @@ class TextSource(seqio.DataSource):
     def _texts(self, path: str, split: str) -> Iterator[list[str]]:
         """Documents of one file that belong to `split`, chunk by chunk, empty ones left out."""
         column = self._task.text_column
-        chunks = tables.read_chunks(path, [column], strict=self._strict, encoding=self._task.encoding)
+        chunks = tables.read_chunks(
+            path, [column], strict=self._strict, encoding=self._task.encoding
+        )
         for chunk in chunks:
             texts = [text for text in chunk[column] if text]
             yield [text for text in texts if labelled.in_split(self._task, split, text)]
