@@ -5,8 +5,7 @@ This is the format of the published 1 M-step checkpoint. The index is the nested
 either the array itself or a TensorStore spec whose relative path names the zarr folder
 (t5x@cc342d4:t5x/checkpoints.py, `Checkpointer`). Checkpoints written in a bucket carry a dummy
 bucket name, which is ignored: arrays are always looked for beside the index. Difference from T5X: a
-chunk that is not there is an error, not zeros, unless the checkpoint is of step 0, when zeros are
-what T5X left out.
+chunk that is not there is an error, where T5X reads zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import tensorstore as ts
 from kcmoe.checkpoint import arrays, indexes
 from kcmoe.checkpoint.leaves import (
     OPTIMIZER_PREFIX,
-    STEP_PATH,
     ShapeDtype,
     checked_shape,
     flatten,
@@ -72,7 +70,7 @@ class LegacyReader(Reader):
                 continue
             try:
                 if _is_spec(entry):
-                    tree[path] = self._header(path, entry, entries.get(STEP_PATH))
+                    tree[path] = self._header(path, entry)
                 else:
                     self._inline[path] = indexes.inline_array(entry)
                     tree[path] = shape_dtype(self._inline[path])
@@ -84,7 +82,7 @@ class LegacyReader(Reader):
             problems[name] = "is stored, but the index does not know it"
         return tree, problems
 
-    def _header(self, path: str, spec: Mapping[str, Any], step: Any) -> ShapeDtype:
+    def _header(self, path: str, spec: Mapping[str, Any]) -> ShapeDtype:
         name = path.replace("/", ".")
         shape, chunks, dtype = _check_spec(name, spec)
         if f"{name}/.zarray" not in self.folder.names():
@@ -95,8 +93,7 @@ class LegacyReader(Reader):
         if chunks is not None and header.chunks != chunks:
             raise Damaged(f"stored in chunks {list(header.chunks)}, the index says {list(chunks)}")
         missing = arrays.missing_chunks(header, name, self.folder.names())
-        zeros_left_out = isinstance(step, np.ndarray | int) and not np.any(step)
-        if missing and not (zeros_left_out and self.manifest is None):
+        if missing:
             raise Damaged(f"{len(missing)} of its chunks missing ({missing[0]})")
         return header.leaf
 
