@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kcmoe.data import tables
+from kcmoe.data import manifest, tables
 from kcmoe.errors import UserError
 from kcmoe.tasks import Task
 
@@ -83,7 +83,10 @@ def iter_examples(
     columns = list(dict.fromkeys((*task.input_columns, task.target, task.id_column)))
     columns = [name for name in columns if name]
     row_number = 0
-    for path in split_files(task, split, data_dir):
+    files = split_files(task, split, data_dir)
+    manifest.check(files, strict)
+    for path in files:
+        manifest.check_content(path, strict)
         row_in_file = 0
         for chunk in tables.read_chunks(
             path, columns, strict=strict, encoding=task.encoding, report=report

@@ -130,7 +130,9 @@ def _write_shards(plan: Plan, stage: Stage, expected: int) -> tuple[list[dict[st
     duplicates = excluded = 0
     previous: tuple[int, set[str]] = (-1, set())
     try:
-        with tqdm(total=expected, desc="shuffling", unit="row", unit_scale=True, disable=None) as bar:
+        with tqdm(
+            total=expected, desc="shuffling", unit="row", unit_scale=True, disable=None
+        ) as bar:
             for keys, texts in _sorted(plan, stage):
                 keep = np.ones(len(keys), bool)
                 if not keep_equal:
@@ -199,7 +201,9 @@ def _excluded_keys(plan: Plan) -> np.ndarray:
     """Keys of the texts that must not occur, uint64."""
     keys: set[int] = set()
     for file in plan.exclude:
-        for chunk in tables.read_chunks(file, [plan.reading.column], encoding=plan.reading.encoding):
+        for chunk in tables.read_chunks(
+            file, [plan.reading.column], encoding=plan.reading.encoding
+        ):
             for text in chunk[plan.reading.column]:
                 if isinstance(text, str):
                     keys.add(text_key(plan.reading.cleaner.clean(text), plan.reading.seed))
@@ -249,10 +253,14 @@ class _Shards:
         self._finish()
         train = [shard for shard in self._written if shard["split"] == "train" and shard["rows"]]
         if not train:
-            raise UserError("nothing is left to train on after cleaning and setting validation apart")
+            raise UserError(
+                "nothing is left to train on after cleaning and setting validation apart"
+            )
         for number, shard in enumerate(train):
             shard["file"] = f"train-{number:05d}-of-{len(train):05d}.parquet"
-        named = [s | {"file": "validation.parquet"} for s in self._written if s["split"] == "validation"]
+        named = [
+            s | {"file": "validation.parquet"} for s in self._written if s["split"] == "validation"
+        ]
         return named + train
 
     def abandon(self) -> None:

@@ -46,7 +46,9 @@ def text_key(text: str, seed: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def clean_chunk(reading: Reading, texts: Sequence[Any]) -> tuple[list[int], list[str], list[int], dict[str, int]]:
+def clean_chunk(
+    reading: Reading, texts: Sequence[Any]
+) -> tuple[list[int], list[str], list[int], dict[str, int]]:
     """Cleans texts in a worker: keys, texts and places in the chunk of what is kept, and drops by reason."""
     keys: list[int] = []
     kept: list[str] = []
@@ -114,7 +116,10 @@ class Stage:
         try:
             for count, (keys, texts, places, reasons) in self._cleaned(file, pool, report):
                 ordinals = row + np.array(places, np.uint64)
-                table = pa.table([pa.array(keys, pa.uint64()), ordinals, pa.array(texts, pa.string())], schema=schema)
+                table = pa.table(
+                    [pa.array(keys, pa.uint64()), ordinals, pa.array(texts, pa.string())],
+                    schema=schema,
+                )
                 writer.write(table)
                 dropped.update(reasons)
                 row += count

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 from collections import Counter
@@ -283,16 +284,30 @@ def _cells(
             yield place, [cells[i] for i in positions]
 
 
+def _json_values(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Objects of a file of JSON lines, or of one that is a single list (as KLUE publishes its sets)."""
+    lines = iter(file)
+    first = next(lines, "")
+    if first.lstrip().startswith("["):
+        try:
+            for number, value in enumerate(json.loads(first + "".join(lines)), 1):
+                yield f"element {number}", value
+        except (ValueError, RecursionError) as error:
+            yield "as a whole", BadRow(f"not JSON ({error})")
+        return
+    for number, line in enumerate(itertools.chain([first], lines), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", BadRow(f"not JSON ({error})")
+
+
 def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
     seen: set[str] = set()
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        place = f"line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield place, BadRow(f"not JSON ({error})")
+    for place, row in _json_values(file):
+        if isinstance(row, BadRow):
+            yield place, row
             continue
         if not isinstance(row, dict):
             yield place, BadRow("not a JSON object")

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe.data import manifest as manifests
 from kcmoe.data import tables
 from kcmoe.data.labelled import held_out
 from kcmoe.errors import UserError
@@ -101,7 +102,7 @@ class Shard:
                 raise ValueError(f"{name} has {status.st_size} bytes, not {known['size']}")
             if (
                 status.st_mtime_ns != known["mtime_ns"]
-                and _sha256(self.folder / name) != known["sha256"]
+                and manifests.sha256(self.folder / name) != known["sha256"]
             ):
                 raise ValueError(f"{name} does not match its checksum")
 
@@ -125,9 +126,9 @@ class Shard:
             )
         return np.frombuffer(data, self.dtype)
 
-    def ends(self) -> np.ndarray:
-        """int64 [documents], the token after each document; read from disk at each call."""
-        return np.fromfile(self.folder / "ends.bin", "<i8")
+    def ends(self, limit: int = -1) -> np.ndarray:
+        """int64 [documents], the token after each of the first `limit` documents; read at each call."""
+        return np.fromfile(self.folder / "ends.bin", "<i8", count=limit)
 
 
 class TokenCache:
@@ -164,6 +165,16 @@ class TokenCache:
                 shard, offset = (shard + 1) % len(self.shards), 0
         return out
 
+    def document_lengths(self, limit: int) -> np.ndarray:
+        """Tokens of the first `limit` documents, int64 [N]."""
+        sizes: list[np.ndarray] = []
+        for shard in self.shards:
+            if limit <= 0:
+                break
+            sizes.append(np.diff(shard.ends(limit), prepend=0))
+            limit -= sizes[-1].size
+        return np.concatenate(sizes)
+
     def changed_sources(self) -> list[str]:
         """Source files that vanished or changed since they were read, each with the reason."""
         changed = []
@@ -175,11 +186,6 @@ class TokenCache:
             except UserError:
                 changed.append(f"{known['path']} is gone")
         return changed
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shard_folder(path: str, source: Source, vocabulary: Vocabulary, cache_dir: str) -> Path:
@@ -222,6 +228,7 @@ def build_shard(
 def _write(folder: Path, path: str, source: Source, vocabulary: Vocabulary, threads: int) -> None:
     dtype = "<u2" if vocabulary.size <= 1 << 16 else "<u4"
     known = stamp(path)
+    manifests.check_content(path, source.strict)
     report = tables.Report()
     tokens = documents = 0
     hashed = {"tokens.bin": hashlib.sha256(), "ends.bin": hashlib.sha256()}
@@ -303,6 +310,7 @@ def open_cache(
     """
     from tqdm import tqdm
 
+    manifests.check(files, source.strict)
     threads = threads or os.cpu_count() or 1
     shards = []
     for path in tqdm(files, desc="tokenizing", unit="file", disable=None, leave=False, delay=2):
