@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run saves, what it starts from, and which checkpoint is the best.
+
+A checkpoint holds T5X's train state and `training.json`: the data position and the validation
+metrics of that step. `best.json` in the model directory names the best checkpoint; it is worked out
+from the checkpoints themselves at every start and save, so a kill between the two files cannot make
+it lie.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kcmoe import checkpoint as checkpoints
+from kcmoe.checkpoint import durable
+from kcmoe.checkpoint.wording import human_bytes
+from kcmoe.config import ModelConfig
+from kcmoe.errors import UserError
+from kcmoe.training import state as states
+from kcmoe.training.model_dir import existing
+from kcmoe.training.state import Flat, TrainState
+from kcmoe.training.validation import Chooser
+
+EXTRA = "training.json"
+BEST = "best.json"
+
+
+class Checkpoints:
+    """The checkpoints of one model directory.
+
+    Args:
+      model_dir: the folder.
+      keep: newest checkpoints to keep, None for all; the best one stays besides.
+      chooser: which validation metric names the best, None where there is no validation.
+    """
+
+    def __init__(self, model_dir: Path, keep: int | None, chooser: Chooser | None):
+        self.model_dir = model_dir
+        self._keep = keep
+        self._chooser = chooser
+
+    def save(self, state: TrainState, position: Any, validation: Mapping[str, Any] | None) -> Path:
+        """Writes checkpoint_<step> atomically, then names the best one and removes old ones."""
+        step = int(state.step)
+        content: dict[str, Any] = {"step": step, "data_position": position}
+        if validation is not None:
+            content["validation"] = {
+                name: float(value)
+                for name, value in validation.items()
+                if "/" not in name and not np.ndim(value) and np.isfinite(value)
+            }
+        extras = {EXTRA: json.dumps(content, ensure_ascii=False, indent=1).encode()}
+        path = checkpoints.save(self.model_dir, step, states.to_flat(state), extras)
+        self.tidy()
+        return path
+
+    def tidy(self) -> dict[str, Any] | None:
+        """Writes `best.json`, removes what is neither new nor best; returns what `best.json`
+        holds."""
+        best = self._find_best()
+        if best is not None:
+            content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
+            durable.write_file(self.model_dir / BEST, content)
+        protect = [best["checkpoint"]] if best else []
+        checkpoints.remove_old(self.model_dir, self._keep, protect)
+        return best
+
+    def _find_best(self) -> dict[str, Any] | None:
+        chooser, best = self._chooser, None
+        if chooser is None:
+            return None
+        for path in checkpoints.all_checkpoints(self.model_dir):
+            values = read_extra(path).get("validation", {})
+            value = values.get(chooser.metric)
+            if value is not None and (best is None or chooser.better(value, best["value"])):
+                best = {
+                    "checkpoint": path.name,
+                    "metric": chooser.metric,
+                    "value": value,
+                    "higher_is_better": chooser.higher_is_better,
+                    "validation": values,
+                }
+        return best
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """`training.json` of a checkpoint; {} where T5X wrote it, or the file is damaged."""
+    try:
+        content = json.loads((path / EXTRA).read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def restore(path: str | Path, shardings: Mapping[str, Any], config: ModelConfig) -> TrainState:
+    """The train state saved at `path`, every leaf checked, on the devices that `shardings` say.
+
+    A checkpoint without optimizer state (safetensors) starts a fresh one at its step.
+
+    Raises:
+      UserError: listing all leaves that are missing, misshapen or damaged.
+    """
+    expected = states.to_flat(states.state_shapes(config))
+    reader = checkpoints.open_checkpoint(path)
+    if any(leaf.startswith("state/param_states/") for leaf in reader.scan()[0]):
+        return states.from_flat(checkpoints.restore(reader, expected, sharding=shardings))
+    restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=shardings)
+    fresh = {
+        leaf: jnp.zeros(shape.shape, shape.dtype)
+        for leaf, shape in expected.items()
+        if leaf not in restored
+    }
+    fresh["state/step"] = jnp.asarray(reader.step, jnp.int32)
+    placed = {leaf: jax.device_put(value, shardings[leaf]) for leaf, value in fresh.items()}
+    return states.from_flat({**placed, **restored})
+
+
+def check_space(model_dir: Path, shapes: TrainState) -> int:
+    """Raises `UserError` unless one checkpoint fits on the disk; returns its size in bytes."""
+    leaves = states.to_flat(shapes).values()
+    needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    free = shutil.disk_usage(existing(model_dir)).free
+    if free < needed:
+        raise UserError(
+            f"MODEL_DIR {model_dir}: a checkpoint needs about {human_bytes(needed)} and only "
+            f"{human_bytes(free)} is free; free some space, or choose another MODEL_DIR"
+        )
+    return needed

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe train`: reads the gin files, trains, and says how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kcmoe import arguments
+from kcmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from kcmoe.training.config import TrainConfig
+    from kcmoe.training.loop import Outcome
+
+_EPILOG = """\
+example:
+  kcmoe train --gin_file=configs/runs/pretrain_tiny.gin \\
+    --gin.DATA_DIR='"data"' --gin.MODEL_DIR='"runs/tiny"'
+
+The same command continues a run that was stopped, from the newest checkpoint in MODEL_DIR.
+SIGTERM and Ctrl-C save first. Fine-tuning names its start with
+--gin.INITIAL_CHECKPOINT_PATH='"dir/checkpoint_N"'; TRAIN_STEPS then includes the N steps before.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0 at the end of the run or when stopped in order, 1 if the loss is not finite."""
+    parser = arguments.Parser(
+        prog="kcmoe train",
+        description="Pretrains, continues or fine-tunes a model on the devices of this machine.",
+        epilog=_EPILOG,
+    )
+    arguments.add_gin_arguments(parser)
+    _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
+
+    from kcmoe.training import compilation_cache
+    from kcmoe.training.health import NonFiniteError
+    from kcmoe.training.settings import Settings
+
+    settings = Settings.from_macros(macros)
+    compilation_cache.enable()
+
+    from kcmoe.training.loop import train
+
+    try:
+        outcome = train(settings)
+    except NonFiniteError as error:
+        print(f"kcmoe train: {_stopped(settings.run.model_dir, error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(_out_of_memory(settings.run)) from error
+    _report(settings.run.model_dir, outcome)
+    return 0
+
+
+def _stopped(folder: str, error: Exception) -> str:
+    from kcmoe.checkpoint import latest
+
+    newest = latest(folder)
+    kept = f"{newest} is the last good checkpoint" if newest else "no checkpoint was saved before"
+    return f"stopped, {error}; {kept}. Lower LEARNING_RATE to go on from there"
+
+
+def _out_of_memory(run: TrainConfig) -> str:
+    return (
+        f"the device ran out of memory with BATCH_SIZE = {run.batch_size} and NUM_MICROBATCHES = "
+        f"{run.microbatches}; set NUM_MICROBATCHES = {2 * run.microbatches}, REMAT = True, "
+        "or a smaller BATCH_SIZE"
+    )
+
+
+def _report(folder: str, outcome: Outcome) -> None:
+    """Says how the run ended and what to do next."""
+    saved = f"{folder}/checkpoint_{outcome.step}"
+    if outcome.stopped_by and not Path(saved).exists():
+        print(f"stopped by {outcome.stopped_by} before the first step; the same command starts it")
+    elif outcome.stopped_by:
+        at = f"stopped by {outcome.stopped_by} at step {outcome.step:,}"
+        print(f"{at}; saved {saved}. The same command continues")
+    else:
+        print(f"finished at step {outcome.step:,}: {saved}")
+    if outcome.best:
+        name, value = outcome.best["metric"], outcome.best["value"]
+        print(f"best by {name} {value:.4f}: {folder}/{outcome.best['checkpoint']}")

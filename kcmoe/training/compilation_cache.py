@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JAX's persistent compilation cache, on by default: the second start of a run compiles nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def folder() -> Path | None:
+    """KCMOE_CACHE_DIR (empty turns the cache off), else ~/.cache/kcmoe."""
+    chosen = os.environ.get("KCMOE_CACHE_DIR")
+    if chosen == "":
+        return None
+    return Path(chosen) if chosen else Path.home() / ".cache" / "kcmoe"
+
+
+def enable() -> None:
+    """Points JAX at the cache, unless the person has chosen one for JAX already."""
+    import jax
+
+    path = folder()
+    if path is None or jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        (path / "jax").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to costs compile time, not the run
+    jax.config.update("jax_compilation_cache_dir", str(path / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train loop, to be read from top to bottom.
+
+It knows arrays and steps; text is `inputs`' business, the update `step`'s, files `checkpointing`'s
+and `records`'. Step N is the N-th update; checkpoint N holds the state after it, records of step N
+describe it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from kcmoe import checkpoint as checkpoints_lib
+from kcmoe.errors import UserError
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.training import model_dir as model_dirs
+from kcmoe.training import report, schedule, sharding
+from kcmoe.training import state as states
+from kcmoe.training.checkpointing import Checkpoints, check_space, read_extra, restore
+from kcmoe.training.freezing import frozen_paths
+from kcmoe.training.inputs import Inputs, open_inputs
+from kcmoe.training.losses import loss_and_metrics
+from kcmoe.training.progress import Progress
+from kcmoe.training.records import Recorder, cut_after
+from kcmoe.training.settings import Settings
+from kcmoe.training.state import TrainState
+from kcmoe.training.step import StepParts, make_eval, make_update
+from kcmoe.training.step_log import StepLog
+from kcmoe.training.stopping import StopRequest
+from kcmoe.training.validation import TaskMetric, Validation
+
+# (settings, inputs) -> the task's own validation metrics and their names, or None where it has none
+MakeTaskMetric = Callable[[Settings, Inputs], tuple[TaskMetric, tuple[str, ...]] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its last step, its state, the best checkpoint, and whether it was asked to
+    stop."""
+
+    step: int
+    state: TrainState
+    best: Mapping[str, Any] | None
+    stopped_by: str = ""
+
+
+def train(
+    settings: Settings,
+    inputs: Inputs | None = None,
+    make_task_metric: MakeTaskMetric | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Outcome:
+    """Trains until TRAIN_STEPS or until asked to stop.
+
+    Raises:
+      UserError: for what the person can mend; nothing half-written is left.
+      NonFiniteError: if loss, gradients or parameters are no finite numbers; the last checkpoint is
+      good.
+    """
+    run = settings.run
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(StopRequest())
+
+        # --- Devices: rows of a batch over all of them, experts over some.
+        mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
+        sharding.check_batch(run.batch_size, run.microbatches, mesh)
+        shapes = states.state_shapes(settings.model)
+        frozen = frozen_paths(run.freeze, shapes.params)
+        say(report.devices(mesh))
+        say(report.sizes(settings, shapes.params, frozen))
+        say(report.step_arithmetic(settings))
+
+        # --- The model directory: begun with the same sizes, and room for a checkpoint.
+        folder, changes = model_dirs.open_model_dir(settings.macros)
+        checkpoint_bytes = check_space(folder, shapes)
+
+        # --- Data: training batches by step, held-out batches for validation.
+        inputs = inputs or open_inputs(settings)
+        for line in [*inputs.lines, *changes]:
+            say(line)
+
+        # --- The state to start from, and the batches that belong to it. From here on we write.
+        held.enter_context(model_dirs.locked(folder))
+        checkpoints_lib.clean(folder)
+        state, origin = _starting_state(settings, folder, mesh, shapes)
+        start_step = int(state.step)
+        batches = _batches_from(inputs, origin, start_step)
+        cut_after(folder, start_step)
+        model_dirs.write_config(folder, settings.macros)
+        say(report.start(start_step, origin, run.random_seed))
+        if start_step >= run.train_steps:
+            return Outcome(start_step, state, Checkpoints(folder, None, None).tidy())
+        say(report.plan(settings, start_step, checkpoint_bytes))
+
+        # --- The compiled update and evaluation.
+        update, evaluate = _compile(settings, mesh, state, batches.at(start_step), frozen)
+        say(report.memory(update))
+        validation = _validation(settings, inputs, mesh, evaluate, make_task_metric)
+        chooser = validation.chooser if validation else None
+        checkpoints = Checkpoints(folder, run.checkpoints_to_keep, chooser)
+        checkpoints.tidy()
+
+        # --- The loop.
+        recorder = held.enter_context(contextlib.closing(Recorder(folder)))
+        progress = held.enter_context(contextlib.closing(Progress(start_step, run.train_steps)))
+        log = StepLog(settings, recorder, progress)
+        step = start_step
+        upcoming = batches.iterate(start_step, run.train_steps, inputs.workers)
+        while step < run.train_steps and not stop:
+            batch = sharding.put_batch(mesh, next(upcoming), run.microbatches)
+            state, metrics = update(state, batch)
+            step += 1
+            log.add(step, metrics)  # waits for the step before, while this one is computed
+
+            save_due = step == run.train_steps or step % run.checkpoint_period == 0
+            eval_due = save_due or (run.eval_period > 0 and step % run.eval_period == 0)
+            if not (eval_due or stop):
+                continue
+            log.flush()  # nothing is saved that has not been looked at
+            values = None
+            if validation and eval_due:
+                values = validation.run(state.params)
+                recorder.write("eval", step, values)
+                progress.say(report.validation(step, values, validation.chooser.metric))
+            if save_due or stop:
+                recorder.sync()
+                checkpoints.save(state, batches.position(step), values)
+            log.restart_clock()
+
+        stopped_by = stop.name if step < run.train_steps else ""
+        return Outcome(step, state, checkpoints.tidy(), stopped_by)
+
+
+def _starting_state(
+    settings: Settings, folder: Path, mesh: Mesh, shapes: TrainState
+) -> tuple[TrainState, Path | str | None]:
+    """The state to go on from, and where it is from.
+
+    Precedence:
+      1. The newest checkpoint in MODEL_DIR: the run goes on.
+      2. INITIAL_CHECKPOINT_PATH: its weights, optimizer state and step, as in T5X.
+      3. Fresh weights from RANDOM_SEED, step 0.
+    """
+    run = settings.run
+    shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
+    newest = checkpoints_lib.latest(folder)
+    if newest is not None:
+        return restore(newest, shardings, settings.model), newest
+    if run.initial_checkpoint_path:
+        first_step = checkpoints_lib.open_checkpoint(run.initial_checkpoint_path).step
+        if run.train_steps <= first_step:
+            raise UserError(
+                f"TRAIN_STEPS = {run.train_steps} counts from step 0, and "
+                f"{run.initial_checkpoint_path} is already at step {first_step}; for N more steps "
+                f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
+                f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
+            )
+        state = restore(run.initial_checkpoint_path, shardings, settings.model)
+        return state, run.initial_checkpoint_path
+    init = jax.jit(
+        lambda: states.init_state(settings.model, run.random_seed),
+        out_shardings=states.from_flat(shardings),
+    )
+    return init(), None
+
+
+def _batches_from(inputs: Inputs, origin: Path | str | None, step: int) -> Any:
+    """The batches, standing where the checkpoint's data stood; a new run begins its data at the
+    start."""
+    if isinstance(origin, Path):
+        position = read_extra(origin).get("data_position")
+        return inputs.batches.resume(position) if position else inputs.batches
+    return inputs.batches.resume({**inputs.batches.position(0), "step": step})
+
+
+def _compile(
+    settings: Settings,
+    mesh: Mesh,
+    state: TrainState,
+    batch: Mapping[str, Any],
+    frozen: frozenset[str],
+) -> tuple[Any, Any]:
+    """The update, compiled for these shapes, and the evaluation, compiled when first used."""
+    model = EncoderDecoder(settings.model)
+
+    def loss_fn(params: Any, features: Any, rng: Any) -> Any:
+        return loss_and_metrics(model, params, features, settings.losses, rng)
+
+    parts = StepParts(
+        loss_fn=loss_fn,
+        optimizer=settings.optimizer,
+        learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
+        num_expert_partitions=settings.run.num_expert_partitions,
+        seed=settings.run.random_seed,
+        frozen=frozen,
+    )
+    copied = sharding.named(mesh)
+    update = jax.jit(
+        make_update(parts),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), copied),
+    )
+    example = sharding.put_batch(mesh, batch, settings.run.microbatches)
+    compiled = update.lower(state, example).compile()
+    return compiled, jax.jit(make_eval(loss_fn), out_shardings=copied)
+
+
+def _validation(
+    settings: Settings,
+    inputs: Inputs,
+    mesh: Mesh,
+    evaluate: Any,
+    make_task_metric: MakeTaskMetric | None,
+) -> Validation | None:
+    if not inputs.held_out:
+        return None
+    batches = [
+        {name: jax.device_put(x, sharding.named(mesh, "batch")) for name, x in features.items()}
+        for features in inputs.held_out
+    ]
+    made = make_task_metric(settings, inputs) if make_task_metric else None
+    task_metric, names = made or (None, ())
+    return Validation(evaluate, batches, task_metric, names)

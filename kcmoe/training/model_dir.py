@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model directory: its `config.gin`, and what may not change once a run has begun there.
+
+Two kinds of settings are fixed for the life of a directory: sizes, because the weights have them,
+and what decides the batches, because a resumed run must see those that the stopped one would have
+seen. Everything else may change between starts (and the change is printed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kcmoe import gin_files
+from kcmoe.checkpoint import durable
+from kcmoe.config import ModelConfig
+from kcmoe.errors import UserError
+
+# Fields of ModelConfig that only say how, or how much, is computed; the weights do not have them.
+_FREE_MODEL_FIELDS = {
+    "group_size", "train_expert_capacity_factor", "eval_expert_capacity_factor", "scale",
+    "dropout_rate", "expert_dropout_rate", "activation_dtype", "moe_truncated_dtype",
+    "num_expert_replicas", "routing", "dispatch", "remat",
+}  # fmt: skip
+_SIZES = tuple(
+    field.metadata["macro"]
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in _FREE_MODEL_FIELDS
+)
+_BATCHES = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK")
+FIXED = frozenset((*_SIZES, *_BATCHES))
+
+
+def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:
+    """Compares the settings with those MODEL_DIR was begun with; writes nothing.
+
+    Returns:
+      The folder, which may not be there yet, and one line per setting that changed and may.
+
+    Raises:
+      UserError: if a fixed setting differs, or the folder cannot be written to.
+    """
+    text = str(macros.require("MODEL_DIR"))
+    if "://" in text:
+        raise UserError(
+            f"MODEL_DIR = {text!r} is in a bucket, but the engine trains into a folder of this "
+            "machine; copy it afterwards, or train with T5X, which writes to buckets"
+        )
+    path = Path(text)
+    above = existing(path)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"MODEL_DIR {path} cannot be written to: {above} is no folder one may write"
+        )
+    config = path / "config.gin"
+    if not config.exists():
+        return path, []
+    # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
+    before = gin_files.parse([str(config.absolute())], foreign=True)
+    return path, compare(path, before, macros)
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind."""
+    with durable.user_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another kcmoe train is writing to MODEL_DIR {path}; wait for it, stop it, "
+                "or take another MODEL_DIR"
+            ) from None
+        yield
+
+
+def compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per setting that changed; raises `UserError` if a fixed one did."""
+    changed = [name for name in sorted(before) if name in now and before[name] != now[name]]
+    fixed = [name for name in changed if name in FIXED]
+    if fixed:
+        listing = ", ".join(f"{name} {before[name]!r} -> {now[name]!r}" for name in fixed)
+        raise UserError(
+            f"MODEL_DIR {path} was begun with other settings: {listing}. Use the old ones to "
+            "continue, or a new MODEL_DIR (with INITIAL_CHECKPOINT_PATH to start from these "
+            "weights, where the sizes are equal)"
+        )
+    return [
+        f"changed     {name} {before[name]!r} -> {now[name]!r} since this directory was begun"
+        for name in changed
+        if name != "MODEL_DIR"
+    ]
+
+
+def write_config(path: Path, macros: gin_files.Macros) -> None:
+    """Writes the whole operative config to `path`/config.gin, at once or not at all."""
+    durable.write_file(path / "config.gin", gin_files.dump(macros).encode())

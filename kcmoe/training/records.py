@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves on disk per step: `metrics.jsonl` and TensorBoard events, without gaps or
+doubles.
+
+A record of step N is on disk before checkpoint N is, and whoever continues from checkpoint N first
+cuts off everything later than N. So after any stop both files hold each step exactly once.
+Event files are those of TensorBoard (and of T5X): length, masked CRC, protobuf, masked CRC.
+This file does not know what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcmoe.checkpoint import durable
+
+Values = Mapping[str, Any]  # name -> a number or an array of numbers
+
+_HEADER = struct.Struct("<QI")  # length of the payload, CRC of the length
+_CRC_BYTES = 4
+
+
+class Recorder:
+    """Appends one line and one event per step to a model directory."""
+
+    def __init__(self, model_dir: Path):
+        self._model_dir = model_dir
+        self._lines = open(model_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._events: dict[str, Any] = {}
+
+    def write(self, split: str, step: int, values: Values) -> None:
+        """Records `values` of update `step` (the first is 1) under "train" or "eval"."""
+        plain = {name: _plain(value) for name, value in values.items()}
+        with durable.user_errors(self._model_dir):
+            self._lines.write(json.dumps({"step": step, "split": split, **plain}) + "\n")
+            self._lines.flush()
+            if split not in self._events:
+                self._events[split] = _event_file(self._model_dir / split)
+            self._events[split].write_event(_event(step, plain))
+
+    def sync(self) -> None:
+        """Returns when everything written so far has reached the disk."""
+        with durable.user_errors(self._model_dir):
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            for events in self._events.values():
+                events.flush()
+
+    def close(self) -> None:
+        """Ends the files, on disk."""
+        self.sync()
+        self._lines.close()
+        for events in self._events.values():
+            events.close()
+
+
+def cut_after(model_dir: Path, step: int) -> None:
+    """Removes every record later than `step`, and a last record that was cut short by a kill."""
+    lines = model_dir / "metrics.jsonl"
+    if lines.exists():
+        _truncate(lines, _end_of_lines(lines, step))
+    for events in sorted(model_dir.glob("*/events.out.tfevents.*")):
+        _truncate(events, _end_of_events(events, step))
+
+
+def _truncate(path: Path, size: int) -> None:
+    if size < path.stat().st_size:
+        os.truncate(path, size)
+
+
+def _end_of_lines(path: Path, step: int) -> int:
+    """Bytes of `path` up to the first line that is later than `step` or broken."""
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            end += len(line)
+    return end
+
+
+def _end_of_events(path: Path, step: int) -> int:
+    """Bytes of an event file up to the first event that is later than `step` or cut short."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    end = 0
+    with open(path, "rb") as file:
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            length = _HEADER.unpack(header)[0]
+            payload = file.read(length + _CRC_BYTES)
+            if len(payload) < length + _CRC_BYTES:
+                break
+            if Event.FromString(payload[:length]).step > step:
+                break
+            end = file.tell()
+    return end
+
+
+def _plain(value: Any) -> Any:
+    """A number or nested list for JSON. JSON has no NaN, so what is not finite becomes its name."""
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(item) for item in array]
+    number = array.item()
+    if isinstance(number, float):
+        # Nine significant digits bring back every float32.
+        return float(f"{number:.9g}") if math.isfinite(number) else str(number)
+    return number
+
+
+def _event_file(folder: Path) -> Any:
+    from tensorboardX.event_file_writer import EventsWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # The name holds whole seconds only; two starts within one would overwrite each other.
+    return EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+
+
+def _event(step: int, values: Values) -> Any:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    scalars = []
+    for name, value in values.items():
+        many = isinstance(value, list)
+        for index, item in enumerate(value if many else [value]):
+            if isinstance(item, int | float):
+                tag = f"{name}/{index:02d}" if many else name
+                scalars.append(Summary.Value(tag=tag, simple_value=item))
+            elif isinstance(item, str) and item in ("nan", "inf", "-inf"):
+                scalars.append(Summary.Value(tag=name, simple_value=float(item)))
+    return Event(step=step, wall_time=time.time(), summary=Summary(value=scalars))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data and expert parallelism over the devices of one host.
+
+The mesh has T5X's two axes ('data', 'expert'). Rows of a batch are divided over both; experts,
+their gradients and their optimizer state over 'expert'; everything else is copied to every device.
+XLA inserts the exchange of tokens and the sums of gradients. Nothing here depends on what a number
+means, and the losses do not depend on the number of devices beyond the rounding of sums.
+
+Like t5x@cc342d4:t5x/contrib/moe/partitioning.py, without its 'model' axis: what needs it needs a
+pod.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kcmoe.config import ModelConfig
+from kcmoe.errors import UserError
+from kcmoe.model.axes import logical_axes
+
+DATA, EXPERT = "data", "expert"
+
+# Logical axis -> mesh axes. Every logical axis that is not named here is copied.
+RULES: Mapping[str, tuple[str, ...]] = {"batch": (DATA, EXPERT), "expert": (EXPERT,)}
+
+
+def make_mesh(
+    config: ModelConfig, num_expert_partitions: int, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A (data, expert) mesh over `devices`, all of this host unless given.
+
+    The expert axis is the largest number that divides the devices and the experts and does not pass
+    `num_expert_partitions`, as in T5X; a dense model has no expert axis.
+    """
+    devices = list(jax.local_devices() if devices is None else devices)
+    expert = 1
+    if config.is_sparse:
+        common = math.gcd(len(devices), config.num_experts)
+        expert = max(
+            n for n in range(1, common + 1) if common % n == 0 and n <= num_expert_partitions
+        )
+    grid = np.array(devices, dtype=object).reshape(len(devices) // expert, expert)
+    return Mesh(grid, (DATA, EXPERT))
+
+
+def named(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
+    """The sharding of an array with these logical axes, one per dimension."""
+    spec = [RULES.get(axis) if axis else None for axis in logical_axes]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def state_shardings(mesh: Mesh, flat_shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """A sharding for every leaf of a flat train state (`target/…`, `state/…`, as `state.to_flat`
+    gives).
+
+    Optimizer state of an expert parameter has the experts in front, like the parameter itself,
+    except for its unused members of shape [1].
+    """
+    parameters = {p.removeprefix("target/") for p in flat_shapes if p.startswith("target/")}
+    shardings = {}
+    for path, leaf in flat_shapes.items():
+        parameter = path.removeprefix("target/").removeprefix("state/param_states/")
+        if parameter not in parameters:  # optimizer state has one name more
+            parameter = parameter.rpartition("/")[0]
+        axes = logical_axes(parameter) if parameter in parameters else ()
+        if path.startswith("target/"):
+            shardings[path] = named(mesh, *axes)
+        elif axes[:1] == ("expert",) and leaf.ndim > 1:
+            shardings[path] = named(mesh, "expert")
+        else:
+            shardings[path] = named(mesh)
+    return shardings
+
+
+def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
+    """Raises `UserError` unless each microbatch divides over the devices."""
+    if num_microbatches < 1 or batch_size % num_microbatches:
+        raise UserError(
+            f"BATCH_SIZE = {batch_size} does not divide by NUM_MICROBATCHES = {num_microbatches}; "
+            f"{_suggest(batch_size, num_microbatches)}"
+        )
+    rows = batch_size // num_microbatches
+    if rows % mesh.size:
+        microbatch = f"a microbatch of {rows} rows (BATCH_SIZE {batch_size} / NUM_MICROBATCHES "
+        raise UserError(
+            f"{microbatch}{num_microbatches}) does not divide over {mesh.size} devices; "
+            f"{_suggest(batch_size, num_microbatches * mesh.size)}"
+        )
+
+
+def _suggest(batch_size: int, multiple: int) -> str:
+    """Names the nearest batch sizes that are a multiple of `multiple`."""
+    below = batch_size // multiple * multiple if multiple > 0 else 0
+    sizes = [size for size in (below, below + multiple) if size > 0]
+    if multiple < 1:
+        return "NUM_MICROBATCHES must be at least 1"
+    return "set BATCH_SIZE to " + " or ".join(str(size) for size in dict.fromkeys(sizes))
+
+
+def put_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray], num_microbatches: int
+) -> dict[str, jax.Array]:
+    """Sends a batch [B, …] to the devices as microbatches [M, B/M, …], rows divided over all
+    devices.
+
+    Microbatch i holds rows i*B/M to (i+1)*B/M, as in T5X: which rows are routed together must not
+    depend on the number of devices.
+    """
+    sharding = named(mesh, None, "batch")
+    return {
+        name: jax.device_put(value.reshape(num_microbatches, -1, *value.shape[1:]), sharding)
+        for name, value in batch.items()
+    }

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signs of trouble are noticed, and a healthy run is left in peace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kcmoe.training import health
+
+
+def test_effective_experts_by_hand() -> None:
+    assert health.effective_experts(np.full(8, 1 / 8)) == pytest.approx(8)
+    assert health.effective_experts(np.array([0.5, 0.5, 0, 0])) == pytest.approx(2)
+    assert health.effective_experts(np.array([1.0, 0, 0, 0])) == pytest.approx(1)
+
+
+def test_dead_experts_are_those_nobody_asked_for() -> None:
+    assert health.dead_experts(np.array([0.5, 0.5, 0.0, 0.0])) == 2
+
+
+def test_collapse_is_told_once_per_layer() -> None:
+    alarm = health.CollapseAlarm(num_experts=8, num_selected_experts=2)
+    even, collapsed = np.full(8, 1 / 8), np.array([0.5, 0.49, 0.01, 0, 0, 0, 0, 0])
+    told = []
+    for step in range(1, 3 * health.WINDOW_STEPS):
+        told += alarm.observe(step, {"encoder/layers_3/mlp": collapsed, "healthy": even})
+    assert len(told) == 1
+    assert f"step {health.WINDOW_STEPS}:" in told[0]
+    assert "encoder/layers_3/mlp" in told[0]
+    assert "2.1 of 8 experts" in told[0]
+
+
+def test_a_short_collapse_is_no_alarm() -> None:
+    alarm = health.CollapseAlarm(num_experts=8, num_selected_experts=2)
+    even, collapsed = np.full(8, 1 / 8), np.array([1.0, 0, 0, 0, 0, 0, 0, 0])
+    for step in range(1, 200):
+        load = collapsed if step % 50 < 10 else even
+        assert alarm.observe(step, {"layer": load}) == []
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
+def test_what_is_not_finite_is_named_with_its_step(name: str) -> None:
+    values = {"loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0}
+    health.check_finite(7, values)
+    with pytest.raises(health.NonFiniteError, match=f"{name} is nan at step 7"):
+        health.check_finite(7, {**values, name: float("nan")})

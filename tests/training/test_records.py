@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records: each step once, whatever was cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kcmoe.training.records import Recorder, cut_after
+
+
+def event_steps(model_dir: Path, split: str = "train") -> list[int]:
+    """Steps with values, as TensorBoard's own format says."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    steps = []
+    for path in sorted((model_dir / split).glob("events*")):
+        content = path.read_bytes()
+        at = 0
+        while at < len(content):
+            length = int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            if event.summary.value:
+                steps.append(event.step)
+            at += 12 + length + 4
+        assert at == len(content)
+    return steps
+
+
+def line_steps(model_dir: Path) -> list[int]:
+    lines = (model_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def write(model_dir: Path, steps: range) -> None:
+    recorder = Recorder(model_dir)
+    for step in steps:
+        recorder.write("train", step, {"loss": 1.0 / step, "load": np.array([0.25, 0.75])})
+    recorder.close()
+
+
+def test_values_come_back(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    loss = np.float32(0.1) + np.float32(1e-7)
+    recorder.write("train", 1, {"loss": loss, "dead": 3, "load": np.float32([0.5, 0.5])})
+    recorder.write("train", 2, {"loss": np.float32("nan")})
+    recorder.close()
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert np.float32(first["loss"]) == loss
+    assert (first["dead"], first["load"]) == (3, [0.5, 0.5])
+    assert second["loss"] == "nan"
+    assert event_steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("restored", [0, 1, 4, 9])
+def test_continuing_neither_doubles_nor_loses_steps(tmp_path: Path, restored: int) -> None:
+    write(tmp_path, range(1, 8))
+    cut_after(tmp_path, restored)
+    write(tmp_path, range(min(restored, 7) + 1, 11))
+    assert line_steps(tmp_path) == list(range(1, 11))
+    assert event_steps(tmp_path) == list(range(1, 11))
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 5, 40])
+def test_a_record_cut_short_by_a_kill_is_dropped(tmp_path: Path, lost_bytes: int) -> None:
+    write(tmp_path, range(1, 4))
+    for path in [tmp_path / "metrics.jsonl", *(tmp_path / "train").iterdir()]:
+        path.write_bytes(path.read_bytes()[:-lost_bytes])
+    cut_after(tmp_path, 100)
+    assert line_steps(tmp_path) == [1, 2]
+    assert event_steps(tmp_path) == [1, 2]
+
+
+def test_a_model_directory_without_records_is_fine(tmp_path: Path) -> None:
+    cut_after(tmp_path, 5)
+    assert list(tmp_path.iterdir()) == []
