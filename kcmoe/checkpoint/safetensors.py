@@ -80,6 +80,9 @@ class SafetensorsReader(Reader):
                     f"{self.path} is damaged: {file}: {error}; take another checkpoint"
                 ) from error
             end = os.path.getsize(Path(self.path) / file)
+            needed = max((start + leaf.nbytes for leaf, start in places.values()), default=end)
+            if needed < end:
+                problems[file] = f"{end:,} bytes, {end - needed:,} more than its header tells of"
             for path, (leaf, start) in places.items():
                 if start + leaf.nbytes > end:
                     problems[path] = (
