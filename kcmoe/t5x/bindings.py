@@ -9,6 +9,7 @@ that cannot be read stops the run at once, with one line and exit status 2.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,11 @@ from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
+
+if os.environ.get("KCMOE_DISTRIBUTED"):
+    # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs
+    # alone, and this import is the last moment: afterwards T5X asks JAX for its devices.
+    jax.distributed.initialize()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

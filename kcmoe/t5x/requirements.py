@@ -55,7 +55,7 @@ def check_seqio() -> None:
     missing = [name for name in ("seqio", "t5", "tensorflow_text") if not _is_here(name)]
     if missing:
         raise MissingPackage(
-            f"kcmoe.t5x needs {', '.join(missing)}: pip install 'kcmoe[seqio]'. To train with T5X, then "
+            f"kcmoe.t5x needs {', '.join(missing)}: pip install 'kcmoe[seqio]'; to train with T5X, "
             f"{_how_to_install()}"
         )
 
@@ -90,4 +90,4 @@ def _is_here(module: str) -> bool:
 
 def _how_to_install() -> str:
     commits = ", ".join(f"{name}@{commit[:7]}" for name, commit in tested_commits().items())
-    return f"pip install --no-deps -r {_FILE} (tested: {commits})"
+    return f"pip install 'kcmoe[t5x]', then pip install --no-deps -r {_FILE} (tested: {commits})"
