@@ -27,6 +27,7 @@ CONFIG_MODULES = [
     "kcmoe.training.config",
     "kcmoe.tasks",
     "kcmoe.data.settings",
+    "kcmoe.inference.loading",
 ]
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe predict`: lines in, JSON lines out, in the same order.
+
+Everything that can be wrong with the input is found before the first line of output. Results are written
+while later lines are still being computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kcmoe import arguments
+from kcmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from kcmoe.inference.predict import LanguageModel
+
+GENERATE = "generate"
+_LINES_AT_ONCE = 8192  # results held back until all of these are done, so that buckets fill
+
+_EPILOG = """\
+examples:
+  echo '정말 재밌어요' | kcmoe predict --checkpoint=runs/nsmc/checkpoint_14000 --task=nsmc
+  {"text": "정말 재밌어요", "label": "긍정적", "probabilities": {"부정적": 0.02, "긍정적": 0.98}}
+
+  echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny --task=generate
+  {"text": "오늘 <extra_id_0> 좋다", "generated": "<extra_id_0> 날씨가 <extra_id_1>"}
+
+Input is UTF-8, one text per line; tasks with several columns (kornli) take them separated by tabs. An empty
+line is an empty text, so output line N belongs to input line N.
+"""
+
+
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        prog="kcmoe predict",
+        description="Labels with probabilities, or generated text, for the lines of a file.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="dir/checkpoint_N, or dir for its newest"
+    )
+    parser.add_argument(
+        "--task", help="a task with labels, e.g. nsmc; or generate. Default: the task of the run"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="gin file with the sizes, if config.gin is not beside it"
+    )
+    parser.add_argument("--beam_size", type=int, default=1, help="of --task=generate; 1 is greedy")
+    parser.add_argument("--max_tokens", type=int, help="longest answer of --task=generate")
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="- is standard input")
+    arguments.add_gin_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `kcmoe predict --help`."""
+    args, macros = arguments.parse_with_gin(_parser(), argv)
+    _check_choice(args.task)
+    logging.basicConfig(format="kcmoe predict: %(message)s")
+    from kcmoe.inference import texts
+
+    lines = texts.read_lines(args.file)
+    output = _utf8(sys.stdout)
+    if not lines:
+        print(f"kcmoe predict: {args.file} has no lines", file=sys.stderr)
+        return 0
+
+    from kcmoe.inference.predict import LanguageModel
+
+    model = LanguageModel.load(args.checkpoint, config=args.config, **dict(macros))
+    for result in _results(model, lines, args):
+        print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
+    return 0
+
+
+def _check_choice(task: str | None) -> None:
+    """Finds a misspelt task before anything is loaded."""
+    from kcmoe.errors import near_misses
+    from kcmoe.tasks import TASKS
+
+    if task in (None, GENERATE, *TASKS):
+        return
+    close = near_misses(str(task), [GENERATE, *TASKS])
+    if close:
+        raise UserError(f"no task is called {task}.{close}")
+
+
+def _utf8(stream: TextIO) -> TextIO:
+    """Output is UTF-8 whatever the locale says; JSON is."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8")
+    return stream
+
+
+def _results(
+    model: LanguageModel, lines: Sequence[str], args: argparse.Namespace
+) -> Iterator[Mapping[str, Any]]:
+    """One JSON object per line, in order; all lines are checked and encoded before the first."""
+    from tqdm import tqdm
+
+    empty = sum(not line.strip() for line in lines)
+    if empty:
+        logging.getLogger(__name__).warning(
+            "%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}"
+        )
+    task = None if args.task == GENERATE else model.task(args.task)
+    if task is None:
+        ids = model.encode(lines, sentinels=True, name="lines")
+    else:
+        model.answers(task)
+        ids = model.encode(_prompts(task, lines), name="lines")
+    # On a terminal only, and only when there is something to wait for.
+    quiet = True if len(lines) < 100 else None
+    with tqdm(total=len(lines), disable=quiet, unit="line", file=sys.stderr) as bar:
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            part = slice(start, start + _LINES_AT_ONCE)
+            if task is None:
+                generated = model.generate_ids(
+                    ids[part], args.beam_size, max_tokens=args.max_tokens, advance=bar.update
+                )
+                for text, answer in zip(lines[part], generated, strict=True):
+                    yield {"text": text, "generated": answer}
+                continue
+            for text, prediction in zip(
+                lines[part], model.classify_ids(ids[part], task, bar.update), strict=True
+            ):
+                yield {
+                    "text": text,
+                    "label": prediction.label,
+                    "probabilities": {k: round(p, 6) for k, p in prediction.probabilities.items()},
+                }
+
+
+def _prompts(task: Any, lines: Sequence[str]) -> list[str]:
+    from kcmoe.inference import texts
+
+    columns = task.input_columns
+    if len(columns) == 1:
+        return texts.prompts(task, lines, "lines")
+    rows = [line.split("\t") for line in lines]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise UserError(
+                f"line {number} has {len(row)} columns between tabs, but {task.name} needs "
+                f"{len(columns)}: {', '.join(columns)}"
+            )
+    return texts.prompts(task, rows, "lines")

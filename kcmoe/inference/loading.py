@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the path of a checkpoint to what inference needs: settings, parameters, vocabulary.
+
+Settings are those of `config.gin` beside the checkpoint (or a file named instead), and over them those of
+the caller. Routing is dropless unless the caller says otherwise, whatever the training run had: only then
+is a line's answer its own. Optimizer state is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kcmoe import config as configs
+from kcmoe import gin_files
+from kcmoe.checkpoint import manage
+from kcmoe.config import GinConfig, ModelConfig, macro
+from kcmoe.errors import UserError
+from kcmoe.inference.bucketing import inference_config
+from kcmoe.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from kcmoe.checkpoint.reader import Reader
+
+BASE = "configs/engine/engine.gin"
+CONFIG_FILE = "config.gin"
+_LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings do not say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceConfig(GinConfig):
+    """How prediction and evaluation compute, never what."""
+
+    tokens: int | None = macro(
+        "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"
+    )
+
+    def check(self) -> None:
+        if self.tokens is not None and self.tokens < 1:
+            raise UserError(f"PREDICT_TOKENS = {self.tokens}, but it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready for use.
+
+    Attributes:
+      checkpoint: its folder.
+      step: training step.
+      macros: all settings.
+      config: the model as inference runs it.
+      params: path -> float32 array on the device.
+      vocabulary: of the texts.
+      lengths: {"inputs": tokens, "targets": tokens}, EOS included; longer texts are cut.
+      tokens: tokens to compute at once.
+    """
+
+    checkpoint: str
+    step: int
+    macros: gin_files.Macros
+    config: ModelConfig
+    params: dict[str, Any]
+    vocabulary: Vocabulary
+    lengths: Mapping[str, int]
+    tokens: int
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> str:
+    """`path`, or the newest checkpoint of the model directory `path`.
+
+    Raises:
+      UserError: if there is nothing of that name.
+    """
+    text = os.fspath(path).rstrip("/") or "/"
+    if "://" in text:
+        return text
+    if not os.path.exists(text):
+        parent = os.path.dirname(os.path.abspath(text))
+        names = ", ".join(one.name for one in manage.all_checkpoints(parent)[-5:])
+        hint = f" There are {names} in {parent}." if names else ""
+        raise UserError(f"there is no checkpoint {text}.{hint}")
+    newest = manage.latest(text)
+    return text if newest is None else str(newest)
+
+
+def find_config(checkpoint: str) -> str | None:
+    """`config.gin` in the folder of the checkpoint or the one above it, None if there is none."""
+    if "://" in checkpoint:
+        return f"{os.path.dirname(checkpoint)}/{CONFIG_FILE}"
+    folder = os.path.abspath(checkpoint)
+    for place in (folder, os.path.dirname(folder)):
+        if os.path.isfile(os.path.join(place, CONFIG_FILE)):
+            return os.path.join(place, CONFIG_FILE)
+    return None
+
+
+def read_settings(
+    checkpoint: str, config: str | None = None, given: Mapping[str, Any] | None = None
+) -> gin_files.Macros:
+    """All settings for using `checkpoint`: the engine's, then those of its run, then `given`.
+
+    Raises:
+      UserError: if no config is beside the checkpoint and none is named, or a given name is unknown.
+    """
+    given = given or {}
+    found = config or find_config(checkpoint)
+    beside = _safetensors_settings(checkpoint) if found is None else {}
+    if found is None and "NUM_ENCODER_LAYERS" not in {**beside, **given}:
+        raise UserError(
+            f"there is no {CONFIG_FILE} beside {checkpoint}, so its sizes are unknown; "
+            "name a gin file that has them, e.g. configs/sizes/base.gin, as config"
+        )
+    files = [BASE] if found is None else [BASE, found]
+    # `foreign`: T5X's config.gin has imports and bindings beside the macros.
+    macros = gin_files.parse(files, foreign=True)
+    if given:
+        configs.check_names(gin_files.parse().replace(**given))
+    return macros.replace(**{**beside, "ROUTING": "dropless", **given})
+
+
+def _safetensors_settings(checkpoint: str) -> dict[str, Any]:
+    """The macros in the config.json that `kcmoe checkpoint convert` writes beside safetensors, or {}."""
+    try:
+        with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
+            fields = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(fields, dict) or fields.get("model_type") != "kcmoe":
+        return {}
+    return {name: value for name, value in fields.items() if name.isupper()}
+
+
+def load(
+    path: str | os.PathLike[str],
+    config: str | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """Reads a checkpoint for inference.
+
+    Args:
+      path: a checkpoint, or a model directory for its newest one; a bucket works too.
+      config: gin file with the sizes, where no config.gin is beside the checkpoint.
+      given: macros that win over those of the file.
+
+    Raises:
+      UserError: for anything missing, damaged or unfit, with what and where.
+    """
+    import jax
+
+    from kcmoe.checkpoint.reader import open_checkpoint
+
+    checkpoint = find_checkpoint(path)
+    macros = read_settings(checkpoint, config, given)
+    model = ModelConfig.from_macros(macros)
+    vocabulary = Vocabulary(macros.get("VOCABULARY_FILE"))
+    if vocabulary.size > model.num_embeddings:
+        raise UserError(
+            f"{vocabulary.path} has {vocabulary.size:,} pieces, but the embedding of {checkpoint} "
+            f"has {model.num_embeddings:,} rows; set VOCABULARY_FILE to the vocabulary it was trained with"
+        )
+    reader = open_checkpoint(checkpoint)
+    params = jax.device_put(_read_params(reader, model))
+    tokens = InferenceConfig.from_macros(macros).tokens or _default_tokens(params)
+    return Loaded(
+        checkpoint=checkpoint,
+        step=reader.step,
+        macros=macros,
+        config=inference_config(model, model.routing),
+        params=params,
+        vocabulary=vocabulary,
+        lengths=_lengths(macros),
+        tokens=tokens,
+    )
+
+
+def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
+    """path -> float32 array; a checkpoint converted to bfloat16 or float16 is widened."""
+    import jax
+    import numpy as np
+
+    from kcmoe.checkpoint.restoring import restore
+    from kcmoe.training.state import init_params
+
+    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    here = reader.scan()[0]
+    expected = {}
+    for name, leaf in shapes.items():
+        path, dtype = f"target/{name}", np.dtype(leaf.dtype)
+        if path in here and here[path].dtype.name in ("bfloat16", "float16"):
+            dtype = here[path].dtype
+        expected[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
+    restored = restore(reader, expected, ["target/"])
+    return {
+        path.removeprefix("target/"): np.asarray(values, np.float32)
+        for path, values in restored.items()
+    }
+
+
+def _default_tokens(params: Mapping[str, Any]) -> int:
+    from kcmoe.inference.bucketing import default_tokens
+
+    return default_tokens(sum(leaf.size for leaf in params.values()))
+
+
+def _lengths(macros: Mapping[str, Any]) -> Mapping[str, int]:
+    lengths = {**_LENGTHS, **dict(macros.get("TASK_FEATURE_LENGTHS") or {})}
+    for name in ("inputs", "targets"):
+        if not isinstance(lengths[name], int) or lengths[name] < 2:
+            raise UserError(f"TASK_FEATURE_LENGTHS = {lengths!r}: {name} must be a number above 1")
+    return lengths

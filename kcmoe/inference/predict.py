@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LanguageModel`: texts in, labels, texts or log-likelihoods out.
+
+Results come in the order of the inputs, and each is a function of its own text: every length of text has
+one fixed shape (`bucketing.py`) and routing drops no token. Imports no TensorFlow and no MeCab.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from kcmoe.errors import UserError
+from kcmoe.inference import batched, loading
+from kcmoe.inference import texts as texts_lib
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.tasks import Mixture, Task, get_task
+
+_log = logging.getLogger(__name__)
+_LONGEST_TARGET = 512  # tokens that `score` takes; training never saw longer ones
+Advance = Callable[[int], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One classified text.
+
+    Attributes:
+      label: the likeliest label word.
+      probabilities: label word -> probability among the label words; they sum to 1.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class LanguageModel:
+    """A checkpoint in use; made by `kcmoe.load`.
+
+    Attributes:
+      loaded: settings, parameters and vocabulary.
+      model: the Flax module.
+    """
+
+    def __init__(self, loaded: loading.Loaded):
+        self.loaded = loaded
+        self.model = EncoderDecoder(loaded.config)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], config: str | None = None, **settings: object
+    ) -> Self:
+        """See `kcmoe.load`."""
+        from kcmoe.training import compilation_cache
+
+        compilation_cache.enable()
+        return cls(loading.load(path, config, settings))
+
+    def classify(
+        self, texts: Iterable[texts_lib.Row], task: str | Task | None = None
+    ) -> list[Prediction]:
+        """The likeliest label of each text, with the probability of every label.
+
+        Args:
+          texts: texts; for a task with several input columns, mappings by column or tuples in their order.
+            A `<extra_id_0>` inside is plain text.
+          task: name of a task with labels; by default that of the run.
+
+        Raises:
+          UserError: for an unknown task, one without labels, or an input that is no text.
+        """
+        chosen = self.task(task)
+        self.answers(chosen)
+        return self.classify_ids(self.encode(texts_lib.prompts(chosen, texts)), chosen)
+
+    def generate(
+        self,
+        texts: Iterable[str],
+        beam_size: int = 1,
+        *,
+        max_tokens: int | None = None,
+        alpha: float = 0.6,
+    ) -> list[str]:
+        """What the model continues each text with.
+
+        Args:
+          texts: inputs as the model was trained on; `<extra_id_0>` (or `<unused0>`) is a sentinel.
+          beam_size: beams of the search; 1 is greedy.
+          max_tokens: longest answer, by default that of training.
+          alpha: strength of the brevity penalty of the search.
+
+        Raises:
+          UserError: for an input that is no text, or a sentinel that the vocabulary lacks.
+        """
+        ids = self.encode(texts_lib.checked(texts), sentinels=True)
+        return self.generate_ids(ids, beam_size, max_tokens=max_tokens, alpha=alpha)
+
+    def score(self, inputs: Iterable[str], targets: Iterable[str]) -> np.ndarray:
+        """Log-likelihood of each target given its input, end of sequence included.
+
+        Args:
+          inputs: as for `generate`: `<extra_id_0>` is a sentinel.
+          targets: as many texts, `<extra_id_0>` likewise.
+
+        Returns:
+          float32 [N].
+
+        Raises:
+          UserError: for inputs that are no texts, or not as many as targets.
+        """
+        given = texts_lib.checked(inputs, "inputs")
+        wanted = texts_lib.checked(targets, "targets")
+        if len(given) != len(wanted):
+            raise UserError(f"there are {len(given)} inputs but {len(wanted)} targets")
+        longest = self.loaded.lengths["inputs"]
+        return batched.score(
+            self.model,
+            self.loaded.params,
+            self.encode(given, sentinels=True, name="inputs"),
+            self.encode(wanted, sentinels=True, longest=_LONGEST_TARGET, name="targets"),
+            longest=(longest, _LONGEST_TARGET),
+            tokens=self.loaded.tokens,
+        )
+
+    def task(self, task: str | Task | None) -> Task:
+        """The task meant: by name, that of the run for None; gin settings of the run's own task count."""
+        if isinstance(task, Task):
+            return task
+        macros = self.loaded.macros
+        own = macros.get("MIXTURE_OR_TASK_NAME")
+        if task is None and own is None:
+            raise UserError(f'{self.loaded.checkpoint} names no task; say which, e.g. task="nsmc"')
+        found = get_task(macros if task in (None, own) else str(task))
+        if isinstance(found, Mixture):
+            raise UserError(f"{found.name} is a mixture; name one of its tasks")
+        return found
+
+    def answers(self, task: Task) -> tuple[str, ...]:
+        """What `classify` chooses among; `UserError` if the task has no labels."""
+        from kcmoe.inference.answers import answers
+
+        found = answers(task)
+        if not found:
+            raise UserError(f"task {task.name} has no labels to choose from; use generate")
+        return found
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        sentinels: bool = False,
+        longest: int | None = None,
+        name: str = "texts",
+    ) -> list[list[int]]:
+        """Ids of each text with EOS, cut to `longest` tokens; says how many were cut."""
+        vocabulary = self.loaded.vocabulary
+        longest = longest or self.loaded.lengths["inputs"]
+        if sentinels:
+            ids = [vocabulary.encode_with_sentinels(text) for text in texts]
+        else:
+            ids = vocabulary.encode_batch(texts, threads=os.cpu_count() or 1)
+        cut = [i for i, one in enumerate(ids) if len(one) >= longest]
+        if cut:
+            _log.warning(
+                "%s of %s %s are longer than %s tokens and were cut, the first being number %s "
+                "with %s tokens",
+                *(f"{n:,}" for n in (len(cut), len(ids))),
+                name,
+                *(f"{n:,}" for n in (longest - 1, cut[0] + 1, len(ids[cut[0]]))),
+            )
+        return [[*one[: longest - 1], vocabulary.eos_id] for one in ids]
+
+    def classify_ids(
+        self, ids: Sequence[Sequence[int]], task: Task, advance: Advance | None = None
+    ) -> list[Prediction]:
+        """`classify` for prompts from `encode`; `advance` is told how many are done."""
+        words = self.answers(task)
+        log_likelihoods = batched.rank(
+            self.model,
+            self.loaded.params,
+            ids,
+            self.encode(words, longest=_LONGEST_TARGET),
+            longest=self.loaded.lengths["inputs"],
+            tokens=self.loaded.tokens,
+            advance=advance,
+        )
+        return [
+            Prediction(words[int(np.argmax(row))], dict(zip(words, row.tolist(), strict=True)))
+            for row in probabilities(log_likelihoods)
+        ]
+
+    def generate_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        beam_size: int = 1,
+        *,
+        max_tokens: int | None = None,
+        alpha: float = 0.6,
+        advance: Advance | None = None,
+    ) -> list[str]:
+        """`generate` for inputs from `encode`; `advance` is told how many are done."""
+        max_tokens = self.loaded.lengths["targets"] if max_tokens is None else max_tokens
+        for name, value in (("beam_size", beam_size), ("max_tokens", max_tokens)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}, but it must be a whole number above zero")
+        if not 2 * beam_size <= self.loaded.config.num_embeddings:
+            raise UserError(f"beam_size {beam_size} is more than half the vocabulary")
+        found = batched.generate(
+            self.model,
+            self.loaded.params,
+            ids,
+            longest=self.loaded.lengths["inputs"],
+            tokens=self.loaded.tokens,
+            max_tokens=max_tokens,
+            beam_size=beam_size,
+            alpha=alpha,
+            advance=advance,
+        )
+        return [self.loaded.vocabulary.decode(row) for row in found]
+
+
+def probabilities(log_likelihoods: np.ndarray) -> np.ndarray:
+    """Softmax over labels: float32 [N, K] -> float64 [N, K], rows adding up to 1."""
+    shifted = log_likelihoods.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True, initial=-np.inf)
+    weights = np.exp(shifted)
+    result: Any = weights / weights.sum(axis=1, keepdims=True)
+    return result
