@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How should a Korean vocabulary respect morphemes? Plain, spaced, delimited and ours, same lines, same size.
+
+    python benchmarks/vocabulary.py --data=../shared/data --output=DIR
+
+Trains each way through `kcmoe tokenizer train`'s own code, with and without byte fallback, and prints
+`kcmoe tokenizer report` on text that none has seen. A vocabulary that is already in DIR with the same
+settings is not trained again, so an interrupted run goes on. All 697,033 lines take an hour on two
+cores; --lines=100000 --size=16000 shows the same picture in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from kcmoe import gin_files  # noqa: E402
+from kcmoe.errors import UserError  # noqa: E402
+from kcmoe.tokenizer import fit, report, report_output, trainer  # noqa: E402
+from kcmoe.tokenizer.settings import TokenizerConfig  # noqa: E402
+
+_CONFIG = "configs/tokenizer/unigram_32k.gin"
+_TEXTS = ("comments/validation.parquet", "nsmc/test.parquet:document")
+
+# Every difference from the vocabulary that ships.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "ours": {},
+    "ours_no_bytes": {"TOKENIZER_BYTE_FALLBACK": False},
+    "ours_loose": {"TOKENIZER_MIN_INSIDE_SHARE": 0.0},
+    "delimiter": {"TOKENIZER_SEGMENTATION": "delimiter"},
+    "spaces": {"TOKENIZER_SEGMENTATION": "spaces"},
+    "spaces_no_bytes": {"TOKENIZER_SEGMENTATION": "spaces", "TOKENIZER_BYTE_FALLBACK": False},
+    "plain": {"TOKENIZER_SEGMENTATION": "none"},
+    "plain_no_bytes": {"TOKENIZER_SEGMENTATION": "none", "TOKENIZER_BYTE_FALLBACK": False},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what is missing and prints the comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="../shared/data", help="folder of comments/ and nsmc/")
+    parser.add_argument("--output", required=True, help="folder of the vocabularies and the report")
+    parser.add_argument("--lines", type=int, default=0, help="learn from this many lines; 0 is all")
+    parser.add_argument("--size", type=int, default=32_000, help="pieces")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="which, in this order")
+    args = parser.parse_args(argv)
+    chosen = args.variants.split(",")
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        parser.error(f"no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
+    folder = Path(args.output)
+    try:
+        models = [_vocabulary(name, folder, args.data, args.size, args.lines) for name in chosen]
+        texts = [report.read_text(f"{args.data}/{text}") for text in _TEXTS]
+        measures = [report.measure(model, text) for text in texts for model in models]
+        report_output.write_json(measures, folder / "report.json")
+        report_output.write_plot(measures, folder / "report.png")
+    except UserError as error:
+        print(f"vocabulary.py: {error}", file=sys.stderr)
+        return 2
+    print(report_output.tables(measures))
+    return 0
+
+
+def _vocabulary(name: str, folder: Path, data: str, size: int, lines: int) -> Path:
+    """Trains one variant, or finds it. Where the text cannot give `size` pieces, the largest it can."""
+    macros = gin_files.parse([_CONFIG]).replace(
+        **VARIANTS[name],
+        DATA_DIR=data,
+        TOKENIZER_VOCAB_SIZE=size,
+        TOKENIZER_OUTPUT=str(folder / f"{name}.model"),
+        **({"TOKENIZER_SAMPLE_LINES": lines} if lines else {}),
+    )
+    config = TokenizerConfig.from_macros(macros)
+    if _is_trained(config):
+        return Path(config.output)
+    print(f"\n{name}: {dict(VARIANTS[name])}", flush=True)
+    try:
+        result = trainer.train(config, print)
+    except fit.VocabularySizeError as error:
+        print(f"{name}: {error}", flush=True)
+        return _vocabulary(name, folder, data, error.nearest, lines)
+    print(f"{name}: {result.seconds:.0f} s, {result.peak_bytes / 1e9:.2f} GB", flush=True)
+    return result.model
+
+
+def _is_trained(config: TokenizerConfig) -> bool:
+    """Whether the output exists and its record names the same settings."""
+    record = Path(config.output).with_suffix(".json")
+    if not (record.is_file() and Path(config.output).is_file()):
+        return False
+    found = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    wanted = {
+        field.metadata["macro"]: getattr(config, field.name) for field in dataclasses.fields(config)
+    }
+    return all(wanted[name] == value for name, value in found.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

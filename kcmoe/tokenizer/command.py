@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe tokenizer train|report`: parses, calls, prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kcmoe import config, resources
+from kcmoe.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.errors import UserError, near_misses
+
+_USAGE = """usage: kcmoe tokenizer train|report [options]
+
+  train    learn a vocabulary from a corpus, no piece larger than a morpheme
+  report   measure vocabularies on held-out text, side by side
+
+examples:
+  kcmoe tokenizer train --gin_file=configs/tokenizer/unigram_32k.gin --gin.DATA_DIR='"data"'
+  kcmoe tokenizer report vocab/kcmoe_32k.model other.model --text=data/comments/validation.parquet
+
+`kcmoe tokenizer train --help` and `kcmoe tokenizer report --help` explain more."""
+
+_TRAIN_EPILOG = """example:
+  kcmoe tokenizer train --gin_file=configs/tokenizer/unigram_32k.gin --gin.DATA_DIR='"data"' \\
+    --gin.TOKENIZER_CORPUS='["comments/train-*.parquet"]' --gin.TOKENIZER_OUTPUT='"vocab/mine.model"'
+
+Writes mine.model, its twin mine.100extra.model with the sentinels, and mine.json, which records the
+settings, versions and checksums. Prints the expected memory and time first. Needs kcmoe[tokenizer]."""
+
+_REPORT_EPILOG = """example:
+  kcmoe tokenizer report vocab/kcmoe_32k.model other.model \\
+    --text=data/comments/validation.parquet --text=data/nsmc/test.parquet:document --plot=report.png
+
+A text is a file with or without the name of its column, which otherwise is "text". Boundaries are
+compared with MeCab's where it is installed (kcmoe[tokenizer])."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `kcmoe tokenizer`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    actions = {"train": _train, "report": _report}
+    if argv[0] not in actions:
+        hint = near_misses(argv[0], actions)
+        raise UserError(
+            f"tokenizer does not {argv[0]}.{hint} It is `kcmoe tokenizer train` or `report`"
+        )
+    return actions[argv[0]](argv[1:])
+
+
+def _train(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="kcmoe tokenizer train",
+        description="Learns a morpheme-aware vocabulary.",
+        epilog=_TRAIN_EPILOG,
+    )
+    add_gin_arguments(parser)
+    args, macros = parse_with_gin(parser, argv)
+    if not args.gin_file:
+        raise UserError("which settings? Add --gin_file=configs/tokenizer/unigram_32k.gin")
+
+    from kcmoe.tokenizer import trainer
+    from kcmoe.tokenizer.settings import TokenizerConfig
+
+    config.check_names(macros)
+    result = trainer.train(
+        TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)
+    )
+    print(
+        f"{result.model}, {result.twin} and {result.record} from {result.lines:,} lines in "
+        f"{result.seconds:.0f} s; SentencePiece held {result.peak_bytes / 1e9:.2f} GB"
+    )
+    print(f"measure it with: kcmoe tokenizer report {result.model} --text=FILE")
+    return 0
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="kcmoe tokenizer report",
+        description="Measures vocabularies on text they have not seen.",
+        epilog=_REPORT_EPILOG,
+    )
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="SentencePiece models; ours if none"
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILE[:COLUMN]",
+        help="held-out text; may be repeated",
+    )
+    parser.add_argument(
+        "--lines", type=int, default=0, metavar="N", help="first N lines of each text"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write every measure here")
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw the measures")
+    args = parser.parse_args(argv)
+    if not args.text:
+        raise UserError("which text? Add --text=FILE, e.g. --text=data/comments/validation.parquet")
+    if args.lines < 0:
+        raise UserError(f"--lines={args.lines}, but it must be 1 or more")
+
+    from kcmoe.tokenizer import report, report_output
+
+    models = args.models or [str(resources.find("vocab/kcmoe_32k.model"))]
+    texts = [report.read_text(text, args.lines) for text in args.text]
+    measures = [report.measure(model, text) for text in texts for model in models]
+    print(report_output.tables(measures))
+    if args.json:
+        report_output.write_json(measures, Path(args.json))
+    if args.plot:
+        report_output.write_plot(measures, Path(args.plot))
+    return 0

