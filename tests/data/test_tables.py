@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kcmoe.data import tables
+from kcmoe.errors import UserError
+
+
+def read(path, columns=("text",), **options):
+    report = tables.Report()
+    chunks = list(tables.read_chunks(str(path), columns, report=report, **options))
+    return {c: [v for chunk in chunks for v in chunk[c]] for c in columns}, report
+
+
+def written(path, content, encoding="utf-8"):
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", 'id\ttext\tlabel\n1\t그는 "안녕" 했다\t0\n2\t\t1\n'),
+        ("a.csv", 'id,text,label\n1,"그는 ""안녕"" 했다",0\n2,,1\n'),
+        (
+            "a.jsonl",
+            '{"id": "1", "text": "그는 \\"안녕\\" 했다", "label": "0"}\n\n'
+            '{"label": "1", "text": "", "id": "2"}\n',
+        ),
+        (
+            "a.json",
+            '[{"id": "1", "text": "그는 \\"안녕\\" 했다", "label": "0"},\n'
+            '{"label": "1", "text": "", "id": "2"}]',
+        ),
+        ("ratings.txt", 'id\ttext\tlabel\r\n1\t그는 "안녕" 했다\t0\r\n2\t\t1\r\n'),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, content):
+    rows, report = read(written(tmp_path / name, content), ("text", "label"))
+    assert rows == {"text": ['그는 "안녕" 했다', ""], "label": ["0", "1"]}
+    assert report.rows == 2
+
+
+def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
+    path = written(tmp_path / "a.txt", "\ufeff가\u2028나\x0b다\r\n\n라")
+    assert read(path, ("any",))[0]["any"] == ["가\u2028나\x0b다", "", "라"]
+    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
+        file.write("가\n나\n".encode())
+    assert read(tmp_path / "a.txt.gz")[0]["text"] == ["가", "나"]
+
+
+def test_encodings(tmp_path):
+    korean = "영화가 정말 재미있었어요\n" * 50
+    path = written(tmp_path / "a.txt", korean, "cp949")
+    with pytest.raises(UserError, match="CP949.*TASK_ENCODING"):
+        read(path)
+    assert len(read(path, encoding="cp949")[0]["text"]) == 50
+    assert len(read(written(tmp_path / "b.txt", korean, "utf-16"))[0]["text"]) == 50
+    with pytest.raises(UserError, match="no encoding is called utf-80"):
+        read(path, encoding="utf-80")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason", "good"),
+    [
+        ("a.tsv", "text\tlabel\n가\t1\n나\n다\t0\n", "wrong number of cells", ["가", "다"]),
+        ("a.jsonl", '{"text": "가"}\n{"text": \n{"text": "다"}\n', "not JSON", ["가", "다"]),
+        ("a.jsonl", '{"text": "가"}\n[1]\n{"text": "다"}\n', "not a JSON object", ["가", "다"]),
+        ("a.jsonl", '{"text": "가"}\n{"txt": "나"}\n', "no column text", ["가"]),
+        ("a.jsonl", '{"text": "가"}\n{"text": "\\ud800"}\n', "half a surrogate pair", ["가"]),
+        ("a.jsonl", '{"text": "가"}\n{"text": ["나"]}\n', "a list or object", ["가"]),
+    ],
+)
+def test_bad_rows_stop_or_are_counted(tmp_path, name, content, reason, good):
+    path = written(tmp_path / name, content)
+    with pytest.raises(UserError, match=f"{name}, line [23]: {reason}"):
+        read(path)
+    rows, report = read(path, strict=False)
+    assert rows["text"] == good
+    assert sum(report.dropped.values()) == 1
+    assert reason in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.tsv", "Text\tlabel\n가\t1\n"), ("a.jsonl", '{"Text": "가"}\n')]
+)
+def test_a_renamed_column_is_named(tmp_path, name, content):
+    with pytest.raises(UserError, match="no column text. Did you mean Text"):
+        read(written(tmp_path / name, content))
+
+
+def parquet_file(path, groups=3, rows=100):
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64())])
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in range(groups):
+            texts = [f"{group} 번째 묶음의 {row} 번째 댓글" for row in range(rows)]
+            writer.write_table(pa.table({"text": texts, "label": list(range(rows))}, schema=schema))
+    return path
+
+
+def damage_group(path, group):
+    chunk = pq.ParquetFile(path).metadata.row_group(group).column(0)
+    middle = chunk.data_page_offset + chunk.total_compressed_size // 3
+    data = bytearray(path.read_bytes())
+    data[middle : middle + 16] = bytes(b ^ 0x5A for b in data[middle : middle + 16])
+    path.write_bytes(data)
+
+
+def test_a_damaged_row_group_is_named_and_can_be_left_out(tmp_path):
+    path = parquet_file(tmp_path / "a.parquet")
+    damage_group(path, 1)
+    with pytest.raises(UserError, match=r"a.parquet, row group 1 is damaged.*DATA_STRICT"):
+        read(path)
+    rows, report = read(path, strict=False)
+    assert [t[0] for t in rows["text"][::100]] == ["0", "2"]
+    assert report.dropped == {"damaged row group": 100}
+    assert "row group 1" in report.places[0]
+
+
+def test_parquet_mistakes(tmp_path):
+    path = parquet_file(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column txt. Did you mean text"):
+        read(path, ("txt",))
+    (tmp_path / "b.parquet").write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match="b.parquet is not a readable parquet file"):
+        read(tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": [["가"], ["나"]]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="column text is list"):
+        read(tmp_path / "c.parquet")
+
+
+@pytest.mark.slow
+def test_hundreds_of_mutated_files_never_do_worse_than_a_message(tmp_path):
+    """Every flipped byte either gives the right rows or a `UserError`: nothing else, never wrong text."""
+    import random
+
+    good = parquet_file(tmp_path / "good.parquet").read_bytes()
+    right = read(tmp_path / "good.parquet")[0]["text"]
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(generator.choice([1, 1, 2, 8])):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        if generator.random() < 0.2:
+            del data[generator.randrange(len(data)) :]
+        path = tmp_path / "bad.parquet"
+        path.write_bytes(data)
+        try:
+            rows = read(path)[0]["text"]
+        except UserError:
+            refused += 1
+        else:
+            assert rows == right
+    assert refused > 100
+
+
+def test_files_are_found_in_order_and_absence_is_explained(tmp_path):
+    for name in ("b-1.txt", "b-0.txt", "a.txt"):
+        (tmp_path / name).write_text("가\n", encoding="utf-8")
+    found = tables.expand(["b-*.txt", "a.txt"], tmp_path)
+    assert [f.rsplit("/", 1)[1] for f in found] == ["b-0.txt", "b-1.txt", "a.txt"]
+    with pytest.raises(UserError, match="no file matches .*c.txt. Did you mean a.txt"):
+        tables.expand(["c.txt"], tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        tables.expand(["x/*.txt"], tmp_path)
+    with pytest.raises(UserError, match="not read"):
+        tables.format_of("a.xlsx")
+
+
+def test_buckets_are_read_through_fsspec(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/b.parquet", parquet_file(tmp_path / "a.parquet").read_bytes())
+    memory.pipe("/corpus/a.txt", "가\n나\n".encode())
+    files = tables.expand(["memory://corpus/*"])
+    assert [f.rsplit("/", 1)[1] for f in files] == ["a.txt", "b.parquet"]
+    assert read(files[0])[0]["text"] == ["가", "나"]
+    assert len(read(files[1])[0]["text"]) == 300
+    with pytest.raises(UserError, match="no file matches memory://corpus/c"):
+        tables.expand(["memory://corpus/c*"])
