@@ -117,26 +117,27 @@ def _temporary(final: Path) -> Path:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    if final.exists():
-        _exchange(temporary, final)
-        _sync_folder(final.parent)
-        shutil.rmtree(temporary)
-    else:
+    if not final.exists():
         temporary.rename(final)
+        _sync_folder(final.parent)
+        return
+    if not _exchanged(temporary, final):
+        aside = _temporary(final)
+        final.rename(aside)
+        temporary.rename(final)
+        aside.rename(temporary)
     _sync_folder(final.parent)
+    shutil.rmtree(temporary)
 
 
-def _exchange(first: Path, second: Path) -> None:
-    """Swaps two names in one step; in two steps where the system or file system cannot."""
+def _exchanged(first: Path, second: Path) -> bool:
+    """Swaps two names in one step; False where the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None:
-        names = os.fsencode(first), os.fsencode(second)
-        if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-            return
-    aside = _temporary(second)
-    second.rename(aside)
-    first.rename(second)
-    aside.rename(first)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    done: int = renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return done == 0
 
 
 def _sync_tree(folder: Path) -> None:

@@ -205,6 +205,8 @@ def _unknown(folder: Folder) -> str:
     names = sorted(folder.names())
     if not names:
         return f"{folder.path} is empty or does not exist"
+    if any(name.endswith("/.zarray") for name in names):
+        return f"{folder.path} is a half-finished save (arrays without an index): take another one"
     return (
         f"{folder.path} is in no format known here (it holds {', '.join(names[:5])}"
         f"{', ...' if len(names) > 5 else ''}); known are T5X's Orbax layout (state/_METADATA), "
