@@ -34,6 +34,9 @@ _LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings
 class InferenceConfig(GinConfig):
     """How prediction and evaluation compute, never what."""
 
+    checkpoint_path: str | None = macro(
+        "CHECKPOINT_PATH", default=None, help="checkpoint to evaluate: dir/checkpoint_N"
+    )
     tokens: int | None = macro(
         "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"
     )

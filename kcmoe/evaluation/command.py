@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe evaluate`: a checkpoint's metrics on a labelled task, by both protocols.
+
+Settings that the gin files leave out are those of `config.gin` beside the checkpoint, so our own
+checkpoints need no sizes here; those of T5X take a file of configs/runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kcmoe import arguments
+from kcmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from kcmoe.data.labelled import Example
+    from kcmoe.evaluation.protocol import Outcome, Questions
+    from kcmoe.inference.loading import Loaded
+    from kcmoe.tasks import Task
+
+PROTOCOLS = ("rank", "generate")
+SPLITS = ("train", "validation", "test")
+
+_EPILOG = """\
+protocols:
+  rank      every label word is scored and the likeliest wins
+  generate  the label word is generated and must match exactly, as published
+
+examples:
+  kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc/checkpoint_14000"' --gin.DATA_DIR='"data"'
+  kcmoe evaluate --gin_file=configs/runs/eval_nsmc_base.gin --split=test \\
+    --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1010000"' --gin.EVAL_OUTPUT_DIR='"scores"'
+
+The validation split is for choosing among checkpoints; read the test split once, at the end.
+"""
+
+
+def _parser() -> arguments.Parser:
+    parser = arguments.Parser(
+        prog="kcmoe evaluate",
+        description="Task metrics of a checkpoint, with one standard error, as a table and JSON.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--split", choices=SPLITS, help="default: validation")
+    parser.add_argument(
+        "--protocol", choices=(*PROTOCOLS, "both"), default="both", help="default: both"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    parser.add_argument(
+        "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
+    )
+    arguments.add_gin_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `kcmoe evaluate --help`."""
+    args, given = arguments.parse_with_gin(_parser(), argv)
+    logging.basicConfig(format="kcmoe evaluate: %(message)s")
+    from kcmoe import config as configs
+    from kcmoe.evaluation import report as report_lib
+    from kcmoe.inference import loading
+
+    configs.check_names(given)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit={args.limit} must be at least 1")
+    checkpoint = loading.find_checkpoint(given.require("CHECKPOINT_PATH"))
+    macros = loading.read_settings(checkpoint, given=given)
+    task, data_dir, examples = _examples(macros, args.split or "validation")
+    model_dir = (
+        os.path.dirname(os.path.abspath(checkpoint)) if "://" not in checkpoint else checkpoint
+    )
+    folder = report_lib.output_folder(model_dir, macros.get("EVAL_OUTPUT_DIR"))
+    if args.predictions:
+        _check_writable(args.predictions)
+
+    from kcmoe.training import compilation_cache
+
+    compilation_cache.enable()
+    loaded = loading.load(checkpoint, given=given)
+    report, questions = _evaluate(loaded, task, examples, args, data_dir, model_dir)
+    print(report.table())
+    print(f"written: {report_lib.write(report, folder)}")
+    if args.predictions:
+        _write_predictions(
+            args.predictions, examples[: report.examples], questions, report.outcomes
+        )
+        print(f"answers: {args.predictions}")
+    return 0
+
+
+def _examples(macros: Any, split: str) -> tuple[Task, str, list[Example]]:
+    from kcmoe.data.labelled import labelled_examples
+    from kcmoe.data.settings import DataConfig
+    from kcmoe.tasks import Mixture, get_task
+
+    data = DataConfig.from_macros(macros)
+    task = get_task(macros)
+    if isinstance(task, Mixture):
+        names = ", ".join(one.name for one, _ in task.weights)
+        raise UserError(f"{task.name} is a mixture; set MIXTURE_OR_TASK_NAME to one of {names}")
+    if task.kind != "labelled":
+        raise UserError(
+            f"task {task.name} has no labels to evaluate; its held-out loss is in metrics.jsonl of the "
+            "run. Set MIXTURE_OR_TASK_NAME to a task with labels"
+        )
+    return task, data.data_dir, labelled_examples(task, split, data.data_dir, strict=data.strict)
+
+
+def _evaluate(
+    loaded: Loaded,
+    task: Task,
+    examples: Sequence[Example],
+    args: argparse.Namespace,
+    data_dir: str,
+    model_dir: str,
+) -> tuple[Any, Questions]:
+    from tqdm import tqdm
+
+    from kcmoe.evaluation.protocol import Questions
+    from kcmoe.evaluation.report import Report
+    from kcmoe.evaluation.selection import selection
+    from kcmoe.inference.answers import answers
+    from kcmoe.model.encoder_decoder import EncoderDecoder
+
+    model = EncoderDecoder(loaded.config)
+    chosen = examples[: args.limit]
+    questions = Questions(
+        task, chosen, loaded.vocabulary, loaded.lengths["inputs"], tokens=loaded.tokens
+    )
+    outcomes: dict[str, Outcome] = {}
+    seconds: dict[str, float] = {}
+    for protocol in _protocols(args.protocol, bool(answers(task)), task):
+        started_s = time.monotonic()
+        with tqdm(total=len(chosen), desc=protocol, unit="line", disable=None) as bar:
+            if protocol == "rank":
+                outcomes[protocol] = questions.rank(model, loaded.params, bar.update)
+            else:
+                longest = loaded.lengths["targets"]
+                outcomes[protocol] = questions.generate(model, loaded.params, longest, bar.update)
+        seconds[protocol] = time.monotonic() - started_s
+        if not sys.stderr.isatty():
+            print(
+                f"{protocol}: {len(chosen):,} lines in {seconds[protocol]:.0f} s", file=sys.stderr
+            )
+    report = Report(
+        checkpoint=loaded.checkpoint,
+        step=loaded.step,
+        task=task.name,
+        split=args.split or "validation",
+        examples=len(chosen),
+        of_examples=len(examples),
+        settings={"routing": loaded.config.routing, "activations": loaded.config.activation_dtype},
+        outcomes=outcomes,
+        seconds=seconds,
+        selection=selection(task, loaded.macros, data_dir, model_dir),
+    )
+    return report, questions
+
+
+def _protocols(wanted: str, can_rank: bool, task: Task) -> list[str]:
+    if wanted == "rank" and not can_rank:
+        raise UserError(f"task {task.name} has no answers to rank; use --protocol=generate")
+    return [one for one in PROTOCOLS if wanted in (one, "both") and (can_rank or one != "rank")]
+
+
+def _check_writable(path: str) -> None:
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise UserError(
+            f"--predictions={path} cannot be written; name a file in a folder that is there"
+        )
+
+
+def _write_predictions(
+    path: str, examples: Sequence[Example], questions: Questions, outcomes: Any
+) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for i, example in enumerate(examples):
+            answers = {name: outcome.answers[i] for name, outcome in outcomes.items()}
+            line = {
+                "id": example.id,
+                "inputs": example.inputs_text,
+                "target": questions.true[i],
+                **answers,
+            }
+            print(json.dumps(line, ensure_ascii=False), file=file)

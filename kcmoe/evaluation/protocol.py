@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ways to let the model answer, and the metrics of its answers.
+
+`generate`, as published: the answer is generated and must match the label word exactly; a text that is no
+label is wrong, one that is no number counts as -1 (as in t5's postprocessors). `rank`: every possible answer
+is scored and the likeliest wins; for numbers, the mean of all numbers weighted by their probability. Both
+see the same ids as training did. Which split is read is the caller's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kcmoe.config import ModelConfig
+from kcmoe.data.features import with_eos
+from kcmoe.data.labelled import Example
+from kcmoe.evaluation import metrics
+from kcmoe.inference import batched, bucketing
+from kcmoe.inference.answers import answers
+from kcmoe.inference.predict import probabilities
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.tasks import Mixture, Task
+from kcmoe.vocabulary import Vocabulary
+
+Advance = Callable[[int], object]
+_NO_NUMBER = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one protocol gave.
+
+    Attributes:
+      metrics: by name, in the order of the task.
+      answers: the answer to each example, as text.
+      unknown: how many answers are no label or no number.
+    """
+
+    metrics: dict[str, metrics.Estimate]
+    answers: list[str]
+    unknown: int
+
+
+class Questions:
+    """Examples of a task as ids, ready to be answered by any parameters.
+
+    Args:
+      task: the task.
+      examples: labelled examples.
+      vocabulary: turns their texts into ids.
+      max_inputs: tokens of an input, EOS included; longer ones are cut, as in training.
+      tokens: tokens computed at once; None suits the device and the model.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        max_inputs: int,
+        tokens: int | None = None,
+    ):
+        eos = vocabulary.eos_id
+        prompts = [example.inputs_text for example in examples]
+        self.task = task
+        self.true = [example.target_text for example in examples]
+        self.inputs = [with_eos(ids, max_inputs, eos) for ids in vocabulary.encode_batch(prompts)]
+        self.words = answers(task)
+        self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]
+        self._vocabulary = vocabulary
+        self._max_inputs = max_inputs
+        self._tokens = tokens
+
+    def rank(
+        self, model: EncoderDecoder, params: Mapping[str, Any], advance: Advance | None = None
+    ) -> Outcome:
+        """Chooses among `words`."""
+        log_likelihoods = batched.rank(
+            model,
+            params,
+            self.inputs,
+            self.word_ids,
+            longest=self._max_inputs,
+            tokens=self._tokens_for(params),
+            advance=advance,
+        )
+        if self.task.target_step:
+            values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
+            return Outcome(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
+        chosen = np.argmax(log_likelihoods, axis=1)
+        return Outcome(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
+
+    def generate(
+        self,
+        model: EncoderDecoder,
+        params: Mapping[str, Any],
+        max_targets: int,
+        advance: Advance | None = None,
+    ) -> Outcome:
+        """Generates greedily, at most `max_targets` tokens."""
+        found = batched.generate(
+            model,
+            params,
+            self.inputs,
+            longest=self._max_inputs,
+            tokens=self._tokens_for(params),
+            max_tokens=max_targets,
+            advance=advance,
+        )
+        texts = [self._vocabulary.decode(row) for row in found]
+        if self.task.target_step:
+            values = np.array([_number(text) for text in texts])
+            return Outcome(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
+        if not self.words:
+            return Outcome(self._measure_texts(texts), texts, 0)
+        number = {word: i for i, word in enumerate(self.words)}
+        chosen = np.array([number.get(text, -1) for text in texts])
+        return Outcome(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
+
+    def _tokens_for(self, params: Mapping[str, Any]) -> int:
+        return self._tokens or bucketing.default_tokens(sum(x.size for x in params.values()))
+
+    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Estimate]:
+        number = {word: i for i, word in enumerate(self.words)}
+        true = np.array([number[text] for text in self.true])
+        return {
+            name: metrics.class_metric(name, chosen, true, len(self.words))
+            for name in self.task.metrics
+        }
+
+    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Estimate]:
+        true = np.array(self.true, np.float64)
+        known = np.where(np.isnan(values), _NO_NUMBER, values)
+        return {name: metrics.number_metric(name, known, true) for name in self.task.metrics}
+
+    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Estimate]:
+        """Free text: every distinct text is a class of its own, which only accuracy can use."""
+        right = np.array([text == true for text, true in zip(texts, self.true, strict=True)])
+        return {
+            name: metrics.class_metric(
+                name, right.astype(np.int64), np.ones(len(right), np.int64), 2
+            )
+            for name in self.task.metrics
+            if name == "accuracy"
+        }
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return float("nan")
+    return value if np.isfinite(value) else float("nan")
+
+
+def rank_metric(
+    config: ModelConfig,
+    task: Task,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    max_inputs: int,
+) -> Callable[[Mapping[str, Any]], dict[str, float]] | None:
+    """A function from flat parameters to the task's metrics by `rank`, for use during training.
+
+    Returns:
+      None where the task has no answers to choose from. The function computes without dropping tokens,
+      as `kcmoe evaluate` does, and gives fractions in the order of `task.metrics`.
+    """
+    if task.kind != "labelled" or not examples or not answers(task) or not task.metrics:
+        return None
+    questions = Questions(task, examples, vocabulary, max_inputs)
+    model = EncoderDecoder(bucketing.inference_config(config))
+
+    def measure(params: Mapping[str, Any]) -> dict[str, float]:
+        outcome = questions.rank(model, params)
+        return {name: estimate.value for name, estimate in outcome.metrics.items()}
+
+    return measure
+
+
+def training_metric(
+    config: ModelConfig,
+    task: Task | Mixture,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    max_inputs: int,
+) -> tuple[Callable[[Mapping[str, Any]], dict[str, float]], tuple[str, ...]] | None:
+    """`rank_metric` with the names it gives, the choosing one first; None for a mixture."""
+    if isinstance(task, Mixture):
+        return None
+    measure = rank_metric(config, task, examples, vocabulary, max_inputs)
+    return None if measure is None else (measure, task.metrics)
+
+
+def evaluate_rank(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    task: Task,
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    max_inputs: int = 512,
+) -> dict[str, float]:
+    """`rank_metric` for one set of parameters; {} where there is nothing to rank."""
+    measure = rank_metric(config, task, examples, vocabulary, max_inputs)
+    return {} if measure is None else measure(params)

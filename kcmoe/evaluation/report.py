@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of an evaluation: as a table for people, as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kcmoe.checkpoint import durable
+from kcmoe.errors import UserError
+from kcmoe.evaluation.metrics import Estimate
+from kcmoe.evaluation.protocol import Outcome
+from kcmoe.evaluation.selection import Selection
+
+FOLDER = "evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One checkpoint on one split of one task.
+
+    Attributes:
+      checkpoint: its folder.
+      step: training step.
+      task: name of the task.
+      split: name of the split.
+      examples: how many were answered.
+      of_examples: how many the split has.
+      settings: what the answers depend on besides the weights.
+      outcomes: protocol -> what it gave.
+      seconds: protocol -> time for all examples, compilation included.
+      selection: what was held out for choosing the checkpoint.
+    """
+
+    checkpoint: str
+    step: int
+    task: str
+    split: str
+    examples: int
+    of_examples: int
+    settings: Mapping[str, Any]
+    outcomes: Mapping[str, Outcome]
+    seconds: Mapping[str, float]
+    selection: Selection
+
+    @property
+    def ids_file(self) -> str:
+        """Name of the file with the ids of the held-out examples, one a line."""
+        return f"{self.task}-held-out.txt"
+
+    def table(self) -> str:
+        """Protocols side by side; metrics times 100 with one standard error."""
+        part = "" if self.examples == self.of_examples else f" of {self.of_examples:,}"
+        title = f"{self.task}, {self.split} split, {self.examples:,}{part} examples"
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        rows = [["x 100, ± one standard error", *self.outcomes]]
+        first = next(iter(self.outcomes.values()))
+        for name in first.metrics:
+            rows.append([name, *(_cell(one.metrics[name]) for one in self.outcomes.values())])
+        if "generate" in self.outcomes:
+            unknown = [f"{one.unknown:,}" for one in self.outcomes.values()]
+            rows.append(["answers that are no label", *unknown])
+        rows.append(["examples/s", *(f"{self.examples / s:,.0f}" for s in self.seconds.values())])
+        lines = [title, f"{self.checkpoint} (step {self.step:,}; {settings})", ""]
+        return "\n".join(
+            [*lines, *_aligned(rows), "", *self.selection.lines(self.checkpoint, self.ids_file)]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; metrics are fractions."""
+        protocols = {
+            name: {
+                "metrics": {
+                    metric: _json(estimate) for metric, estimate in outcome.metrics.items()
+                },
+                "answers_that_are_no_label": outcome.unknown,
+                "seconds": round(self.seconds[name], 3),
+            }
+            for name, outcome in self.outcomes.items()
+        }
+        return {
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "task": self.task,
+            "split": self.split,
+            "examples": self.examples,
+            "of_examples": self.of_examples,
+            "settings": dict(self.settings),
+            "protocols": protocols,
+            "held_out": self.selection.as_json(),
+        }
+
+
+def _cell(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.2f} ± {100 * estimate.standard_error:.2f}"
+
+
+def _json(estimate: Estimate) -> dict[str, float | None]:
+    return {
+        name: float(value) if math.isfinite(value) else None
+        for name, value in estimate._asdict().items()
+    }
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+
+
+def output_folder(model_dir: str, chosen: str | None) -> Path:
+    """Where reports go, made and known to be writable before anything is computed.
+
+    Raises:
+      UserError: if it cannot be written to.
+    """
+    if chosen is None and "://" in model_dir:
+        raise UserError(
+            f"the checkpoint is in a bucket ({model_dir}); say where the report goes with "
+            "--gin.EVAL_OUTPUT_DIR='\"dir\"'"
+        )
+    folder = Path(chosen) if chosen is not None else Path(model_dir) / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); set EVAL_OUTPUT_DIR to another place"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to; set EVAL_OUTPUT_DIR to another place")
+    return folder
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Writes the JSON at once or not at all; returns its path."""
+    part = "" if report.examples == report.of_examples else f"-first{report.examples}"
+    name = f"{report.task}-{report.split}{part}-{os.path.basename(report.checkpoint)}.json"
+    content = json.dumps(report.as_json(), ensure_ascii=False, indent=1).encode() + b"\n"
+    durable.write_file(folder / name, content)
+    if report.selection.ids:
+        ids = "".join(f"{one}\n" for one in report.selection.ids)
+        durable.write_file(folder / report.ids_file, ids.encode())
+    return folder / name

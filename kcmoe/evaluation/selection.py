@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was held out for choosing a checkpoint, and which checkpoint was chosen by it.
+
+Said beside every score, so that nobody has to take on trust that the test split chose nothing: training
+reads the train and validation splits only, and `best.json` records its choice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from kcmoe.data.labelled import labelled_examples, split_files
+from kcmoe.errors import UserError
+from kcmoe.tasks import Task
+
+BEST = "best.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """How the checkpoint was chosen.
+
+    Attributes:
+      rule: which examples are held out, in words.
+      ids: their ids, in file order; () where their files are not here.
+      used: how many of them, the first ones, each evaluation during training used.
+      best: `best.json` of the model directory, or None.
+    """
+
+    rule: str
+    ids: tuple[str, ...]
+    used: int
+    best: Mapping[str, Any] | None
+
+    def lines(self, checkpoint: str, ids_file: str) -> list[str]:
+        """What to print under the scores of `checkpoint`; `ids_file` is where the ids are written."""
+        lines = [f"held out for choosing a checkpoint: {self.rule}"]
+        if self.ids:
+            shown = ", ".join(self.ids[:3])
+            lines.append(
+                f"  {len(self.ids):,} examples ({shown}, …), the first {self.used:,} of them used at each "
+                f"evaluation; all ids: {ids_file}"
+            )
+        name = os.path.basename(checkpoint)
+        if self.best is None:
+            lines.append(f"{name} was not chosen by a metric here: there is no {BEST} beside it")
+        else:
+            chosen = f"{self.best['checkpoint']} by validation {self.best['metric']}"
+            value = f"{float(self.best['value']):.4f}"
+            verdict = "this one" if self.best["checkpoint"] == name else f"not {name}"
+            lines.append(f"chosen by these: {chosen} {value} ({verdict})")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """For the JSON report."""
+        best = None if self.best is None else dict(self.best)
+        return {"rule": self.rule, "examples": len(self.ids), "used": self.used, "best": best}
+
+
+def selection(task: Task, macros: Mapping[str, Any], data_dir: str, model_dir: str) -> Selection:
+    """Reads the held-out examples of `task` and the choice recorded in `model_dir`."""
+    rule, ids = _held_out(task, data_dir)
+    used = int(macros.get("EVAL_STEPS") or 0) * int(macros.get("BATCH_SIZE") or 0)
+    return Selection(rule, ids, min(len(ids), used or len(ids)), _read_best(model_dir))
+
+
+def _held_out(task: Task, data_dir: str) -> tuple[str, tuple[str, ...]]:
+    if "validation" not in task.splits:
+        return f"nothing, {task.name} has no validation split", ()
+    try:
+        files = split_files(task, "validation", data_dir)
+        ids = tuple(example.id for example in labelled_examples(task, "validation", data_dir))
+    except UserError:
+        files, ids = (
+            list(task.files["train" if task.is_held_out("validation") else "validation"]),
+            (),
+        )
+    names = ", ".join(map(os.path.basename, files[:3])) + (", …" if len(files) > 3 else "")
+    if task.is_held_out("validation"):
+        rule = f"{task.holdout:.0%} of {names}, by the hash of the input text; never trained on"
+    else:
+        rule = f"all rows of {names}; never trained on"
+    return rule + ("" if ids else f" (not in {data_dir}, so not listed)"), ids
+
+
+def _read_best(model_dir: str) -> Mapping[str, Any] | None:
+    try:
+        with open(os.path.join(model_dir, BEST), encoding="utf-8") as file:
+            best = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return (
+        best
+        if isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()
+        else None
+    )
