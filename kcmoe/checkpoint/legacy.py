@@ -48,6 +48,7 @@ class LegacyReader(Reader):
     def __init__(self, folder: Folder):
         super().__init__(folder)
         self._inline: dict[str, np.ndarray] = {}
+        self._headers: dict[str, bytes] = {}
 
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
         content = self.folder.read(INDEX)
@@ -65,6 +66,11 @@ class LegacyReader(Reader):
         except (Damaged, ValueError) as error:
             raise UserError(f"{self.path} is damaged: {error}; take another checkpoint") from error
         tree, problems = {}, {}
+        self._headers = self.folder.read_many(
+            f"{path.replace('/', '.')}/.zarray"
+            for path, entry in entries.items()
+            if _is_spec(entry)
+        )
         for path, entry in entries.items():
             if entry is None:
                 continue
@@ -85,9 +91,9 @@ class LegacyReader(Reader):
     def _header(self, path: str, spec: Mapping[str, Any]) -> ShapeDtype:
         name = path.replace("/", ".")
         shape, chunks, dtype = _check_spec(name, spec)
-        if f"{name}/.zarray" not in self.folder.names():
-            raise Damaged("missing (the index lists it, its folder is not there)")
-        header = arrays.parse_header(self.folder.read(f"{name}/.zarray"), name)
+        if f"{name}/.zarray" not in self._headers:
+            raise Damaged("missing (the index lists it, its array is not there)")
+        header = arrays.parse_header(self._headers[f"{name}/.zarray"], name)
         if header.leaf.shape != shape or (dtype and header.leaf.dtype.name != dtype):
             raise Damaged(f"{header.leaf} is stored, the index says {dtype}{list(shape)}")
         if chunks is not None and header.chunks != chunks:

@@ -199,9 +199,13 @@ def _neighbours(folder: str) -> str:
 
 
 def _unknown(folder: Folder) -> str:
-    neighbours = "" if folder.remote else _neighbours(folder.path)
-    if neighbours:
-        return f"{folder.path} is a model directory: name one of its checkpoints.{neighbours}"
+    below = {name.split("/")[0] for name in folder.names()}
+    inside = sorted(name for name in below if re.fullmatch(r"checkpoint_\d+", name))
+    if inside:
+        return (
+            f"{folder.path} is a model directory: name one of its checkpoints, such as "
+            f"{folder.path}/{inside[-1]}"
+        )
     names = sorted(folder.names())
     if not names:
         return f"{folder.path} is empty or does not exist"

@@ -9,6 +9,7 @@ finds (`gcloud auth application-default login`); public ones need none.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import tensorstore as ts
@@ -33,7 +34,13 @@ class Folder:
         text = os.fspath(path)
         self.remote = is_remote(text)
         self.path = text.rstrip("/") if self.remote else os.path.abspath(text)
-        self.context = ts.Context({"cache_pool": {"total_bytes_limit": 64_000_000}})
+        # A few retries for a bucket that stumbles; without a network an error should come within seconds.
+        self.context = ts.Context(
+            {
+                "cache_pool": {"total_bytes_limit": 64_000_000},
+                "gcs_request_retries": {"max_retries": 5, "max_delay": "4s"},
+            }
+        )
         try:
             if self.remote:
                 self._spec = ts.KvStore.Spec(self.path + "/").to_json()
@@ -95,6 +102,18 @@ class Folder:
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{self.path}/{name} cannot be read: {first_line(error)}") from error
         return None if found.state == "missing" else found.value
+
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Returns the content of those of many small files that are there, asked for all at once."""
+        if not self.remote:
+            found = {name: self._get(name) for name in names}
+            return {name: content for name, content in found.items() if content is not None}
+        futures = {name: self._store.read(name) for name in names}
+        try:
+            results = {name: future.result() for name, future in futures.items()}
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{self.path} cannot be read: {first_line(error)}") from error
+        return {name: found.value for name, found in results.items() if found.state != "missing"}
 
     def kvstore(self, below: str = "") -> dict[str, Any]:
         """Returns TensorStore's spec of the subfolder `below` ("" or "name/")."""

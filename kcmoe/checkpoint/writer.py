@@ -57,7 +57,7 @@ def save(
         raise ValueError(f"asked to save step {step}, but {STEP_PATH} is {held}")
     tree = {path: shape_dtype(array) for path, array in flat_state.items()}
     leaves = ((path, np.asarray(array)) for path, array in flat_state.items())
-    final = Path(model_dir) / f"checkpoint_{step}"
+    final = os.path.join(model_dir, f"checkpoint_{step}")
     return write_checkpoint(final, "t5x_orbax", tree, leaves, step=step, extras=extras)
 
 

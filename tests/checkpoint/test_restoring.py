@@ -131,7 +131,7 @@ def test_places_that_hold_no_finished_checkpoint(
     (zarr_only / "checkpoint").unlink()
     (zarr_only / "kcmoe.json").unlink()
     for place, words in (
-        (tmp_path / "run", "is a model directory: name one of its checkpoints.*checkpoint_7"),
+        (tmp_path / "run", "is a model directory: name one of its checkpoints.*run.checkpoint_7"),
         (tmp_path / "run/checkpoint_9", "there is no checkpoint .*There are checkpoint_7"),
         (tmp_path / "empty", "is empty"),
         (tmp_path / "other", "in no format known here"),
