@@ -129,8 +129,8 @@ def mark_all(
             yield from pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "the system stopped a MeCab process, most often because memory ran out; "
-            "set TOKENIZER_WORKERS lower"
+            "a MeCab process did not live, most often because memory ran out (set TOKENIZER_WORKERS "
+            "lower), or because a script called this outside `if __name__ == '__main__':`"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

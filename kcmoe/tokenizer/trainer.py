@@ -60,7 +60,16 @@ def train(config: TokenizerConfig, say: Callable[[str], None]) -> Result:
         options = _options(config, folder)
         spool = folder / "lines.txt"
         used, digest = _spool(config, paths, size, options, workers, spool, say)
-        _add_segmentation(config, options, spool, used, folder)
+        say(f"marked in {time.monotonic() - started:.0f} s")
+        if config.segmentation == "delimiter":
+            options["pretokenization_delimiter"] = normalization.DELIMITER
+        elif config.segmentation == "morphemes":
+            options["seed_sentencepieces_file"] = str(folder / "seeds.tsv")
+            chosen = _choose_seeds(config, spool, used)
+            seeds.write(chosen, folder / "seeds.tsv")
+            say(
+                f"chose {len(chosen):,} seeds in {time.monotonic() - started:.0f} s; learning pieces"
+            )
         peak = fit.train(options, spool, folder / model.name)
         base = model_file.without_paths((folder / model.name).read_bytes(), config.normalization)
     twin = model_file.add_sentinels(base, config.sentinels)
@@ -133,26 +142,14 @@ def _spool(
     return used, digest.hexdigest()
 
 
-def _add_segmentation(
-    config: TokenizerConfig, options: dict[str, Any], spool: Path, lines: int, folder: Path
-) -> None:
-    """Turns the marks into what keeps pieces within them, and adds it to `options`.
-
-    "delimiter" leaves that to SentencePiece. "morphemes" chooses the seeds here and lets SentencePiece
-    weigh them on the text without marks, as it will meet it.
-    """
-    if config.segmentation == "delimiter":
-        options["pretokenization_delimiter"] = normalization.DELIMITER
-    if config.segmentation != "morphemes":
-        return
+def _choose_seeds(config: TokenizerConfig, spool: Path, lines: int) -> list[tuple[str, int]]:
+    """Strings inside morphemes, which SentencePiece then weighs on the text without marks."""
     with _bar("choosing seeds", 2 * lines) as bar:
-        chosen = seeds.find(
+        return seeds.find(
             lambda: _counted(fit.read_lines(spool), bar),
             config.min_inside_share,
             config.max_piece_chars,
         )
-    seeds.write(chosen, folder / "seeds.tsv")
-    options["seed_sentencepieces_file"] = str(folder / "seeds.tsv")
 
 
 def _check(model: bytes, vocab_size: int) -> None:
