@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TPU scripts against a fake gcloud whose workers really run what they are told."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "scripts").glob("tpu_*.sh"))
+NEW = "--accelerator-type=v3-8 --version=image --spot"
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_no_bucket_zone_or_project_is_written_into_a_script(script: Path) -> None:
+    text = script.read_text("utf-8")
+    assert "gs://" not in text
+    assert not re.search(r"\b(us|europe|asia)-\w+\d-[a-f]\b", text)
+    assert not re.findall(r"--(?:zone|project)=(?!ZONE|PROJECT|\$|\*)\S", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    found = subprocess.run(
+        ["shellcheck", "-x", str(script)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("tpu_setup.sh", "--tpu=t --zone=z --project=p --dry-run"),
+        ("tpu_setup.sh", "--here --dry-run"),
+        ("tpu_launch.sh", "start --tpu=t --zone=z --project=p --dry-run -- python -m t5x.train"),
+        (
+            "tpu_launch.sh",
+            f"resume --tpu=t --zone=z --project=p --dry-run {NEW} -- python -m t5x.train",
+        ),
+        ("tpu_launch.sh", "status --tpu=t --zone=z --project=p --dry-run"),
+        ("tpu_launch.sh", "tail --tpu=t --zone=z --project=p --dry-run"),
+        ("tpu_launch.sh", "stop --tpu=t --zone=z --project=p --dry-run"),
+    ],
+)
+def test_a_dry_run_prints_the_commands_and_runs_none(
+    script: str, arguments: str, cloud: Any
+) -> None:
+    done = cloud.run(script, arguments)
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls == []
+    assert not (cloud.folder / "installed").exists()
+    commands = [line for line in done.stdout.splitlines() if line.startswith("gcloud")]
+    assert commands or "--here" in arguments
+    assert all(command.endswith("--zone=z --project=p") for command in commands)
+
+
+def test_what_a_dry_run_prints_can_be_pasted(cloud: Any) -> None:
+    binding = """--gin.MODEL_DIR='"gs://b/it s"'"""
+    printed = cloud.run(
+        "tpu_launch.sh", f"start --tpu=t --dry-run -- echo '{binding}' 'a b' \"it's\" >&2"
+    ).stdout
+    environment = {"PATH": f"{cloud.folder}/bin:/usr/bin:/bin", "FAKE": str(cloud.folder)}
+    subprocess.run(["bash", "-c", printed], env=environment, check=True, timeout=20)
+    log = cloud.home / "kcmoe-runs/train.log"
+    wait_for(lambda: log.exists() and "it's" in log.read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("tpu_launch.sh", "", "say what to do: start, resume, status, tail or stop"),
+        ("tpu_launch.sh", "begin --tpu=t", "say what to do"),
+        ("tpu_launch.sh", "start -- echo", "--tpu=NAME"),
+        ("tpu_launch.sh", "start --tpu=t", "say what to run"),
+        ("tpu_launch.sh", "stop --tpu=t -- echo", "stop takes no command"),
+        ("tpu_launch.sh", "start --tpu=t --bucket=b -- echo", "unknown option --bucket=b"),
+        ("tpu_launch.sh", "start --tpu=t --run=../x -- echo", "may only have letters"),
+        ("tpu_launch.sh", "resume --tpu=t --watch=soon -- echo", "must be a number of seconds"),
+        ("tpu_setup.sh", "", "--tpu=NAME"),
+        ("tpu_setup.sh", "--tpu=t --commit=x", "unknown option --commit=x"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    script: str, arguments: str, words: str, cloud: Any
+) -> None:
+    done = cloud.run(script, arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"{script}: ")
+    assert words in done.stderr
+    assert cloud.calls == []
+
+
+@pytest.mark.parametrize("script", ["tpu_launch.sh", "tpu_setup.sh"])
+def test_help_shows_the_commands(script: str, cloud: Any) -> None:
+    done = cloud.run(script, "--help")
+    assert done.returncode == 0
+    assert f"bash scripts/{script} " in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_setup_copies_the_last_commit_and_installs_the_pinned_packages(cloud: Any) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git clone, so there is no commit to copy")
+    done = cloud.run("tpu_setup.sh", "--tpu=t --zone=z")
+    assert done.returncode == 0, done.stderr
+    assert cloud.verbs == ["scp", "ssh"]
+    assert all("--worker=all" in call and call.endswith("--zone=z") for call in cloud.calls)
+    assert (cloud.home / "kcmoe/kcmoe/__init__.py").is_file()
+    installed = (cloud.folder / "installed").read_text().splitlines()
+    assert installed[0].endswith("--constraint constraints.txt --editable .[t5x,tpu]")
+    assert installed[1].endswith("--no-deps --requirement kcmoe/t5x/requirements.txt")
+    assert "import kcmoe.t5x.bindings" in installed[2]
+    assert not list(cloud.folder.glob("*.tar.gz")), "the archive is removed afterwards"
+
+
+def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
+    command = "bash -c 'echo $KCMOE_DISTRIBUTED $PWD \"$0\"; sleep 1; exit 7' 'two words'"
+    done = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
+    assert done.returncode == 0, done.stderr
+    assert "READY\nrunning\n" in cloud.run("tpu_launch.sh", "status --tpu=t --run=first").stdout
+    again = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
+    assert again.returncode == 1
+    assert "first is already running" in again.stderr
+    wait_for(lambda: "ended 7" in cloud.run("tpu_launch.sh", "status --tpu=t --run=first").stdout)
+    log = (cloud.home / "kcmoe-runs/first.log").read_text()
+    assert log == f"1 {cloud.home}/kcmoe two words\n"
+
+
+def test_stop_ends_every_process_of_the_run(cloud: Any) -> None:
+    cloud.run("tpu_launch.sh", "start --tpu=t -- bash -c 'sleep 60 & sleep 60'")
+    assert "stopped train" in cloud.run("tpu_launch.sh", "stop --tpu=t").stdout
+    wait_for(lambda: "killed" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout)
+    assert "nothing to stop" in cloud.run("tpu_launch.sh", "stop --tpu=t").stdout
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", ""])
+def test_resume_makes_a_preempted_tpu_again(state: str, cloud: Any) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git clone, so there is no commit to copy")
+    cloud.set_state(state)
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- echo back")
+    assert done.returncode == 0, done.stderr
+    deleted = ["delete"] if state else []
+    assert cloud.verbs == ["describe", *deleted, "create", "scp", "ssh", "ssh"]
+    assert f"create t {NEW}" in cloud.calls
+    log = cloud.home / "kcmoe-runs/train.log"
+    wait_for(lambda: log.exists() and log.read_text() == "back\n")
+
+
+def test_resume_needs_the_type_to_make_a_tpu_again(cloud: Any) -> None:
+    cloud.set_state("PREEMPTED")
+    done = cloud.run("tpu_launch.sh", "resume --tpu=t -- echo")
+    assert done.returncode == 2
+    assert "t is PREEMPTED; to make it again say --accelerator-type=TYPE" in done.stderr
+    assert cloud.verbs == ["describe"], "nothing was deleted"
+
+
+def test_resume_leaves_a_run_that_goes_on_alone(cloud: Any) -> None:
+    cloud.run("tpu_launch.sh", "start --tpu=t -- sleep 60")
+    before = (cloud.home / "kcmoe-runs/train.pid").read_text()
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- sleep 60")
+    assert "train is running" in done.stdout
+    assert (cloud.home / "kcmoe-runs/train.pid").read_text() == before
+    cloud.run("tpu_launch.sh", "stop --tpu=t")
+
+
+def test_watching_restarts_a_run_until_it_ends_well(cloud: Any) -> None:
+    # Fails twice, as a run does when its TPU goes away for a moment, then ends well.
+    command = "bash -c 'echo x >>../tries; [[ $(wc -l <../tries) -eq 3 ]]'"
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=1 {NEW} -- {command}")
+    assert done.returncode == 0, done.stderr
+    assert "train has ended well" in done.stdout
+    assert (cloud.home / "tries").read_text() == "x\n" * 3
+
+
+def test_watching_gives_up_when_the_run_itself_fails(cloud: Any) -> None:
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=1 {NEW} -- false")
+    assert done.returncode == 1
+    assert "train failed 3 times on a healthy TPU VM" in done.stderr
