@@ -85,7 +85,7 @@ def test_an_unreadable_file_among_many_is_named_before_the_work(tmp_path: Path) 
 
 def test_a_missing_column_is_named_with_those_there(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "a.parquet", ["가"])
-    with pytest.raises(UserError, match="no column txt.*Did you mean text"):
+    with pytest.raises(UserError, match=r"no column txt.*Did you mean text"):
         corpus.measure([path], "txt")
 
 
@@ -99,5 +99,5 @@ def test_sizes_come_from_footers(tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from() -> None:
-    with pytest.raises(UserError, match="the corpus is empty.*TOKENIZER_TEXT_COLUMN"):
+    with pytest.raises(UserError, match=r"the corpus is empty.*TOKENIZER_TEXT_COLUMN"):
         corpus.require_text([], ["a.parquet"])
