@@ -42,16 +42,20 @@ def staged(final: Path) -> Iterator[Path]:
     An existing `final` is replaced in one step. Raises `UserError` if the disk is full or refuses.
     """
     temporary = _temporary(final)
-    try:
-        with user_errors(final):
+    new_parents = [parent for parent in final.parents if not parent.exists()]
+    with user_errors(final):
+        try:
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
             _sync_tree(temporary)
             _put_in_place(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
 
 
 @contextlib.contextmanager
@@ -64,7 +68,7 @@ def user_errors(final: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in _NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
             raise UserError(
-                f"no space left to write {final} ({_free(final.parent)} free there): free some, or "
+                f"no space left to write {final} ({_free(final)} free there): free some, or "
                 f"choose "
                 "another folder; nothing half-written was left, and earlier checkpoints are "
                 "untouched"
@@ -159,7 +163,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _free(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return human_bytes(shutil.disk_usage(folder).free)
-    return "an unknown amount is"
+def _free(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return human_bytes(shutil.disk_usage(folder).free)

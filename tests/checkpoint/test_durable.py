@@ -108,13 +108,25 @@ def test_a_folder_that_cannot_be_written(state: State, tmp_path: Path) -> None:
 
 def test_a_failure_of_ours_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail() -> None:
-        with durable.staged(tmp_path / "checkpoint_1") as folder:
+        with durable.staged(tmp_path / "new/run/checkpoint_1") as folder:
             (folder / "part").write_text("half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_only_a_disk_understands(
+    state: State, tmp_path: Path, same: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "내 모델 100% #1?").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    path = checkpoint.save("내 모델 100% #1?", 7, state)
+    reader = checkpoint.open_checkpoint(path)
+    same(state, dict(reader.read_all(reader.tree())))
+    assert checkpoint.latest(tmp_path / "real") == tmp_path / "real/checkpoint_7"
 
 
 @pytest.mark.parametrize("exchange", [True, False])
