@@ -137,7 +137,7 @@ def copy_bucket(address: str, target: Path, say: Callable[[str], object] = print
     Raises:
       UserError: if the bucket cannot be read, a checksum differs, or the disk is full.
     """
-    import fsspec
+    from kcmoe.data import remote
 
     options = (
         {"token": "anon", "session_kwargs": {"trust_env": True}}
@@ -145,7 +145,7 @@ def copy_bucket(address: str, target: Path, say: Callable[[str], object] = print
         else {}
     )
     try:
-        filesystem, root = fsspec.core.url_to_fs(address, **options)
+        filesystem, root = remote.fsspec().core.url_to_fs(address, **options)
         found = filesystem.find(root, detail=True)
         if not found:
             raise UserError(f"{address} is empty or not public")

@@ -32,9 +32,9 @@ def open_file(path: str) -> Any:
     try:
         source: Any = path
         if tables.is_remote(path):
-            import fsspec
+            from kcmoe.data import remote
 
-            source = fsspec.open(path, "rb").open()
+            source = remote.fsspec().open(path, "rb").open()
         return pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None

@@ -92,10 +92,10 @@ def _in_clone() -> bool:
 
 def _matches(pattern: str) -> list[str]:
     if is_remote(pattern):
-        import fsspec
+        from kcmoe.data import remote
 
         try:
-            filesystem, path = fsspec.core.url_to_fs(pattern)
+            filesystem, path = remote.fsspec().core.url_to_fs(pattern)
             found = sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"{pattern} cannot be listed: {error}") from None
@@ -206,10 +206,10 @@ def _is_cp949(data: bytes) -> bool:
 
 def open_text(path: str, encoding: str) -> io.TextIOWrapper:
     """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators."""
-    import fsspec
+    from kcmoe.data import remote
 
     try:
-        raw = fsspec.open(path, "rb", compression="infer").open()
+        raw = remote.fsspec().open(path, "rb", compression="infer").open()
         start = raw.read(4)
         raw.seek(0)
     except (OSError, ValueError, ImportError, EOFError) as error:

@@ -62,9 +62,9 @@ def stamp(path: str) -> dict[str, Any]:
     """
     try:
         if tables.is_remote(path):
-            import fsspec
+            from kcmoe.data import remote
 
-            filesystem, name = fsspec.core.url_to_fs(path)
+            filesystem, name = remote.fsspec().core.url_to_fs(path)
             info = filesystem.info(name)
             version = info.get("md5Hash") or info.get("etag") or info.get("mtime")
             return {"path": path, "size": info["size"], "version": str(version)}

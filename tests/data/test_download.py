@@ -80,7 +80,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     running = Server()
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
@@ -217,7 +224,7 @@ def test_too_little_room_is_known_beforehand(server, tmp_path):
 
 @pytest.fixture
 def small(server) -> DataSet:
-    train = "id\tdocument\tlabel\n1\t\"\"\"재밌다\"\"\t1\n2\t\t0\n".encode()
+    train = 'id\tdocument\tlabel\n1\t"""재밌다""\t1\n2\t\t0\n'.encode()
     server.files = {"/official/ratings.txt": train, "/mirror/small/ratings.txt": train}
     table = Table(
         "small/train.parquet",
@@ -248,7 +255,9 @@ def test_a_set_becomes_parquet_with_a_manifest(server, small, tmp_path):
 
 
 def test_sets_behind_a_login_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"comments cannot be fetched by itself. Kaggle.*data prepare"):
+    with pytest.raises(
+        UserError, match=r"comments cannot be fetched by itself. Kaggle.*data prepare"
+    ):
         downloads.download(downloads.data_set("comments"), tmp_path)
     with pytest.raises(UserError, match="nothing is called nsmk. Did you mean nsmc"):
         downloads.data_set("nsmk")
@@ -279,7 +288,9 @@ def test_a_bucket_folder_is_copied_checked_and_resumed(bucket, tmp_path, monkeyp
     starts = []
     real = downloads._blocks
     monkeypatch.setattr(
-        downloads, "_blocks", lambda fs, name, start, *rest: starts.append(start) or real(fs, name, start, *rest)
+        downloads,
+        "_blocks",
+        lambda fs, name, start, *rest: starts.append(start) or real(fs, name, start, *rest),
     )
     downloads.copy_bucket(bucket, tmp_path, said.append)
     assert (tmp_path / "a").read_bytes() == b"a" * 1000

@@ -52,7 +52,8 @@ def inputs(tmp_path) -> list[str]:
     texts = [text_number(n) for n in range(1000)]
     first = tmp_path / "a.jsonl"
     first.write_text(
-        "\n".join(json.dumps({"text": t}) for t in [*texts[:650], "짧다", None, texts[0]]), encoding="utf-8"
+        "\n".join(json.dumps({"text": t}) for t in [*texts[:650], "짧다", None, texts[0]]),
+        encoding="utf-8",
     )
     second = tmp_path / "b.parquet"
     pq.write_table(pa.table({"text": [*texts[350:], "   ", None]}), second)
@@ -73,7 +74,8 @@ def plan(inputs, output, **changes) -> Plan:
 
 def shards(folder) -> dict[str, list[str]]:
     return {
-        path.name: pq.read_table(path)["text"].to_pylist() for path in sorted(Path(folder).glob("*.parquet"))
+        path.name: pq.read_table(path)["text"].to_pylist()
+        for path in sorted(Path(folder).glob("*.parquet"))
     }
 
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from kcmoe import cli
+from kcmoe.data import command, inspection
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("KCMOE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+def run(capsys, *argv):
+    status = cli.run(["data", *map(str, argv)])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.mark.parametrize("action", ["list", "download", "prepare", "inspect"])
+def test_every_action_has_help_with_an_example(action, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main([action, "--help"])
+    assert stop.value.code == 0
+    assert f"kcmoe data {action}" in capsys.readouterr().out.partition("example")[2]
+
+
+def test_list_says_source_licence_and_presence(capsys, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "nsmc").mkdir(exist_ok=True)
+        (tmp_path / "nsmc" / f"{split}.parquet").touch()
+    status, out, _ = run(capsys, "list", f"--data_dir={tmp_path}")
+    assert status == 0
+    lines = {
+        line.split()[0]: line.split()[1] for line in out.splitlines() if not line.startswith(" ")
+    }
+    assert (lines["nsmc"], lines["kornli"]) == ("present", "absent")
+    assert "CC0 1.0" in out
+    assert "gs://kc-moe/checkpoint" in out
+    assert "not verified: no public checksum" in out
+
+
+def test_the_sample_is_prepared_and_then_trained_on(capsys, tmp_path):
+    status, out, _ = run(
+        capsys, "prepare", "--sample", f"--output={tmp_path}", "--validation=50", "--workers=1"
+    )
+    assert status == 0
+    assert "train-00000-of-00001.parquet" in out
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["rows_kept"] > 500
+    assert manifest["shards"][0]["rows"] == 50
+    own = [
+        "--gin.MIXTURE_OR_TASK_NAME='mine'",
+        f"--gin.DATA_DIR='{tmp_path}'",
+        "--gin.TASK_TRAIN_FILES='train-*.parquet'",
+        "--gin.TASK_VALIDATION_FILES='validation.parquet'",
+        "--gin.TASK_TEXT_COLUMN='text'",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 32}",
+    ]
+    status, out, err = run(capsys, "inspect", *own, "--examples=1")
+    assert (status, err) == (0, "")
+    assert "also in train: 0 of 50 validation rows" in out
+    assert "row 0 inputs" in out
+    assert "<extra_id_0>" in out
+
+
+def test_inspect_a_labelled_task_with_a_plot(capsys, tmp_path):
+    png = tmp_path / "lengths.png"
+    gin = "--gin_file=configs/tasks/sample_reviews.gin"
+    status, out, _ = run(capsys, "inspect", gin, "--split=validation", f"--plot={png}")
+    assert status == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "positions filled, packed" in out
+    assert "also in validation: 0 of" in out
+    assert "긍정적" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["lst"], "no action lst. Did you mean list"),
+        (["download", "nsmk"], "nothing is called nsmk. Did you mean nsmc"),
+        (["prepare", "--output=x"], "give either input files or --sample"),
+        (["prepare", "nowhere.txt", "--output=x"], "no file matches nowhere.txt"),
+        (["prepare", "--sample", "--output=x", "--memory=lots"], "--memory=lots is no size"),
+        (["prepare", "--sample", "--output=x", "--without=url"], "Did you mean urls"),
+        (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--splt=test"], "--splt=test"),
+        (["inspect", "--gin.DATA_DIRR='x'", "--gin_file=configs/tasks/nsmc.gin"], "DATA_DIRR"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(argv, message, capsys):
+    status, out, err = run(capsys, *argv)
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.startswith("kcmoe data: ")
+    assert err.count("\n") == 1
+
+
+def test_sizes():
+    assert command.parse_bytes("500MB") == 500 << 20
+    assert command.parse_bytes("2.5GiB") == int(2.5 * (1 << 30))
+    assert command.parse_bytes("1024") == 1024
+
+
+def test_histograms_count_every_value():
+    values = np.array([1, 1, 2, 5, 9, 300])
+    lines = inspection.histogram(values, limit=8)
+    assert sum(int(line.split()[1].replace(",", "")) for line in lines) == 6
+    assert "<- cut" in lines[-1]
+    assert len(inspection.histogram(np.full(5, 3), 0)) == 3
