@@ -19,6 +19,16 @@ from kcmoe.training.inputs import Features, Inputs
 from kcmoe.training.settings import Settings
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests of this folder compile the same few programs again and again."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 @pytest.fixture
 def toy() -> ModuleType:
     """This module."""
@@ -26,8 +36,8 @@ def toy() -> ModuleType:
 
 
 MACROS: dict[str, Any] = {
-    "NUM_ENCODER_LAYERS": 2,
-    "NUM_DECODER_LAYERS": 2,
+    "NUM_ENCODER_LAYERS": 1,
+    "NUM_DECODER_LAYERS": 1,
     "NUM_ENCODER_SPARSE_LAYERS": 1,
     "NUM_DECODER_SPARSE_LAYERS": 1,
     "NUM_HEADS": 2,

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The train loop on the toy model: resume is uninterrupted, records are whole, the best is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kcmoe import checkpoint as checkpoints
+from kcmoe import gin_files
+from kcmoe.errors import UserError
+from kcmoe.training import state as states
+from kcmoe.training.health import NonFiniteError
+from kcmoe.training.loop import Outcome, train
+
+TIMES = ("step_s", "tokens_per_s", "model_flops_per_s")
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+
+
+def run(
+    toy: ModuleType, folder: Path, after_step: Callable[[int], None] | None = None, **changes: Any
+) -> Outcome:
+    """One start of the toy run; `after_step(n)` is called while batch n+1 is being made."""
+    settings = toy.settings(folder, **changes)
+    inputs = toy.inputs(settings.run.batch_size)
+    if after_step is not None:
+
+        class Watched(toy.ToyBatches):
+            def iterate(self, start_step: int, stop_step: int, workers: int) -> Iterator[Any]:
+                for step in range(start_step, stop_step):
+                    after_step(step)
+                    yield self.at(step)
+
+        inputs = dataclasses.replace(inputs, batches=Watched(settings.run.batch_size))
+    said: list[str] = []
+    outcome = train(settings, inputs, say=said.append)
+    (folder / "said.txt").write_text("\n".join(said))
+    return outcome
+
+
+def leaves(folder: Path, step: int) -> dict[str, np.ndarray]:
+    reader = checkpoints.open_checkpoint(folder / f"checkpoint_{step}")
+    return {path: reader.read(path) for path in reader.tree()}
+
+
+def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    assert one.keys() == other.keys()
+    return all(one[path].tobytes() == other[path].tobytes() for path in one)
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps that nobody disturbed."""
+    import sys
+
+    folder = tmp_path_factory.mktemp("whole")
+    toy = next(m for n, m in sys.modules.items() if n.endswith("training.conftest"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        run(toy, folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(toy: ModuleType, whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.gin", "metrics.jsonl", "train", "eval", "best.json"} <= names
+    assert "checkpoint_6" in names
+    train_records, eval_records = toy.records(whole), toy.records(whole, "eval")
+    assert [r["step"] for r in train_records] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in eval_records] == [2, 4, 6]
+    last = train_records[-1]
+    assert last["loss"] < train_records[0]["loss"]
+    assert {*TIMES, "learning_rate", "grad_norm", "accuracy", "z_loss"} <= last.keys()
+    for layer in ("encoder/layers_0/mlp", "decoder/layers_0/mlp"):
+        router = {k.removeprefix(f"router/{layer}/"): v for k, v in last.items() if layer in k}
+        assert len(router["expert_load"]) == 4
+        assert sum(router["expert_load"]) == pytest.approx(1)
+        assert {"router_entropy", "dead_experts", "first_choice_dropped"} <= router.keys()
+        assert {"second_choice_dropped", "auxiliary_loss", "router_z_loss"} <= router.keys()
+    weighted = [v for k, v in last.items() if k.endswith("/auxiliary_loss_weighted")]
+    assert sum(weighted) == pytest.approx(last["experts/auxiliary_loss"], rel=1e-5)
+    said = (whole / "said.txt").read_text()
+    assert "8 rows x (12 inputs + 8 targets) = 160 tokens" in said
+    assert "fresh weights from RANDOM_SEED 0" in said
+    macros = gin_files.parse([str(whole / "config.gin")])
+    assert macros["NUM_EXPERTS"] == 4
+    assert macros["TASK_FEATURE_LENGTHS"] == {"inputs": 12, "targets": 8}
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_stopped_and_resumed_is_never_stopped(
+    toy: ModuleType, tmp_path: Path, whole: Path, stop_at: int
+) -> None:
+    def stop(step: int) -> None:
+        if step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = run(toy, tmp_path, after_step=stop)
+    assert stopped.stopped_by == "SIGTERM"
+    assert stopped.step == stop_at
+    assert (tmp_path / f"checkpoint_{stop_at}").is_dir()
+    assert run(toy, tmp_path).stopped_by == ""
+    assert "continued from" in (tmp_path / "said.txt").read_text()
+    assert same_bits(leaves(tmp_path, 6), leaves(whole, 6))
+    assert not same_bits(leaves(tmp_path, 6), {**leaves(whole, 4)})
+    for split in ("train", "eval"):
+        resumed = without_times(toy.records(tmp_path, split))
+        assert resumed == without_times(toy.records(whole, split))
+
+
+def test_killed_between_checkpoints_repeats_no_record(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int) -> None:
+        if step == 5:  # records of steps 3 to 4 are written, checkpoint 4 is saved
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(toy, tmp_path, after_step=kill)
+    assert checkpoints.latest(tmp_path).name == "checkpoint_4"
+    run(toy, tmp_path)
+    assert same_bits(leaves(tmp_path, 6), leaves(whole, 6))
+    assert without_times(toy.records(tmp_path)) == without_times(toy.records(whole))
+
+
+def test_finished_run_has_nothing_to_do(toy: ModuleType, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    assert run(toy, whole).step == 6
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_best_checkpoint_is_named_and_outlives_newer_ones(toy: ModuleType, tmp_path: Path) -> None:
+    scores = iter([0.3, 0.9, 0.5, 0.4, 0.2])
+
+    def task_metric(settings: Any, inputs: Any) -> Any:
+        del settings, inputs
+        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+
+    settings = toy.settings(tmp_path, TRAIN_STEPS=10, CHECKPOINTS_TO_KEEP=2)
+    outcome = train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == outcome.best
+    assert (best["checkpoint"], best["metric"], best["value"]) == (
+        "checkpoint_4", "accuracy_rank", 0.9,
+    )  # fmt: skip
+    kept = [path.name for path in checkpoints.all_checkpoints(tmp_path)]
+    assert kept == ["checkpoint_4", "checkpoint_8", "checkpoint_10"]
+
+
+def test_non_finite_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    run(toy, tmp_path, TRAIN_STEPS=3)
+    with pytest.raises(NonFiniteError, match=r"is (nan|inf) at step [45]"):
+        run(toy, tmp_path, LEARNING_RATE=1e38)
+    good = checkpoints.latest(tmp_path)
+    assert good.name == "checkpoint_3"
+    assert all(np.isfinite(leaf).all() for leaf in leaves(tmp_path, 3).values())
+
+
+def test_fine_tuning_restores_everything_and_counts_on(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    start = str(whole / "checkpoint_6")
+    changes = {"INITIAL_CHECKPOINT_PATH": start, "MIXTURE_OR_TASK_NAME": "another"}
+    with pytest.raises(UserError, match=r"already at step 6; .*TRAIN_STEPS=12"):
+        run(toy, tmp_path / "short", **changes)
+    assert not (tmp_path / "short").exists() or not list((tmp_path / "short").glob("*.gin"))
+    (tmp_path / "tuned").mkdir()
+    outcome = run(toy, tmp_path / "tuned", TRAIN_STEPS=7, FREEZE=["token_embedder/.*"], **changes)
+    assert outcome.step == 7
+    before, after = leaves(whole, 6), leaves(tmp_path / "tuned", 7)
+    frozen = [path for path in before if "token_embedder/" in path]
+    assert len(frozen) == 5  # the parameter and its m, v, v_col, v_row
+    assert same_bits({p: before[p] for p in frozen}, {p: after[p] for p in frozen})
+    moved = "target/decoder/logits_dense/kernel"
+    assert not np.array_equal(before[moved], after[moved])
+    # data starts at its first batch, wherever the step counter stands
+    extra = json.loads((tmp_path / "tuned/checkpoint_7/training.json").read_text())
+    assert extra["data_position"] == {"step": 7, "row": 8}
+
+
+def test_other_sizes_are_refused_with_what_differs(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    with pytest.raises(UserError, match="was begun with other settings: EMBED_DIM 16 -> 24"):
+        run(toy, whole, EMBED_DIM=24)
+    start = str(whole / "checkpoint_6")
+    with pytest.raises(UserError, match="EMBED_DIM 16 here, 24 expected") as error:
+        run(toy, tmp_path / "x", EMBED_DIM=24, TRAIN_STEPS=9, INITIAL_CHECKPOINT_PATH=start)
+    assert "target/token_embedder/embedding" in str(error.value)
+
+
+def test_two_runs_cannot_share_a_directory(toy: ModuleType, tmp_path: Path) -> None:
+    def second(step: int) -> None:
+        if step == 0:
+            with pytest.raises(UserError, match="another kcmoe train is writing"):
+                run(toy, tmp_path)
+
+    assert run(toy, tmp_path, after_step=second, TRAIN_STEPS=1).step == 1
+
+
+def test_resume_matches_a_state_of_t5x_shape(whole: Path, toy: ModuleType) -> None:
+    expected = states.to_flat(states.state_shapes(toy.settings(whole).model))
+    saved = leaves(whole, 6)
+    assert {p: x.shape for p, x in saved.items()} == {p: x.shape for p, x in expected.items()}
+    assert int(saved["state/step"]) == 6
