@@ -15,6 +15,8 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
     folder = Path(args.output)
     try:
-        models = [_vocabulary(name, folder, args.data, args.size, args.lines) for name in chosen]
+        models = _train(chosen, folder, args.data, args.size, args.lines)
         texts = [report.read_text(f"{args.data}/{text}") for text in _TEXTS]
         measures = [report.measure(model, text) for text in texts for model in models]
         report_output.write_json(measures, folder / "report.json")
@@ -71,8 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _vocabulary(name: str, folder: Path, data: str, size: int, lines: int) -> Path:
-    """Trains one variant, or finds it. Where the text cannot give `size` pieces, the largest it can."""
+def _train(names: Sequence[str], folder: Path, data: str, size: int, lines: int) -> list[Path]:
+    """Trains the variants that are missing, all on one marked sample, and returns every model."""
+    configs = {name: _config(name, folder, data, size, lines) for name in names}
+    missing = [name for name, config in configs.items() if not _is_trained(config)]
+    if missing:
+        with tempfile.TemporaryDirectory(prefix="kcmoe-vocabulary-") as temporary:
+            prepared = trainer.prepare(
+                _config("ours", folder, data, size, lines), Path(temporary), print
+            )
+            for name in missing:
+                _learn(name, configs[name], prepared, Path(temporary))
+    return [Path(config.output) for config in configs.values()]
+
+
+def _config(name: str, folder: Path, data: str, size: int, lines: int) -> TokenizerConfig:
     macros = gin_files.parse([_CONFIG]).replace(
         **VARIANTS[name],
         DATA_DIR=data,
@@ -80,17 +95,23 @@ def _vocabulary(name: str, folder: Path, data: str, size: int, lines: int) -> Pa
         TOKENIZER_OUTPUT=str(folder / f"{name}.model"),
         **({"TOKENIZER_SAMPLE_LINES": lines} if lines else {}),
     )
-    config = TokenizerConfig.from_macros(macros)
-    if _is_trained(config):
-        return Path(config.output)
+    return TokenizerConfig.from_macros(macros)
+
+
+def _learn(name: str, config: TokenizerConfig, prepared: trainer.Prepared, temporary: Path) -> None:
+    """Trains one variant; where the text cannot give that many pieces, the most that it can."""
     print(f"\n{name}: {dict(VARIANTS[name])}", flush=True)
+    started = time.monotonic()
     try:
-        result = trainer.train(config, print)
+        result = trainer.learn(config, prepared, temporary, print)
     except fit.VocabularySizeError as error:
         print(f"{name}: {error}", flush=True)
-        return _vocabulary(name, folder, data, error.nearest, lines)
-    print(f"{name}: {result.seconds:.0f} s, {result.peak_bytes / 1e9:.2f} GB", flush=True)
-    return result.model
+        return _learn(
+            name, dataclasses.replace(config, vocab_size=error.nearest), prepared, temporary
+        )
+    seconds = time.monotonic() - started
+    print(f"{name}: {seconds:.0f} s, {result.peak_bytes / 1e9:.2f} GB", flush=True)
+    return None
 
 
 def _is_trained(config: TokenizerConfig) -> bool:

@@ -3,7 +3,7 @@
 
 The trainer is C++ that answers neither Ctrl-C nor Python's threads, and a shortage of memory kills it
 without a word. As a child it can be stopped at once, its log becomes a progress bar, and its death
-becomes a message. `python -m kcmoe.tokenizer.fit OPTIONS.json LINES.txt MODEL` is the child.
+becomes a message. `python -m kcmoe.tokenizer.fit OPTIONS.json LINES MODEL MARK` is the child.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class VocabularySizeError(UserError):
         self.nearest = nearest
 
 
-def train(options: Mapping[str, Any], lines: Path, model: Path) -> int:
+def train(options: Mapping[str, Any], lines: Path, model: Path, mark: str = DELIMITER) -> int:
     """Trains on the lines of a file, with a progress bar, and writes `model`.
 
     Args:
       options: SentencePiece's trainer options without input and output.
-      lines: UTF-8 text, one marked line per line; the marks reach the trainer only if it asks for them.
+      lines: UTF-8 text, or text, tab and count where the options say so.
       model: file to write.
+      mark: what the marks between morphemes become.
 
     Returns:
       Most memory that the child held, in bytes.
@@ -54,7 +55,15 @@ def train(options: Mapping[str, Any], lines: Path, model: Path) -> int:
     options_file = model.with_suffix(".json")
     options_file.write_text(json.dumps(dict(options)), encoding="utf-8")
     child = subprocess.Popen(
-        [sys.executable, "-m", "kcmoe.tokenizer.fit", str(options_file), str(lines), str(model)],
+        [
+            sys.executable,
+            "-m",
+            "kcmoe.tokenizer.fit",
+            str(options_file),
+            str(lines),
+            str(model),
+            mark,
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -126,15 +135,13 @@ def read_lines(path: str | Path) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _child(options_file: str, lines: str, model: str) -> None:
+def _child(options_file: str, lines: str, model: str, mark: str) -> None:
     import resource
 
     import sentencepiece
 
     options = json.loads(Path(options_file).read_text(encoding="utf-8"))
-    text = read_lines(lines)
-    if "pretokenization_delimiter" not in options:
-        text = (line.replace(DELIMITER, "") for line in text)
+    text = (line.replace(DELIMITER, mark) for line in read_lines(lines))
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -39,14 +39,21 @@ def parse(model: bytes) -> Any:
     return proto
 
 
-def without_paths(model: bytes, normalization: str) -> bytes:
-    """`model` with the names of temporary files taken out, so that equal runs give equal bytes."""
+def finish(model: bytes, normalizer_spec: bytes, normalization: str) -> bytes:
+    """`model` with the normalisation its text went through, and without the names of temporary files.
+
+    Training may see text that is normalised already; inference does not. Equal runs give equal bytes.
+    """
     proto = parse(model)
-    proto.trainer_spec.ClearField("input")
-    proto.trainer_spec.ClearField("model_prefix")
-    proto.trainer_spec.ClearField("seed_sentencepieces_file")
+    for field in ("input", "model_prefix", "seed_sentencepieces_file"):
+        proto.trainer_spec.ClearField(field)
+    proto.normalizer_spec.Clear()
+    proto.normalizer_spec.MergeFromString(normalizer_spec)
     proto.normalizer_spec.ClearField("normalization_rule_tsv")
     proto.normalizer_spec.name = normalization
+    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.remove_extra_whitespaces = True
+    proto.normalizer_spec.escape_whitespaces = True
     return proto.SerializeToString(deterministic=True)
 
 

@@ -16,12 +16,10 @@ import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Literal
+from typing import Any
 
 from kcmoe.errors import UserError
 from kcmoe.tokenizer import normalization
-
-Segmentation = Literal["morphemes", "delimiter", "spaces", "none"]
 
 _LINES_PER_CALL = 1_000
 _INSTALL = "pip install 'kcmoe[tokenizer]' (in a clone: pip install -e '.[tokenizer]')"
@@ -65,17 +63,9 @@ def spans(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def mark(text: str, segmentation: Segmentation = "morphemes") -> str:
-    """`text` with its morphemes told apart.
-
-    "morphemes" and "delimiter" put `normalization.DELIMITER` between morphemes that touch, "spaces" puts
-    a space between all of them, as the published vocabulary was made, "none" leaves the text alone.
-    """
-    if segmentation == "none":
-        return text
+def mark(text: str) -> str:
+    """`text` with `normalization.DELIMITER` between morphemes that touch."""
     morphemes = spans(text)
-    if segmentation == "spaces":
-        return " ".join(text[start:end] for start, end in morphemes)
     cuts = [end for (_, end), (start, _) in itertools.pairwise(morphemes) if start == end]
     edges = itertools.pairwise([0, *cuts, len(text)])
     return normalization.DELIMITER.join(text[start:end] for start, end in edges)
@@ -84,25 +74,23 @@ def mark(text: str, segmentation: Segmentation = "morphemes") -> str:
 _worker_normalizer: Any = None
 
 
-def _start(options: Mapping[str, str], segmentation: Segmentation) -> None:
+def _start(options: Mapping[str, str], marked: bool) -> None:
     global _worker_normalizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_normalizer = normalization.normalizer(options)
-    if segmentation != "none":
+    if marked:
         require()
 
 
-def _mark_lines(lines: list[str], segmentation: Segmentation) -> list[str]:
-    return [mark(text, segmentation) for text in _worker_normalizer.Normalize(lines)]
+def _prepare(lines: list[str], marked: bool) -> list[str]:
+    normal = _worker_normalizer.Normalize(lines)
+    return [mark(text) for text in normal] if marked else normal
 
 
-def mark_all(
-    lines: Iterable[str],
-    segmentation: Segmentation,
-    normalization_options: Mapping[str, str],
-    workers: int,
+def prepare_all(
+    lines: Iterable[str], normalization_options: Mapping[str, str], workers: int, *, marked: bool
 ) -> Iterator[str]:
-    """Normalises and marks lines in `workers` processes; yields them in the order given.
+    """Normalises lines, and marks their morphemes, in `workers` processes; yields them in order.
 
     A line of the result is empty where nothing was left of it. Lines are read as they are needed, a few
     thousand ahead of the one yielded.
@@ -110,19 +98,19 @@ def mark_all(
     Raises:
       UserError: if MeCab is not installed, or the system stopped a process (most often for memory).
     """
-    if segmentation != "none":
+    if marked:
         require()  # here, for its message: a failing initializer only breaks the pool
     pending: collections.deque[concurrent.futures.Future[list[str]]] = collections.deque()
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(dict(normalization_options), segmentation),
+        initargs=(dict(normalization_options), marked),
     )
     try:
         source = iter(lines)
         while chunk := list(itertools.islice(source, _LINES_PER_CALL)):
-            pending.append(pool.submit(_mark_lines, chunk, segmentation))
+            pending.append(pool.submit(_prepare, chunk, marked))
             if len(pending) > 4 * workers:
                 yield from pending.popleft().result()
         while pending:

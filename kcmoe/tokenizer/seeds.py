@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which strings may become pieces at all: those that stay inside one morpheme where they occur.
+"""What SentencePiece is given to learn from: morphemes with their counts, and the strings that may be pieces.
 
-SentencePiece's own seeding takes every repeated string that lies inside some morpheme once or twice.
-MeCab reads an unknown run such as 볼만한드라마 as one morpheme, so 볼만한 would be a seed, and because it
-is frequent in plain text it would win a place although MeCab nearly always cuts it. Here a string is a
-seed only if at least a given share of all its occurrences lie inside one morpheme. Strings without a
-Hangul syllable are let through: MeCab cuts "..." and "!!" now one way, now the other.
-Memory is bounded by the candidates and one chunk of lines, not by the corpus.
+A unigram model needs no running text, only distinct strings and how often they occur. Given morphemes
+instead of lines, every piece is weighed by its use inside morphemes, and fitting takes seconds
+and little memory. Seeds are counted here because SentencePiece's own seeding passes over
+strings that only occur at the end of a morpheme (▁이, 재미있), the most useful ones.
+
+MeCab reads an unknown run such as 볼만한드라마 as one morpheme, so 볼만한 occurs inside one, although it is
+nearly always cut. A string is a seed only if at least a given share of all its occurrences
+lie inside one morpheme. Strings without a Hangul syllable are let through: MeCab cuts "..." and "!!"
+now one way, now the other. Memory is bounded by what is distinct and one chunk of lines.
 """
 
 from __future__ import annotations
@@ -25,24 +28,30 @@ _MIN_COUNT = 2
 _MAX_SEEDS = 1_000_000
 
 
+def count_morphemes(lines: Iterable[str]) -> collections.Counter[str]:
+    """How often each morpheme occurs in marked lines; one that begins a word begins with the space mark."""
+    morphemes: collections.Counter[str] = collections.Counter()
+    for words in _word_counts(lines):
+        for word, count in words.items():
+            for morpheme in word.split(DELIMITER):
+                morphemes[morpheme] += count
+    return morphemes
+
+
 def find(
-    lines: Callable[[], Iterable[str]], min_inside_share: float, max_chars: int
+    morphemes: Mapping[str, int], lines: Iterable[str], min_inside_share: float, max_chars: int
 ) -> list[tuple[str, int]]:
     """Seeds and how often each lies inside one morpheme, the ones that cover most text first.
 
     Args:
-      lines: gives the marked lines from the start; called twice.
+      morphemes: counts of `count_morphemes`.
+      lines: the same marked lines again.
       min_inside_share: least share of a string's occurrences that must lie inside one morpheme.
       max_chars: longest piece in characters, the space mark included.
     """
-    morphemes: collections.Counter[str] = collections.Counter()
-    for words in _word_counts(lines()):
-        for word, count in words.items():
-            for morpheme in word.split(DELIMITER):
-                morphemes[morpheme] += count
     inside = _substrings(morphemes, max_chars)
     anywhere = dict.fromkeys(inside, 0)
-    for words in _word_counts(lines()):
+    for words in _word_counts(lines):
         for word, count in words.items():
             _count_known(word.replace(DELIMITER, ""), count, max_chars, anywhere)
     seeds = [
@@ -50,8 +59,14 @@ def find(
         for text, count in inside.items()
         if count >= min_inside_share * anywhere[text] or not has_syllable(text)
     ]
-    seeds.sort(key=lambda seed: (-seed[1] * len(seed[0]), seed[0]))
-    return seeds[:_MAX_SEEDS]
+    return in_order(seeds, weigh=len)[:_MAX_SEEDS]
+
+
+def in_order(
+    counts: Iterable[tuple[str, int]], weigh: Callable[[str], int] = lambda text: 1
+) -> list[tuple[str, int]]:
+    """Sorted by count x weight, then text, so that equal corpora give equal files."""
+    return sorted(counts, key=lambda item: (-item[1] * weigh(item[0]), item[0]))
 
 
 def has_syllable(text: str) -> bool:
@@ -59,10 +74,10 @@ def has_syllable(text: str) -> bool:
     return any("가" <= char <= "힣" for char in text)
 
 
-def write(seeds: Iterable[tuple[str, int]], path: Path) -> None:
-    """Writes SentencePiece's `seed_sentencepieces_file`: piece, tab, count."""
+def write(counts: Iterable[tuple[str, int]], path: Path) -> None:
+    """Writes text, tab, count: SentencePiece's form of both seeds and counted input."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{text}\t{count}\n" for text, count in seeds)
+        file.writelines(f"{text}\t{count}\n" for text, count in counts)
 
 
 def _word_counts(lines: Iterable[str]) -> Iterator[collections.Counter[str]]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from kcmoe.config import GinConfig, macro
 from kcmoe.errors import UserError
-from kcmoe.tokenizer.morphemes import Segmentation
 from kcmoe.tokenizer.normalization import Normalization
 
 TWIN_SUFFIX = "extra"
+
+Segmentation = Literal["morphemes", "delimiter", "spaces", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,26 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kcmoe.data import tables
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
 from kcmoe.tokenizer.settings import TokenizerConfig
+
+# What becomes of the marks between morphemes before SentencePiece sees the lines.
+_MARKS = {"delimiter": normalization.DELIMITER, "spaces": " ", "none": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The sample, normalised and marked, on disk."""
+
+    path: Path
+    files: tuple[str, ...]
+    lines: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +45,6 @@ class Result:
     twin: Path
     record: Path
     lines: int
-    seconds: float
     peak_bytes: int
 
 
@@ -46,39 +58,101 @@ def train(config: TokenizerConfig, say: Callable[[str], None]) -> Result:
     Raises:
       UserError: for a corpus that cannot be read or does not give such a vocabulary.
     """
+    with tempfile.TemporaryDirectory(prefix="kcmoe-tokenizer-") as folder:
+        return learn(config, prepare(config, Path(folder), say), Path(folder), say)
+
+
+def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -> Prepared:
+    """Samples the corpus and writes the sample, normalised and marked, into `folder`."""
     started = time.monotonic()
-    if config.segmentation != "none":
+    marked = config.segmentation != "none"
+    if marked:
         morphemes.require()
     paths = tables.expand(config.corpus, config.data_dir)
     size = corpus.measure(paths, config.text_column)
     workers = config.workers or os.cpu_count() or 1
     for line in forecast.describe(size, config, workers):
         say(line)
+    sample = _sample(config, paths, size, say)
+    lines = morphemes.prepare_all(
+        _progress(sample, "marking morphemes", len(sample)),
+        normalization.trainer_options(config.normalization, folder),
+        workers,
+        marked=marked,
+    )
+    digest = hashlib.sha256()
+    used = 0
+    path = folder / "lines.txt"
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for line in filter(None, lines):
+            file.write(f"{line}\n")
+            digest.update(f"{line}\n".encode())
+            used += 1
+    say(f"marked {used:,} lines in {time.monotonic() - started:.0f} s")
+    return Prepared(path, tuple(map(os.path.basename, paths)), used, digest.hexdigest())
+
+
+def _sample(
+    config: TokenizerConfig,
+    paths: Sequence[str],
+    size: corpus.Size,
+    say: Callable[[str], None],
+) -> list[str]:
+    report = tables.Report()
+    source = corpus.lines(
+        paths,
+        config.text_column,
+        config.max_line_chars,
+        strict=config.strict,
+        encoding=config.encoding or "utf-8",
+        report=report,
+    )
+    sample, seen = corpus.reservoir(
+        _progress(source, "reading", size.lines), config.sample_lines, config.seed
+    )
+    corpus.require_text(sample, paths)
+    if report.summary():
+        say(report.summary())
+    say(f"read {seen:,} lines, {report.nulls:,} nulls left out; learning from {len(sample):,}")
+    return sample
+
+
+def learn(
+    config: TokenizerConfig, prepared: Prepared, folder: Path, say: Callable[[str], None]
+) -> Result:
+    """Fits pieces to prepared lines and writes model, twin and record; `folder` is for what lies between."""
+    options = _options(config, folder)
     model = Path(config.output)
-    with tempfile.TemporaryDirectory(prefix="kcmoe-tokenizer-") as temporary:
-        folder = Path(temporary)
-        options = _options(config, folder)
-        spool = folder / "lines.txt"
-        used, digest = _spool(config, paths, size, options, workers, spool, say)
-        say(f"marked in {time.monotonic() - started:.0f} s")
+    raw = folder / model.name
+    if config.segmentation == "morphemes":
+        counts, found = _morphemes_and_seeds(config, prepared)
+        seeds.write(seeds.in_order(counts.items()), folder / "morphemes.tsv")
+        seeds.write(found, folder / "seeds.tsv")
+        say(f"{len(counts):,} different morphemes, {len(found):,} strings to choose pieces from")
+        # The morphemes are normalised already and bring their own space marks.
+        options |= {
+            "input_format": "tsv",
+            "seed_sentencepieces_file": str(folder / "seeds.tsv"),
+            "normalization_rule_name": "identity",
+            "normalization_rule_tsv": "",
+            "add_dummy_prefix": False,
+        }
+        peak = fit.train(options, folder / "morphemes.tsv", raw)
+    else:
         if config.segmentation == "delimiter":
             options["pretokenization_delimiter"] = normalization.DELIMITER
-        elif config.segmentation == "morphemes":
-            options["seed_sentencepieces_file"] = str(folder / "seeds.tsv")
-            chosen = _choose_seeds(config, spool, used)
-            seeds.write(chosen, folder / "seeds.tsv")
-            say(
-                f"chose {len(chosen):,} seeds in {time.monotonic() - started:.0f} s; learning pieces"
-            )
-        peak = fit.train(options, spool, folder / model.name)
-        base = model_file.without_paths((folder / model.name).read_bytes(), config.normalization)
-    twin = model_file.add_sentinels(base, config.sentinels)
+        peak = fit.train(options, prepared.path, raw, _MARKS[config.segmentation])
+    spec = normalization.normalizer(normalization.trainer_options(config.normalization, folder))
+    base = model_file.finish(
+        raw.read_bytes(), spec.serialized_normalizer_spec(), config.normalization
+    )
     _check(base, config.vocab_size)
+    twin = model_file.add_sentinels(base, config.sentinels)
     model_file.write_whole(model, base)
     model_file.write_whole(config.twin, twin)
     record = model.with_suffix(".json")
-    model_file.write_whole(record, _record(config, paths, used, digest, base, twin))
-    return Result(model, config.twin, record, used, time.monotonic() - started, peak)
+    model_file.write_whole(record, _record(config, prepared, base, twin))
+    return Result(model, config.twin, record, prepared.lines, peak)
 
 
 def _options(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
@@ -102,54 +176,13 @@ def _options(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _spool(
-    config: TokenizerConfig,
-    paths: Sequence[str],
-    size: corpus.Size,
-    options: dict[str, Any],
-    workers: int,
-    spool: Path,
-    say: Callable[[str], None],
-) -> tuple[int, str]:
-    """Writes the sample, normalised and marked, to `spool`; returns its lines and their SHA-256."""
-    report = tables.Report()
-    source = corpus.lines(
-        paths,
-        config.text_column,
-        config.max_line_chars,
-        strict=config.strict,
-        encoding=config.encoding or "utf-8",
-        report=report,
-    )
-    sample, seen = corpus.reservoir(
-        _progress(source, "reading", size.lines), config.sample_lines, config.seed
-    )
-    corpus.require_text(sample, paths)
-    if report.summary():
-        say(report.summary())
-    say(f"read {seen:,} lines, {report.nulls:,} nulls left out; learning from {len(sample):,}")
-    digest = hashlib.sha256()
-    used = 0
-    marked = morphemes.mark_all(
-        _progress(sample, "marking morphemes", len(sample)), config.segmentation, options, workers
-    )
-    with spool.open("w", encoding="utf-8", newline="\n") as file:
-        for line in marked:
-            if line:
-                file.write(f"{line}\n")
-                digest.update(f"{line}\n".encode())
-                used += 1
-    return used, digest.hexdigest()
-
-
-def _choose_seeds(config: TokenizerConfig, spool: Path, lines: int) -> list[tuple[str, int]]:
-    """Strings inside morphemes, which SentencePiece then weighs on the text without marks."""
-    with _bar("choosing seeds", 2 * lines) as bar:
-        return seeds.find(
-            lambda: _counted(fit.read_lines(spool), bar),
-            config.min_inside_share,
-            config.max_piece_chars,
-        )
+def _morphemes_and_seeds(
+    config: TokenizerConfig, prepared: Prepared
+) -> tuple[Mapping[str, int], list[tuple[str, int]]]:
+    with _bar("counting", 2 * prepared.lines) as bar:
+        counts = seeds.count_morphemes(_counted(fit.read_lines(prepared.path), bar))
+        again = _counted(fit.read_lines(prepared.path), bar)
+        return counts, seeds.find(counts, again, config.min_inside_share, config.max_piece_chars)
 
 
 def _check(model: bytes, vocab_size: int) -> None:
@@ -166,9 +199,7 @@ def _check(model: bytes, vocab_size: int) -> None:
         )
 
 
-def _record(
-    config: TokenizerConfig, paths: Sequence[str], used: int, digest: str, base: bytes, twin: bytes
-) -> bytes:
+def _record(config: TokenizerConfig, prepared: Prepared, base: bytes, twin: bytes) -> bytes:
     """JSON of the settings, versions and checksums, without times and folders, so equal runs agree."""
     local = ("data_dir", "corpus", "output", "workers")
     settings = {
@@ -184,9 +215,9 @@ def _record(
     record = {
         "settings": settings,
         "versions": versions,
-        "files": [os.path.basename(path) for path in paths],
-        "lines": used,
-        "lines_sha256": digest,
+        "files": prepared.files,
+        "lines": prepared.lines,
+        "lines_sha256": prepared.sha256,
         "models": {
             Path(config.output).name: model_file.sha256(base),
             config.twin.name: model_file.sha256(twin),
