@@ -13,7 +13,10 @@ from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
     from kcmoe.training.config import TrainConfig
+    from kcmoe.training.inputs import Inputs
     from kcmoe.training.loop import Outcome
+    from kcmoe.training.settings import Settings
+    from kcmoe.training.validation import TaskMetric
 
 _EPILOG = """\
 example:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.training.loop import train
 
     try:
-        outcome = train(settings)
+        outcome = train(settings, make_task_metric=_task_metric)
     except NonFiniteError as error:
         print(f"kcmoe train: {_stopped(settings.run.model_dir, error)}", file=sys.stderr)
         return 1
@@ -56,6 +59,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(_out_of_memory(settings.run)) from error
     _report(settings.run.model_dir, outcome)
     return 0
+
+
+def _task_metric(settings: Settings, inputs: Inputs) -> tuple[TaskMetric, tuple[str, ...]] | None:
+    """The task's own metrics by ranking its labels; None where it has none."""
+    from kcmoe.evaluation.protocol import training_metric
+
+    return training_metric(
+        settings.model,
+        inputs.task,
+        inputs.examples,
+        inputs.vocabulary,
+        settings.run.lengths["inputs"],
+    )
 
 
 def _stopped(folder: str, error: Exception) -> str:
