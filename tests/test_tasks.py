@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Tasks: prompts, words, gin, and mistakes in gin."""
+
 from __future__ import annotations
 
 import subprocess
@@ -104,6 +106,11 @@ def test_mixtures():
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_LABELS": {0: "가", 1: "가"}}, "same word"),
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_METRICS": "acuracy"}, "Did you mean accuracy"),
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_HOLDOUT": 1.5}, "TASK_HOLDOUT"),
+        ({"MIXTURE_OR_TASK_NAME": "m", "MIXTURE": {"nsmc": "1"}}, "a number above zero"),
+        (
+            {"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_HOLDOUT": 0.1, "MIXTURE": {"korsts": 1}},
+            "which MIXTURE leaves out",
+        ),
     ],
 )
 def test_mistakes_are_named(macros, message):
@@ -112,6 +119,7 @@ def test_mistakes_are_named(macros, message):
 
 
 def test_tasks_import_nothing_heavy():
-    code = "import sys, kcmoe.tasks; print([m for m in ('numpy', 'jax', 'pyarrow', 'grain') if m in sys.modules])"
+    heavy = ("numpy", "jax", "pyarrow", "grain", "tensorflow")
+    code = f"import sys, kcmoe.tasks; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

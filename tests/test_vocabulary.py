@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The vocabulary: layout, sentinels that text cannot spell, worker copies."""
+
 from __future__ import annotations
 
 import pickle
@@ -90,7 +92,7 @@ def test_sentinels_that_text_could_spell_are_disarmed(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path):
-    with pytest.raises(UserError, match="VOCABULARY_FILE.*nowhere"):
+    with pytest.raises(UserError, match=r"VOCABULARY_FILE.*nowhere"):
         Vocabulary(tmp_path / "nowhere.model")
     broken = tmp_path / "broken.model"
     broken.write_bytes(b"not a model")

@@ -47,9 +47,9 @@ class Ragged:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence[int]], dtype: type = np.uint16) -> Ragged:
+    def of(cls, sequences: Iterable[Sequence[int] | np.ndarray], dtype: type = np.uint16) -> Ragged:
         """Gathers sequences of ids; `dtype` must hold the vocabulary."""
-        arrays = [np.asarray(s, dtype) for s in sequences]
+        arrays: list[np.ndarray] = [np.asarray(s, dtype) for s in sequences]
         starts = np.zeros(len(arrays) + 1, np.int64)
         np.cumsum([a.size for a in arrays], out=starts[1:])
         return cls(np.concatenate(arrays) if arrays else np.zeros(0, dtype), starts)

@@ -137,10 +137,13 @@ def _inspect_labelled(
             for name in sizes
         ),
         *(
-            f"positions filled, {what}: inputs {packing.efficiency(int(cut['inputs'].sum()), n, lengths.inputs):.1%}, "
-            f"targets {packing.efficiency(int(cut['targets'].sum()), n, lengths.targets):.1%}, "
-            f"{len(examples) / n:.2f} examples to a row"
-            for what, n in (("one example to a row", len(examples)), ("packed", plan.num_rows))
+            f"positions filled, {what}: "
+            + "".join(
+                f"{name} {packing.efficiency(int(cut[name].sum()), rows, limits[name]):.1%}, "
+                for name in sizes
+            )
+            + f"{len(examples) / rows:.2f} examples to a row"
+            for what, rows in (("one example to a row", len(examples)), ("packed", plan.num_rows))
         ),
     ]
     chosen = np.random.default_rng(seed).permutation(len(examples))[:shown]
@@ -213,7 +216,7 @@ def histogram(values: np.ndarray, limit: int, bins: int = 12, width: int = 40) -
     counts = np.histogram(values, edges)[0]
     lines = []
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-        eighths = int(round(count / max(counts.max(), 1) * width * 8))
+        eighths = round(float(count) / max(int(counts.max()), 1) * width * 8)
         bar = "█" * (eighths // 8) + (_BAR[eighths % 8 - 1] if eighths % 8 else "")
         mark = " <- cut" if limit and low >= limit else ""
         lines.append(f"{low:>6}-{high - 1:<6} {count:>9,} {bar}{mark}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Batches:
 
     def iterate(
         self, start_step: int = 0, stop_step: int | None = None, workers: int = 0
-    ) -> Iterator[Features]:
+    ) -> Generator[Features, None, None]:
         """Yields the batches from `start_step` on, made ahead by `workers` processes (0: by a thread).
 
         A shard that vanishes or changes while this runs is reported; training goes on from the cache.

@@ -218,16 +218,15 @@ class _Shards:
 
         self._schema = pa.schema([("text", pa.string())])
         self._folder, self._shard_rows = folder, shard_rows
-        self._writer: parquet.Writer | None = None
         self._room = validation_rows
         self._written: list[dict[str, Any]] = []
-        self._open("validation" if validation_rows else "train")
+        self._writer = self._open("validation" if validation_rows else "train")
 
-    def _open(self, split: str) -> None:
+    def _open(self, split: str) -> parquet.Writer:
         part = f"shard-{len(self._written):05d}"
         self._room = self._room if split == "validation" else self._shard_rows
         self._written.append({"part": part, "split": split, "rows": 0, "characters": 0})
-        self._writer = parquet.Writer(self._folder / part, self._schema)
+        return parquet.Writer(self._folder / part, self._schema)
 
     def write(self, texts: Any, keep: np.ndarray) -> None:
         import pyarrow as pa
@@ -237,7 +236,7 @@ class _Shards:
         while len(kept):
             if not self._room:
                 self._finish()
-                self._open("train")
+                self._writer = self._open("train")
             part, kept = kept[: self._room], kept[self._room :]
             self._writer.write(pa.table([part], schema=self._schema))
             self._room -= len(part)
@@ -264,8 +263,7 @@ class _Shards:
         return named + train
 
     def abandon(self) -> None:
-        if self._writer:
-            self._writer.abandon()
+        self._writer.abandon()
 
 
 def _manifest(

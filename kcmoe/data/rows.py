@@ -65,7 +65,7 @@ class CorpusRows:
         *,
         pack: bool = True,
         shuffle: bool = True,
-        noise: span_corruption.Noise = span_corruption.Noise(),
+        noise: span_corruption.Noise = span_corruption.PRETRAINING,
     ):
         """Raises `UserError` where lengths do not fit or the corpus is shorter than one segment."""
         self.counts = span_corruption.check_lengths(

@@ -31,7 +31,7 @@ def mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def hashes(key: np.uint64 | np.ndarray, counters: np.ndarray) -> np.ndarray:
+def hashes(key: np.uint64 | np.ndarray, counters: np.uint64 | np.ndarray) -> np.ndarray:
     """Independent uint64 values for (key, counter); shapes broadcast."""
     with np.errstate(over="ignore"):
         return mix(mix(np.asarray(counters, np.uint64) * _GOLDEN + key) + _GOLDEN)

@@ -25,6 +25,9 @@ class Noise:
     mean_span: float = 3.0
 
 
+PRETRAINING = Noise()
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """How a segment of `tokens` splits: so many noise tokens in so many spans."""
@@ -44,7 +47,7 @@ class Counts:
         return self.noise + self.spans + 1
 
 
-def segment_counts(inputs_length: int, noise: Noise = Noise()) -> Counts:
+def segment_counts(inputs_length: int, noise: Noise = PRETRAINING) -> Counts:
     """The longest segment whose corrupted inputs, EOS included, fit `inputs_length`.
 
     512 gives 568 tokens and targets of 114, as in T5's pretraining.
@@ -53,8 +56,8 @@ def segment_counts(inputs_length: int, noise: Noise = Noise()) -> Counts:
 
     def at(count: int) -> Counts:
         # Python's round, half to even, as in random_spans_helper.
-        removed = int(round(count * noise.density))
-        return Counts(count, removed, int(round(removed / noise.mean_span)))
+        removed = round(count * noise.density)
+        return Counts(count, removed, round(removed / noise.mean_span))
 
     while at(tokens + 1).inputs <= inputs_length:
         tokens += 1
@@ -64,7 +67,7 @@ def segment_counts(inputs_length: int, noise: Noise = Noise()) -> Counts:
     return at(tokens)
 
 
-def mask_counts(length: int, noise: Noise = Noise()) -> Counts:
+def mask_counts(length: int, noise: Noise = PRETRAINING) -> Counts:
     """Noise tokens and spans that random_spans_noise_mask puts in a segment of `length` tokens.
 
     It rounds in float32 and keeps at least one token of either kind.
@@ -76,7 +79,9 @@ def mask_counts(length: int, noise: Noise = Noise()) -> Counts:
     return Counts(length, removed, spans)
 
 
-def check_lengths(inputs: int, targets: int, num_sentinels: int, noise: Noise = Noise()) -> Counts:
+def check_lengths(
+    inputs: int, targets: int, num_sentinels: int, noise: Noise = PRETRAINING
+) -> Counts:
     """The segment for these feature lengths.
 
     Raises:
@@ -111,7 +116,7 @@ def _span_lengths(items: int, spans: int, keys: np.ndarray) -> np.ndarray:
     return np.diff(ends, axis=1, prepend=0)
 
 
-def noise_masks(keys: np.ndarray, length: int, noise: Noise = Noise()) -> np.ndarray:
+def noise_masks(keys: np.ndarray, length: int, noise: Noise = PRETRAINING) -> np.ndarray:
     """Noise masks, one per key.
 
     Args:

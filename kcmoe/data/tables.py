@@ -114,7 +114,8 @@ def _matches(pattern: str) -> list[str]:
     where = "" if siblings else f" (there is no folder {parent})"
     hint = near_misses(os.path.basename(pattern), siblings)
     raise UserError(
-        f"no file matches {pattern}{where}.{hint} Is DATA_DIR right? `kcmoe data list` says what can be fetched"
+        f"no file matches {pattern}{where}.{hint} Is DATA_DIR right? "
+        "`kcmoe data list` says what can be fetched"
     )
 
 
@@ -221,7 +222,7 @@ def open_text(path: str, encoding: str) -> io.TextIOWrapper:
     elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"
     try:
-        return io.TextIOWrapper(raw, encoding=encoding, newline="\n")  # type: ignore[arg-type]
+        return io.TextIOWrapper(raw, encoding=encoding, newline="\n")
     except LookupError:
         raise UserError(f"no encoding is called {encoding}") from None
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""`kcmoe bench data`: what it counts and what it prints."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""`kcmoe data` as a person types it."""
+
 from __future__ import annotations
 
 import json

@@ -122,7 +122,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server, tmp_path):
 
 def test_a_later_start_resumes(server, tmp_path):
     server.cuts = [500_000] + [0] * 10
-    with pytest.raises(UserError, match="does not answer.*Start again to resume"):
+    with pytest.raises(UserError, match=r"does not answer.*Start again to resume"):
         get(server, tmp_path / "a")
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "a.part").stat().st_size == 500_000
@@ -146,7 +146,7 @@ def test_a_part_of_another_file_is_thrown_away(server, tmp_path, left):
 
 
 def test_a_wrong_checksum_never_gets_the_name(server, tmp_path):
-    with pytest.raises(UserError, match="gives another file .git blob .*, expected"):
+    with pytest.raises(UserError, match=r"gives another file .git blob .*, expected"):
         get(server, tmp_path / "a", expected=b"what the authors published")
     assert list(tmp_path.iterdir()) == []
 
@@ -166,7 +166,7 @@ def test_redirects_are_followed(server, tmp_path):
 
 def test_the_official_place_follows_a_mirror_that_lacks_it(server, tmp_path):
     assert get(server, tmp_path / "a", "/mirror/a", "/a")
-    with pytest.raises(UserError, match="/gone answers 404 Not Found.*--mirror"):
+    with pytest.raises(UserError, match=r"/gone answers 404 Not Found.*--mirror"):
         get(server, tmp_path / "b", "/gone")
 
 
@@ -259,7 +259,7 @@ def test_sets_behind_a_login_say_what_to_do(tmp_path):
         UserError, match=r"comments cannot be fetched by itself. Kaggle.*data prepare"
     ):
         downloads.download(downloads.data_set("comments"), tmp_path)
-    with pytest.raises(UserError, match="nothing is called nsmk. Did you mean nsmc"):
+    with pytest.raises(UserError, match=r"nothing is called nsmk. Did you mean nsmc"):
         downloads.data_set("nsmk")
 
 

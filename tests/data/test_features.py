@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Feature arrays worked by hand, and packing plans that hold every example once."""
+
 from __future__ import annotations
 
 import numpy as np

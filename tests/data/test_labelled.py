@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Labelled rows: none lost, bad ones named, held-out shares disjoint; the official splits whole."""
+
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Batches: the same however a step is reached, every example once an epoch, resumed exactly."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Preparing a corpus: cleaning rules, counts, order, interruption."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -38,7 +40,7 @@ def test_texts_of_ten_characters_are_dropped_and_rules_are_checked():
     assert Cleaner.without(["short"]).reason_to_drop("짧다") is None
     assert Cleaner.without(["short"]).reason_to_drop(" ") == "empty"
     assert Cleaner(max_characters=20).reason_to_drop("가" * 21) == "too long"
-    with pytest.raises(UserError, match="no rule url. Did you mean urls"):
+    with pytest.raises(UserError, match=r"no rule url. Did you mean urls"):
         Cleaner.without(["url"])
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Orders and random numbers that are functions of their place."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Span corruption: by hand, by property, and against t5's own functions where t5 is installed."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Every file format gives the same rows; what cannot be read is named or counted."""
+
 from __future__ import annotations
 
 import gzip
@@ -57,7 +59,7 @@ def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
 def test_encodings(tmp_path):
     korean = "영화가 정말 재미있었어요\n" * 50
     path = written(tmp_path / "a.txt", korean, "cp949")
-    with pytest.raises(UserError, match="CP949.*TASK_ENCODING"):
+    with pytest.raises(UserError, match=r"CP949.*TASK_ENCODING"):
         read(path)
     assert len(read(path, encoding="cp949")[0]["text"]) == 50
     assert len(read(written(tmp_path / "b.txt", korean, "utf-16"))[0]["text"]) == 50
@@ -90,7 +92,7 @@ def test_bad_rows_stop_or_are_counted(tmp_path, name, content, reason, good):
     ("name", "content"), [("a.tsv", "Text\tlabel\n가\t1\n"), ("a.jsonl", '{"Text": "가"}\n')]
 )
 def test_a_renamed_column_is_named(tmp_path, name, content):
-    with pytest.raises(UserError, match="no column text. Did you mean Text"):
+    with pytest.raises(UserError, match=r"no column text. Did you mean Text"):
         read(written(tmp_path / name, content))
 
 
@@ -124,10 +126,10 @@ def test_a_damaged_row_group_is_named_and_can_be_left_out(tmp_path):
 
 def test_parquet_mistakes(tmp_path):
     path = parquet_file(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column txt. Did you mean text"):
+    with pytest.raises(UserError, match=r"no column txt. Did you mean text"):
         read(path, ("txt",))
     (tmp_path / "b.parquet").write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match="b.parquet is not a readable parquet file"):
+    with pytest.raises(UserError, match=r"b.parquet is not a readable parquet file"):
         read(tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": [["가"], ["나"]]}), tmp_path / "c.parquet")
     with pytest.raises(UserError, match="column text is list"):
@@ -165,7 +167,7 @@ def test_files_are_found_in_order_and_absence_is_explained(tmp_path):
         (tmp_path / name).write_text("가\n", encoding="utf-8")
     found = tables.expand(["b-*.txt", "a.txt"], tmp_path)
     assert [f.rsplit("/", 1)[1] for f in found] == ["b-0.txt", "b-1.txt", "a.txt"]
-    with pytest.raises(UserError, match="no file matches .*c.txt. Did you mean a.txt"):
+    with pytest.raises(UserError, match=r"no file matches .*c.txt. Did you mean a.txt"):
         tables.expand(["c.txt"], tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
         tables.expand(["x/*.txt"], tmp_path)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The token cache: complete, rebuilt only where needed, never silently wrong."""
+
 from __future__ import annotations
 
 import json
@@ -134,7 +136,7 @@ def test_nothing_to_read(vocabulary, tmp_path):
 
 def test_a_cache_folder_that_cannot_be_written(corpus, vocabulary, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*CACHE_DIR"):
+    with pytest.raises(UserError, match=r"cannot be written.*CACHE_DIR"):
         open_cache(corpus, Source(), vocabulary, str(tmp_path / "file" / "below"))
 
 
@@ -151,14 +153,14 @@ def test_manifest_beside_the_shards(corpus, vocabulary, tmp_path):
     manifests.write(tmp_path, {"shards": shards})
     opened(files, vocabulary, tmp_path)
 
+    manifests.write(tmp_path, {"shards": [*shards, {**shards[0], "file": "train-3.txt"}]})
     with pytest.raises(UserError, match=r"train-3.txt is gone"):
-        manifests.write(tmp_path, {"shards": [*shards, {**shards[0], "file": "train-3.txt"}]})
         opened(files, vocabulary, tmp_path)
     opened(files, vocabulary, tmp_path, strict=False)
     manifests.write(tmp_path, {"shards": shards})
 
     content = (tmp_path / names[0]).read_bytes()
-    (tmp_path / names[0]).write_bytes(content.replace("0".encode(), "9".encode(), 1))
+    (tmp_path / names[0]).write_bytes(content.replace(b"0", b"9", 1))
     with pytest.raises(UserError, match=r"train-0.txt is not the shard that was written"):
         opened(files, vocabulary, tmp_path)
     (tmp_path / names[0]).write_bytes(content + b"\n")
