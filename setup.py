@@ -80,7 +80,7 @@ setuptools.setup(
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "dev": [*TOKENIZER, "mypy", "pytest", "ruff"],
+        "dev": [*TOKENIZER, "mypy", "pytest", "ruff", "scikit-learn"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -53,7 +53,9 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--protocol", choices=(*PROTOCOLS, "both"), default="both", help="default: both"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only N examples, evenly spread over the split"
+    )
     parser.add_argument(
         "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
     )
@@ -86,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
 
     compilation_cache.enable()
     loaded = loading.load(checkpoint, given=given)
-    report, questions = _evaluate(loaded, task, examples, args, data_dir, model_dir)
+    chosen = _spread(examples, args.limit)
+    report, questions = _evaluate(loaded, task, chosen, len(examples), args, data_dir, model_dir)
     print(report.table())
     print(f"written: {report_lib.write(report, folder)}")
     if args.predictions:
@@ -115,10 +118,18 @@ def _examples(macros: Any, split: str) -> tuple[Task, str, list[Example]]:
     return task, data.data_dir, labelled_examples(task, split, data.data_dir, strict=data.strict)
 
 
+def _spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """`limit` examples from all over the split: files are often ordered by label."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
 def _evaluate(
     loaded: Loaded,
     task: Task,
     examples: Sequence[Example],
+    of_examples: int,
     args: argparse.Namespace,
     data_dir: str,
     model_dir: str,
@@ -132,15 +143,14 @@ def _evaluate(
     from kcmoe.model.encoder_decoder import EncoderDecoder
 
     model = EncoderDecoder(loaded.config)
-    chosen = examples[: args.limit]
     questions = Questions(
-        task, chosen, loaded.vocabulary, loaded.lengths["inputs"], tokens=loaded.tokens
+        task, examples, loaded.vocabulary, loaded.lengths["inputs"], tokens=loaded.tokens
     )
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
     for protocol in _protocols(args.protocol, bool(answers(task)), task):
         started_s = time.monotonic()
-        with tqdm(total=len(chosen), desc=protocol, unit="line", disable=None) as bar:
+        with tqdm(total=len(examples), desc=protocol, unit="line", disable=None) as bar:
             if protocol == "rank":
                 outcomes[protocol] = questions.rank(model, loaded.params, bar.update)
             else:
@@ -149,15 +159,15 @@ def _evaluate(
         seconds[protocol] = time.monotonic() - started_s
         if not sys.stderr.isatty():
             print(
-                f"{protocol}: {len(chosen):,} lines in {seconds[protocol]:.0f} s", file=sys.stderr
+                f"{protocol}: {len(examples):,} lines in {seconds[protocol]:.0f} s", file=sys.stderr
             )
     report = Report(
         checkpoint=loaded.checkpoint,
         step=loaded.step,
         task=task.name,
         split=args.split or "validation",
-        examples=len(chosen),
-        of_examples=len(examples),
+        examples=len(examples),
+        of_examples=of_examples,
         settings={"routing": loaded.config.routing, "activations": loaded.config.activation_dtype},
         outcomes=outcomes,
         seconds=seconds,

@@ -145,7 +145,7 @@ def output_folder(model_dir: str, chosen: str | None) -> Path:
 
 def write(report: Report, folder: Path) -> Path:
     """Writes the JSON at once or not at all; returns its path."""
-    part = "" if report.examples == report.of_examples else f"-first{report.examples}"
+    part = "" if report.examples == report.of_examples else f"-{report.examples}"
     name = f"{report.task}-{report.split}{part}-{os.path.basename(report.checkpoint)}.json"
     content = json.dumps(report.as_json(), ensure_ascii=False, indent=1).encode() + b"\n"
     durable.write_file(folder / name, content)
