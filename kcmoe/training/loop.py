@@ -43,8 +43,14 @@ MakeTaskMetric = Callable[[Settings, Inputs], tuple[TaskMetric, tuple[str, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its last step, its state, the best checkpoint, and whether it was asked to
-    stop."""
+    """How a run ended.
+
+    Attributes:
+      step: the last step done, which is saved.
+      state: the state after it.
+      best: what `best.json` holds, None without validation.
+      stopped_by: name of the signal that ended it early, "" if it ran to TRAIN_STEPS.
+    """
 
     step: int
     state: TrainState
@@ -114,15 +120,17 @@ def train(
         log = StepLog(settings, recorder, progress)
         step = start_step
         upcoming = batches.iterate(start_step, run.train_steps, inputs.workers)
-        while step < run.train_steps and not stop:
+        stopping = bool(stop)
+        while step < run.train_steps and not stopping:
             batch = sharding.put_batch(mesh, next(upcoming), run.microbatches)
             state, metrics = update(state, batch)
             step += 1
             log.add(step, metrics)  # waits for the step before, while this one is computed
 
+            stopping = bool(stop)  # asked once per step: a signal from here on waits for the next
             save_due = step == run.train_steps or step % run.checkpoint_period == 0
             eval_due = save_due or (run.eval_period > 0 and step % run.eval_period == 0)
-            if not (eval_due or stop):
+            if not (eval_due or stopping):
                 continue
             log.flush()  # nothing is saved that has not been looked at
             values = None
@@ -130,12 +138,12 @@ def train(
                 values = validation.run(state.params)
                 recorder.write("eval", step, values)
                 progress.say(report.validation(step, values, validation.chooser.metric))
-            if save_due or stop:
+            if save_due or stopping:
                 recorder.sync()
                 checkpoints.save(state, batches.position(step), values)
             log.restart_clock()
 
-        stopped_by = stop.name if step < run.train_steps else ""
+        stopped_by = stop.name if stopping and step < run.train_steps else ""
         return Outcome(step, state, checkpoints.tidy(), stopped_by)
 
 

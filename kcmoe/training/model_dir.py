@@ -76,7 +76,8 @@ def locked(path: Path) -> Iterator[None]:
     """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind."""
     with durable.user_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as file:
+    lock = path / ".lock"
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -84,7 +85,12 @@ def locked(path: Path) -> Iterator[None]:
                 f"another kcmoe train is writing to MODEL_DIR {path}; wait for it, stop it, "
                 "or take another MODEL_DIR"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if list(path.iterdir()) == [lock]:  # refused before anything was written
+                lock.unlink()
+                path.rmdir()
 
 
 def compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
