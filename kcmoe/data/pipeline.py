@@ -19,7 +19,8 @@ import numpy as np
 from kcmoe.data import labelled
 from kcmoe.data.features import Features, Lengths, Ragged, with_eos
 from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
-from kcmoe.data.token_cache import Source, TokenCache, open_cache
+from kcmoe.data.token_cache import Source, TokenCache
+from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
 from kcmoe.tasks import Mixture, Task
 from kcmoe.vocabulary import Vocabulary

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,6 @@ from kcmoe.data import manifest as manifests
 from kcmoe.data import tables
 from kcmoe.data.labelled import held_out
 from kcmoe.errors import UserError
-from kcmoe.vocabulary import Vocabulary
-
-_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,136 +181,3 @@ class TokenCache:
             except UserError:
                 changed.append(f"{known['path']} is gone")
         return changed
-
-
-def shard_folder(path: str, source: Source, vocabulary: Vocabulary, cache_dir: str) -> Path:
-    """Where the cache of one source file lies."""
-    facts = {"stamp": stamp(path), "source": dataclasses.asdict(source), "version": _VERSION}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
-    return Path(cache_dir) / vocabulary.digest[:12] / key
-
-
-def build_shard(
-    path: str, source: Source, vocabulary: Vocabulary, cache_dir: str, threads: int = 1
-) -> Path:
-    """Tokenizes one source file into the cache, if it is not there yet, and returns its folder.
-
-    Raises:
-      UserError: damaged source, full disk, or a folder that cannot be written.
-    """
-    folder = shard_folder(path, source, vocabulary, cache_dir)
-    if (folder / "manifest.json").exists():
-        return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, path, source, vocabulary, threads)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not (folder / "manifest.json").exists():  # else another process was faster
-                raise
-    except OSError as error:
-        raise UserError(
-            f"the token cache {cache_dir} cannot be written: {error}; set CACHE_DIR"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _write(folder: Path, path: str, source: Source, vocabulary: Vocabulary, threads: int) -> None:
-    dtype = "<u2" if vocabulary.size <= 1 << 16 else "<u4"
-    known = stamp(path)
-    manifests.check_content(path, source.strict)
-    report = tables.Report()
-    tokens = documents = 0
-    hashed = {"tokens.bin": hashlib.sha256(), "ends.bin": hashlib.sha256()}
-    with (
-        open(folder / "tokens.bin", "wb") as token_file,
-        open(folder / "ends.bin", "wb") as end_file,
-    ):
-        for ids in _encoded(path, source, vocabulary, threads, report):
-            sizes = np.fromiter(map(len, ids), np.int64, len(ids))
-            ends = (tokens + np.cumsum(sizes)).astype("<i8").tobytes()
-            flat = np.fromiter(
-                itertools.chain.from_iterable(ids), dtype, int(sizes.sum())
-            ).tobytes()
-            for name, file, data in (
-                ("tokens.bin", token_file, flat),
-                ("ends.bin", end_file, ends),
-            ):
-                file.write(data)
-                hashed[name].update(data)
-            tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
-    if stamp(path) != known:
-        raise UserError(f"{path} changed while it was read; start again when nothing writes to it")
-    files = {}
-    for name, digest in hashed.items():
-        status = os.stat(folder / name)
-        size, mtime = status.st_size, status.st_mtime_ns
-        files[name] = {"size": size, "mtime_ns": mtime, "sha256": digest.hexdigest()}
-    manifest = {
-        "source": known,
-        "tokens": tokens,
-        "documents": documents,
-        "dtype": dtype,
-        "vocabulary": vocabulary.digest,
-        "settings": dataclasses.asdict(source),
-        "left_out": dict(report.dropped),
-        "places": report.places,
-        "files": files,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1))
-
-
-def _encoded(
-    path: str, source: Source, vocabulary: Vocabulary, threads: int, report: tables.Report
-) -> Iterator[list[list[int]]]:
-    chunks = tables.read_chunks(
-        path, [source.column], strict=source.strict, encoding=source.encoding, report=report
-    )
-    row = 0
-    for chunk in chunks:
-        texts = []
-        for text in chunk[source.column]:
-            row += 1
-            place = f"{path}, row {row}"
-            if text is None:
-                report.drop("null", place)
-            elif not isinstance(text, str):
-                if source.strict:
-                    raise UserError(f"{place}: column {source.column} is {text!r}, not text")
-                report.drop("not text", place)
-            elif not text or text.isspace():
-                report.drop("empty", place)
-            elif source.keeps(text):
-                texts.append(text)
-        yield [ids for ids in vocabulary.encode_batch(texts, threads) if ids]
-
-
-def open_cache(
-    files: Sequence[str],
-    source: Source,
-    vocabulary: Vocabulary,
-    cache_dir: str,
-    *,
-    threads: int | None = None,
-) -> TokenCache:
-    """The tokens of `files`, tokenizing those that are not in the cache yet, with progress.
-
-    Raises:
-      UserError: damaged source or cache, full disk, or a corpus without text.
-    """
-    from tqdm import tqdm
-
-    manifests.check(files, source.strict)
-    threads = threads or os.cpu_count() or 1
-    shards = []
-    for path in tqdm(files, desc="tokenizing", unit="file", disable=None, leave=False, delay=2):
-        shards.append(Shard(build_shard(path, source, vocabulary, cache_dir, threads)))
-    cache = TokenCache(shards)
-    if not cache.num_tokens:
-        raise UserError(f"{files[0]} and {len(files) - 1} more files hold no text")
-    return cache

@@ -12,7 +12,8 @@ import pytest
 
 from kcmoe.data import manifest as manifests
 from kcmoe.data.labelled import held_out
-from kcmoe.data.token_cache import Source, TokenCache, open_cache
+from kcmoe.data.token_cache import Source, TokenCache
+from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
 
@@ -72,9 +73,9 @@ def test_only_what_changed_is_read_again(corpus, vocabulary, tmp_path):
 
 
 def test_an_interrupted_build_leaves_nothing_and_goes_on(corpus, vocabulary, tmp_path, monkeypatch):
-    from kcmoe.data import token_cache
+    from kcmoe.data import tokenizing
 
-    real, calls = token_cache._write, []
+    real, calls = tokenizing._write, []
 
     def dies_at_the_second(folder, path, *rest):
         calls.append(path)
@@ -83,12 +84,19 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(corpus, vocabulary, tmp
             raise KeyboardInterrupt
         real(folder, path, *rest)
 
-    monkeypatch.setattr(token_cache, "_write", dies_at_the_second)
+    monkeypatch.setattr(tokenizing, "_write", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         opened(corpus, vocabulary, tmp_path)
     assert not list((tmp_path / "cache").rglob("*.part"))
     opened(corpus, vocabulary, tmp_path)
     assert calls == [corpus[0], corpus[1], corpus[1], corpus[2]]
+
+
+@pytest.mark.slow
+def test_several_processes_build_the_same_cache(corpus, vocabulary, tmp_path):
+    one = opened(corpus, vocabulary, tmp_path)
+    folder = str(tmp_path / "other")
+    assert open_cache(corpus, Source(), vocabulary, folder, processes=2).digest == one.digest
 
 
 def test_a_damaged_cache_is_named(corpus, vocabulary, tmp_path):
