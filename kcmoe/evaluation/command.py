@@ -93,9 +93,7 @@ def main(argv: Sequence[str]) -> int:
     print(report.table())
     print(f"written: {report_lib.write(report, folder)}")
     if args.predictions:
-        _write_predictions(
-            args.predictions, examples[: report.examples], questions, report.outcomes
-        )
+        _write_predictions(args.predictions, chosen, questions, report.outcomes)
         print(f"answers: {args.predictions}")
     return 0
 
