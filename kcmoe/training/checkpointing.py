@@ -93,8 +93,17 @@ class Checkpoints:
 
 def read_extra(path: Path) -> dict[str, Any]:
     """`training.json` of a checkpoint; {} where T5X wrote it, or the file is damaged."""
+    return _read_json(path / EXTRA)
+
+
+def read_best(model_dir: Path) -> dict[str, Any] | None:
+    """What `best.json` holds; None where there is none."""
+    return _read_json(model_dir / BEST) or None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((path / EXTRA).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     except (OSError, ValueError):
         return {}

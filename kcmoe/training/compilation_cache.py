@@ -20,7 +20,7 @@ def enable() -> None:
     import jax
 
     path = folder()
-    if path is None or jax.config.jax_compilation_cache_dir:
+    if path is None or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     try:
         (path / "jax").mkdir(parents=True, exist_ok=True)

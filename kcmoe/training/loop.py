@@ -24,7 +24,7 @@ from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import report, schedule, sharding
 from kcmoe.training import state as states
-from kcmoe.training.checkpointing import Checkpoints, check_space, read_extra, restore
+from kcmoe.training.checkpointing import Checkpoints, check_space, read_best, read_extra, restore
 from kcmoe.training.freezing import frozen_paths
 from kcmoe.training.inputs import Inputs, open_inputs
 from kcmoe.training.losses import loss_and_metrics
@@ -103,7 +103,7 @@ def train(
         model_dirs.write_config(folder, settings.macros)
         say(report.start(start_step, origin, run.random_seed))
         if start_step >= run.train_steps:
-            return Outcome(start_step, state, Checkpoints(folder, None, None).tidy())
+            return Outcome(start_step, state, read_best(folder))
         say(report.plan(settings, start_step, checkpoint_bytes))
 
         # --- The compiled update and evaluation.

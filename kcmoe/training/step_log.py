@@ -36,6 +36,7 @@ class StepLog:
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock_s = time.monotonic()
         self._typical_step_s = 0.0
+        self._steps_shown = 0
         self.last: Mapping[str, Any] = {}
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -70,9 +71,10 @@ class StepLog:
         self.last = values
 
     def _show(self, step: int, values: Mapping[str, Any], speed: Mapping[str, float]) -> None:
+        # A moving average, so that the time left does not jump; a first step tells nothing.
         step_s, old_s = speed["step_s"], self._typical_step_s
-        # A moving average, so that the time left does not jump.
-        self._typical_step_s = step_s if not old_s else 0.9 * old_s + 0.1 * step_s
+        self._typical_step_s = 0.9 * old_s + 0.1 * step_s if self._steps_shown > 1 else step_s
+        self._steps_shown += 1
         self._progress.update(
             step,
             float(values["loss"]),
