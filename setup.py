@@ -55,6 +55,7 @@ setuptools.setup(
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={"console_scripts": ["kcmoe = kcmoe.cli:main"]},
     install_requires=[
+        "duckdb",  # sorts and deduplicates corpora larger than memory
         "flax>=0.12",
         "fsspec",
         "gcsfs",  # gs:// paths
@@ -63,6 +64,7 @@ setuptools.setup(
         "jax>=0.10",
         "msgpack",
         "numpy>=2",
+        "protobuf",  # reads SentencePiece models
         "pyarrow",
         "sentencepiece>=0.2.1",
         "tensorboardX",
@@ -80,7 +82,7 @@ setuptools.setup(
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "dev": [*TOKENIZER, "mypy", "pytest", "ruff", "scikit-learn"],
+        "dev": [*TOKENIZER, "matplotlib", "mypy", "pytest", "ruff", "scikit-learn"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
