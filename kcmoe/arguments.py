@@ -29,9 +29,15 @@ class Parser(argparse.ArgumentParser):
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the three gin flags; `--gin.NAME=VALUE` appears in the help and is taken by `parse_with_gin`."""
-    group = parser.add_argument_group("gin", "settings; later ones win, --gin.NAME=VALUE over files")
+    group = parser.add_argument_group(
+        "gin", "settings; later ones win, --gin.NAME=VALUE over files"
+    )
     group.add_argument(
-        "--gin_file", action="append", default=[], metavar="FILE", help="a gin file; may be repeated"
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; may be repeated",
     )
     group.add_argument(
         "--gin.NAME",

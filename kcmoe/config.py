@@ -100,9 +100,16 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     plain = origin or hint
-    if plain is Any or (isinstance(value, plain) and (plain is bool or not isinstance(value, bool))):
+    if plain is Any or (
+        isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+    ):
         return value
-    words = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "True or False"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text in quotes",
+        bool: "True or False",
+    }
     wanted = words.get(plain, f"a {plain.__name__}")
     raise UserError(f"{where}: {name} = {value!r}, but it must be {wanted}")
 
@@ -141,19 +148,25 @@ class ModelConfig(GinConfig):
     num_encoder_layers: int = macro("NUM_ENCODER_LAYERS", help="encoder layers, dense and sparse")
     num_decoder_layers: int = macro("NUM_DECODER_LAYERS", help="decoder layers, dense and sparse")
     num_encoder_sparse_layers: int = macro(
-        "NUM_ENCODER_SPARSE_LAYERS", help="encoder layers with a MoE block, evenly spaced; 0 is dense"
+        "NUM_ENCODER_SPARSE_LAYERS",
+        help="encoder layers with a MoE block, evenly spaced; 0 is dense",
     )
     num_decoder_sparse_layers: int = macro(
-        "NUM_DECODER_SPARSE_LAYERS", help="decoder layers with a MoE block, evenly spaced; 0 is dense"
+        "NUM_DECODER_SPARSE_LAYERS",
+        help="decoder layers with a MoE block, evenly spaced; 0 is dense",
     )
     num_heads: int = macro("NUM_HEADS", help="attention heads")
     head_dim: int = macro("HEAD_DIM", help="size of one head")
     embed_dim: int = macro("EMBED_DIM", help="width of the model (d_model)")
     mlp_dim: int = macro("MLP_DIM", help="hidden width of a dense MLP (d_ff)")
     expert_mlp_dim: int = macro("EXPERT_MLP_DIM", help="hidden width of one expert")
-    num_embeddings: int = macro("NUM_EMBEDDINGS", help="rows of the embedding, at least the vocabulary")
+    num_embeddings: int = macro(
+        "NUM_EMBEDDINGS", help="rows of the embedding, at least the vocabulary"
+    )
     num_experts: int = macro("NUM_EXPERTS", help="experts per sparse layer")
-    num_selected_experts: int = macro("NUM_SELECTED_EXPERTS", help="experts chosen per token (top-k)")
+    num_selected_experts: int = macro(
+        "NUM_SELECTED_EXPERTS", help="experts chosen per token (top-k)"
+    )
     group_size: int = macro("GROUP_SIZE", help="largest number of tokens routed together")
     train_expert_capacity_factor: float = macro(
         "TRAIN_EXPERT_CAPACITY_FACTOR", help="slots per expert / fair share of tokens, in training"

@@ -202,7 +202,9 @@ class _Reader:
                 "on a shell as --gin.NAME='\"text\"'"
             ) from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise UserError(
+                f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+            ) from None
 
     def _take(self, statement: Any, where: str, kinds: Any) -> None:
         if isinstance(statement, kinds.IncludeStatement):

@@ -98,9 +98,7 @@ def beam_search(
 
     state = jax.lax.while_loop(lambda s: _can_improve(s, length, alpha), step, start)
     none_finished = ~jnp.any(state.finished, axis=1)
-    tokens = jnp.where(
-        none_finished[:, None, None], state.live_sequences, state.finished_sequences
-    )
+    tokens = jnp.where(none_finished[:, None, None], state.live_sequences, state.finished_sequences)
     scores = jnp.where(none_finished[:, None], state.live_log_probs, state.finished_scores)
     return tokens[:, :, 1:], scores
 
@@ -118,9 +116,7 @@ def _can_improve(state: _State, length: int, alpha: float) -> Array:
     return (state.index < length - 1) & ~settled
 
 
-def _advance(
-    state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id: int
-) -> _State:
+def _advance(state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id: int) -> _State:
     """Extends every live beam by one token. log_probs: float32[B, beams, V]."""
     batch, beams, vocab = log_probs.shape
     keep = 2 * beams  # so that `beams` live ones remain even if `beams` of them end at once

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.layers import Dense, dropout, kernel_init
+from kcmoe.model.layers import Kernel, dropout, kernel_init, project
 
 MASKED = -1e10
 
@@ -46,7 +46,9 @@ def relative_position_buckets(
     Returns:
       int32[queries, keys] in [0, num_buckets).
     """
-    distance = np.arange(queries, dtype=np.int32)[:, None] - np.arange(keys, dtype=np.int32)[None, :]
+    distance = (
+        np.arange(queries, dtype=np.int32)[:, None] - np.arange(keys, dtype=np.int32)[None, :]
+    )
     offset = np.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
@@ -60,6 +62,20 @@ def relative_position_buckets(
         np.int32
     )
     return offset + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))
+
+
+@jax.custom_vjp
+def add_shared(logits: Array, bias: Array) -> Array:
+    """logits [B, H, Q, S] + bias [1, H, Q, S]; the bias's gradient, a sum over B, is taken as a product."""
+    return logits + bias
+
+
+def _add_shared_bwd(_: None, grad: Array) -> tuple[Array, Array]:
+    summed = jnp.dot(jnp.ones((1, grad.shape[0]), grad.dtype), grad.reshape(grad.shape[0], -1))
+    return grad, summed.reshape(1, *grad.shape[1:])
+
+
+add_shared.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_bwd)
 
 
 class RelativePositionBiases(nn.Module):
@@ -78,11 +94,24 @@ class RelativePositionBiases(nn.Module):
     def __call__(self, queries: int, keys: int, bidirectional: bool) -> Array:
         """-> dtype[1, H, queries, keys]."""
         buckets = relative_position_buckets(queries, keys, bidirectional, self.num_buckets)
-        table = self.rel_embedding.astype(self.dtype)
-        # A product with a constant one-hot matrix: its gradient is a product too, not a scatter.
-        one_hot = jnp.asarray(np.eye(self.num_buckets, dtype=np.float32)[buckets.reshape(-1)].T)
-        bias = jnp.dot(table, one_hot.astype(self.dtype), precision=jax.lax.Precision.HIGHEST)
-        return bias.reshape(1, self.num_heads, queries, keys)
+        # The bias depends on key - query alone: look up one value per distance, then lay them out
+        # along the diagonals. Both gradients are sums, where a lookup per cell would scatter.
+        by_distance = np.concatenate([buckets[::-1, 0], buckets[0, 1:]])
+        one_hot = np.eye(self.num_buckets, dtype=np.float32)[by_distance]
+        values = jnp.dot(self.rel_embedding, one_hot.T, precision=jax.lax.Precision.HIGHEST)
+        return diagonals(values.astype(self.dtype), queries, keys)[None]
+
+
+def diagonals(values: Array, queries: int, keys: int) -> Array:
+    """[H, queries + keys - 1] -> [H, queries, keys], cell (q, k) holding values[k - q + queries - 1].
+
+    Rows of one value more, read off again one shorter, shift by one per row.
+    """
+    width = queries + keys
+    rows = jnp.pad(values, ((0, 0), (0, 1)))[:, None, :]
+    flat = jnp.broadcast_to(rows, (values.shape[0], queries, width)).reshape(values.shape[0], -1)
+    skewed = flat[:, queries - 1 : queries - 1 + queries * (width - 1)]
+    return skewed.reshape(values.shape[0], queries, width - 1)[:, :, :keys]
 
 
 class MultiHeadAttention(nn.Module):
@@ -105,77 +134,115 @@ class MultiHeadAttention(nn.Module):
             return init(key, shape, dtype) / np.sqrt(self.head_dim).astype(np.float32)
 
         joined = self.num_heads * self.head_dim
-        self.query = Dense(joined, self.dtype, query_init)
-        self.key = Dense(joined, self.dtype, init)
-        self.value = Dense(joined, self.dtype, init)
-        self.out = Dense(self.features, self.dtype, init)
+        self.query = Kernel((self.features, joined), self.dtype, query_init)
+        self.key = Kernel((self.features, joined), self.dtype, init)
+        self.value = Kernel((self.features, joined), self.dtype, init)
+        self.out = Kernel((joined, self.features), self.dtype, init)
 
     def _heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        """[B, L, H*K] -> [B, H, L, K]: heads first, so that attention is plain batched products."""
+        split = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        return jnp.swapaxes(split, 1, 2)
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
-        """x: dtype[B, S, D] -> keys and values, each dtype[B, S, H, K]."""
-        return self._heads(self.key(x)), self._heads(self.value(x))
+        """x: dtype[B, S, D] -> keys and values, each dtype[B, H, S, K]."""
+        key, value = jnp.split(project(x, self.key(), self.value()), 2, axis=-1)
+        return self._heads(key), self._heads(value)
+
+    def queries_keys_values(self, x: Array) -> tuple[Array, Array, Array]:
+        """x: dtype[B, L, D] -> queries, keys and values, each dtype[B, H, L, K]."""
+        joined = project(x, self.query(), self.key(), self.value())
+        query, key, value = jnp.split(joined, 3, axis=-1)
+        return self._heads(query), self._heads(key), self._heads(value)
 
     def attend(
-        self, query_BxQxHxK: Array, key: Array, value: Array, bias: Array, deterministic: bool
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array,
+        position_bias: Array | None,
+        deterministic: bool,
     ) -> Array:
-        """softmax(query key^T + bias) value, then the output projection.
+        """softmax(query key^T + mask + position_bias) value, then the output projection.
 
         Args:
-          query_BxQxHxK: projected queries.
-          key: projected keys, [B, S, H, K].
-          value: projected values, [B, S, H, K].
-          bias: broadcastable to [B, H, Q, S].
+          query: dtype[B, H, Q, K].
+          key: dtype[B, H, S, K].
+          value: dtype[B, H, S, K].
+          mask: from `mask_bias`, broadcastable to [B, H, Q, S].
+          position_bias: dtype[1, H, Q, S], or None in cross-attention.
           deterministic: no dropout.
 
         Returns:
           dtype[B, Q, D].
         """
-        logits = jnp.einsum("bqhk,bshk->bhqs", query_BxQxHxK, key) + bias.astype(self.dtype)
+        logits = jnp.einsum("bhqk,bhsk->bhqs", query, key) + mask
+        if position_bias is not None:
+            logits = add_shared(logits, position_bias)
         weights = jax.nn.softmax(logits).astype(self.dtype)
         weights = dropout(self, weights, self.dropout_rate, deterministic)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", weights, value)
-        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+        mixed = jnp.swapaxes(jnp.einsum("bhqs,bhsk->bhqk", weights, value), 1, 2)
+        return jnp.dot(mixed.reshape(*mixed.shape[:2], -1), self.out())
 
-    def __call__(self, x: Array, memory: Array, bias: Array, deterministic: bool) -> Array:
-        """x: dtype[B, Q, D], memory: dtype[B, S, D], bias: [B or 1, H or 1, Q, S] -> dtype[B, Q, D]."""
-        key, value = self.keys_values(memory)
-        return self.attend(self._heads(self.query(x)), key, value, bias, deterministic)
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | None,
+        mask: Array,
+        position_bias: Array | None,
+        deterministic: bool,
+    ) -> Array:
+        """Attention of `x` (dtype[B, Q, D]) over `memory` (dtype[B, S, D]), or if None over itself.
+
+        For `mask` and `position_bias` see `attend`. Returns dtype[B, Q, D].
+        """
+        if memory is None:
+            query, key, value = self.queries_keys_values(x)
+        else:
+            query = self._heads(jnp.dot(x, self.query()))
+            key, value = self.keys_values(memory)
+        return self.attend(query, key, value, mask, position_bias, deterministic)
 
     def step(
-        self, x: Array, key_cache: Array, value_cache: Array, index: Array, bias: Array
+        self,
+        x: Array,
+        key_cache: Array,
+        value_cache: Array,
+        index: Array,
+        mask: Array,
+        position_bias: Array,
     ) -> tuple[Array, Array, Array]:
         """One position of causal self-attention.
 
         Args:
           x: dtype[N, 1, D], the newest position of N running sequences.
-          key_cache: dtype[N, L, H, K]; positions >= `index` are still unused.
+          key_cache: dtype[N, H, L, K]; positions >= `index` are still unused.
           value_cache: as `key_cache`.
           index: int32 scalar, the position of `x`.
-          bias: dtype[1, H, 1, L], -1e10 at positions after `index`.
+          mask: dtype[1, 1, 1, L], -1e10 at positions after `index`.
+          position_bias: dtype[1, H, 1, L].
 
         Returns:
           dtype[N, 1, D] and the two caches with position `index` filled.
         """
-        key, value = self.keys_values(x)
-        key_cache = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=1)
-        value_cache = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=1)
-        query = self._heads(self.query(x))
-        return self.attend(query, key_cache, value_cache, bias, True), key_cache, value_cache
+        query, key, value = self.queries_keys_values(x)
+        key_cache = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=2)
+        value_cache = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=2)
+        update = self.attend(query, key_cache, value_cache, mask, position_bias, True)
+        return update, key_cache, value_cache
 
-    def cross_step(self, x: Array, key: Array, value: Array, bias: Array) -> Array:
+    def cross_step(self, x: Array, key: Array, value: Array, mask: Array) -> Array:
         """One position of cross-attention; beams of one input share its keys and values.
 
         Args:
           x: dtype[B * beams, 1, D].
-          key: dtype[B, S, H, K], from `keys_values` of the encoder output.
-          value: dtype[B, S, H, K].
-          bias: dtype[B, 1, 1, S], -1e10 at padding.
+          key: dtype[B, H, S, K], from `keys_values` of the encoder output.
+          value: dtype[B, H, S, K].
+          mask: dtype[B, 1, 1, S], -1e10 at padding.
 
         Returns:
           dtype[B * beams, 1, D].
         """
-        batch = key.shape[0]
-        query = self._heads(self.query(x)).reshape(batch, -1, self.num_heads, self.head_dim)
-        return self.attend(query, key, value, bias, True).reshape(x.shape)
+        query = self._heads(jnp.dot(x.reshape(key.shape[0], -1, x.shape[-1]), self.query()))
+        return self.attend(query, key, value, mask, None, True).reshape(x.shape)

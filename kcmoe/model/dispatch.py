@@ -48,7 +48,9 @@ class Slots:
     block: int
 
 
-def _with_inverse(slot_of_NxA: Array, experts_of_blocks: Array, num_slots: int, block: int) -> Slots:
+def _with_inverse(
+    slot_of_NxA: Array, experts_of_blocks: Array, num_slots: int, block: int
+) -> Slots:
     choices = slot_of_NxA.size
     choice_of_M = jnp.full((num_slots,), choices, jnp.int32)
     choice_of_M = choice_of_M.at[slot_of_NxA.reshape(-1)].set(
@@ -121,7 +123,9 @@ def from_slots(y_MxD: Array, gate_NxA: Array, slots: Slots) -> Array:
     return sum(columns[1:], start=columns[0])
 
 
-def _from_slots_fwd(y: Array, gate: Array, slots: Slots) -> tuple[Array, tuple[Array, Array, Slots]]:
+def _from_slots_fwd(
+    y: Array, gate: Array, slots: Slots
+) -> tuple[Array, tuple[Array, Array, Slots]]:
     return from_slots(y, gate, slots), (y, gate, slots)
 
 

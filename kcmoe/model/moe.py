@@ -17,7 +17,7 @@ from kcmoe.config import ModelConfig
 from kcmoe.model import dispatch as dispatch_lib
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.dispatch_choice import grouped_block, resolve
-from kcmoe.model.layers import Dense, dropout, kernel_init
+from kcmoe.model.layers import Dense, Kernel, dropout, gated_gelu, kernel_init
 
 
 class RouterWeights(nn.Module):
@@ -42,18 +42,6 @@ class Router(nn.Module):
         return RouterWeights(self.num_experts, name="router_weights")(x_GxTxD)
 
 
-class ExpertKernel(nn.Module):
-    """The kernels of all experts, float32[E, fan_in, features]; each expert is initialised on its own."""
-
-    shape: tuple[int, int, int]
-    scale: float
-
-    @nn.compact
-    def __call__(self, dtype: jnp.dtype) -> Array:
-        init = kernel_init(self.scale, "normal", experts=True)
-        return self.param("kernel", init, self.shape, jnp.float32).astype(dtype)
-
-
 class Experts(nn.Module):
     """E gated MLPs without biases, as `layers.MlpBlock`, over rows already sorted by expert."""
 
@@ -66,22 +54,23 @@ class Experts(nn.Module):
         experts, width, hidden = config.num_experts, x.shape[-1], config.expert_mlp_dim
         dtype = jnp.dtype(config.moe_truncated_dtype)
 
+        init = kernel_init(config.scale, "normal", experts=True)
+
         def multiply(rows: Array, kernel: Array) -> Array:
             if slots is None:
                 return jnp.einsum("emd,edf->emf", rows, kernel)
             return dispatch_lib.grouped_dot(rows, kernel, slots)
 
-        def kernel(name: str, fan_in: int, features: int) -> Array:
-            return ExpertKernel((experts, fan_in, features), config.scale, name=name)(dtype)
-
-        rows = x.astype(dtype)
-        gate = multiply(rows, kernel("wi_0", width, hidden))
-        linear = multiply(rows, kernel("wi_1", width, hidden))
-        inner = nn.gelu(gate) * linear
+        wi_0 = Kernel((experts, width, hidden), dtype, init, name="wi_0")()
+        wi_1 = Kernel((experts, width, hidden), dtype, init, name="wi_1")()
+        wo = Kernel((experts, hidden, width), dtype, init, name="wo")()
+        inner = gated_gelu(multiply(x.astype(dtype), jnp.concatenate([wi_0, wi_1], axis=2)))
         inner = self._dropout(inner, slots, deterministic)
-        return multiply(inner, kernel("wo", hidden, width)).astype(x.dtype)
+        return multiply(inner, wo).astype(x.dtype)
 
-    def _dropout(self, inner: Array, slots: dispatch_lib.Slots | None, deterministic: bool) -> Array:
+    def _dropout(
+        self, inner: Array, slots: dispatch_lib.Slots | None, deterministic: bool
+    ) -> Array:
         """Each expert drops features of its own, the same ones for all its rows, as T5's MLP does."""
         rate = self.config.expert_dropout_rate
         if slots is None:
@@ -113,7 +102,9 @@ class MoeLayer(nn.Module):
         routing = routing_lib.route(logits, config.num_selected_experts)
 
         factor = (
-            config.eval_expert_capacity_factor if deterministic else config.train_expert_capacity_factor
+            config.eval_expert_capacity_factor
+            if deterministic
+            else config.train_expert_capacity_factor
         )
         capacity = routing_lib.expert_capacity(factor, tokens // groups, config.num_experts)
         if config.routing == "dropless":
@@ -124,7 +115,12 @@ class MoeLayer(nn.Module):
         return y.reshape(padded.shape)[:batch, :length]
 
     def _through_experts(
-        self, how: str, x_GxTxD: Array, routing: routing_lib.Routing, capacity: int, deterministic: bool
+        self,
+        how: str,
+        x_GxTxD: Array,
+        routing: routing_lib.Routing,
+        capacity: int,
+        deterministic: bool,
     ) -> Array:
         """-> dtype[N, D], whatever way the tokens travel."""
         config = self.config
@@ -133,8 +129,12 @@ class MoeLayer(nn.Module):
         if how == "einsum":
             dispatch_mask, combine = dispatch_lib.masks(routing, config.num_experts, capacity)
             expert_in = jnp.einsum("gtd,gtec->egcd", x_GxTxD, dispatch_mask.astype(x_GxTxD.dtype))
-            out = experts(expert_in.reshape(config.num_experts, -1, x_NxD.shape[1]), None, deterministic)
-            y = jnp.einsum("egcd,gtec->gtd", out.reshape(expert_in.shape), combine.astype(out.dtype))
+            out = experts(
+                expert_in.reshape(config.num_experts, -1, x_NxD.shape[1]), None, deterministic
+            )
+            y = jnp.einsum(
+                "egcd,gtec->gtd", out.reshape(expert_in.shape), combine.astype(out.dtype)
+            )
             return y.reshape(x_NxD.shape)
 
         gate_NxA = routing.gate_GxTxA.reshape(x_NxD.shape[0], -1)
@@ -174,4 +174,6 @@ class MoeLayer(nn.Module):
             "second_choice_dropped": 1.0 - jnp.mean(later) if later.size else jnp.zeros(()),
         }
         for name, value in report.items():
-            self.sow("intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            self.sow(
+                "intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None
+            )

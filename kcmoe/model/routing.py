@@ -79,8 +79,12 @@ def padded_shape(batch: int, length: int, expert_copies: int) -> tuple[int, int]
     """
     if batch * length % expert_copies == 0:
         return batch, length
-    more_rows = next(n for n in range(1, expert_copies + 1) if (batch + n) * length % expert_copies == 0)
-    more_columns = next(n for n in range(1, expert_copies + 1) if batch * (length + n) % expert_copies == 0)
+    more_rows = next(
+        n for n in range(1, expert_copies + 1) if (batch + n) * length % expert_copies == 0
+    )
+    more_columns = next(
+        n for n in range(1, expert_copies + 1) if batch * (length + n) % expert_copies == 0
+    )
     if more_columns * batch > more_rows * length:
         return batch + more_rows, length
     return batch, length + more_columns

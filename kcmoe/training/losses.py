@@ -2,7 +2,8 @@
 """The loss of ST-MoE: cross-entropy with z-loss, plus the routers' balance and z losses.
 
 Numbers are T5X's (t5x@cc342d4:t5x/losses.py and t5x/contrib/moe/models.py). Difference: targets are looked
-up instead of being multiplied in as one-hot vectors of the vocabulary's length.
+up instead of being multiplied in as one-hot vectors of the vocabulary's length, and the head computes its
+gradient chunk by chunk on the way forward.
 """
 
 from __future__ import annotations
@@ -43,64 +44,127 @@ class LossConfig(GinConfig):
             raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def cross_entropy(
-    logits: Array, targets: Array, z_loss: float, label_smoothing: float
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def head_cross_entropy(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array,
+    z_loss: float,
+    label_smoothing: float,
 ) -> tuple[Array, Array, Array]:
-    """Token losses.
+    """Weighted cross-entropy of the output head, without keeping the logits of all tokens.
 
-    With Z the sum of exp(logits): log Z - logit[target] + z_loss * (log Z)^2. With label smoothing s the
-    target is 1 - s on the right id and s / (V - 1) on the others, and the entropy of that target is
-    subtracted, so that the best reachable loss is 0.
+    With logits = hidden @ kernel and Z the sum of their exponentials, a token's loss is
+    log Z - logit[target] + z_loss * (log Z)^2. With label smoothing s the target is 1 - s on the right id and
+    s / (V - 1) on the others, and the entropy of that target is subtracted, so that the best reachable loss
+    is 0. Both gradients are computed on the way forward, `CHUNK` tokens at a time: the logits of a batch
+    are by far its largest array.
 
     Args:
-      logits: float32[..., V].
-      targets: int32[...].
+      hidden: float[N, D].
+      kernel: float32[D, V].
+      targets: int32[N].
+      weights: float32[N], what each token's loss is multiplied by.
       z_loss: weight of the (log Z)^2 term.
       label_smoothing: s.
 
     Returns:
-      loss float32[...] with the z term, the z term alone, and whether the target has the largest logit.
+      float32 sums over tokens, weighted: loss with the z term; the z term alone; tokens whose target has the
+      largest logit. Only the first is differentiable.
     """
-    return _cross_entropy_fwd(logits, targets, z_loss, label_smoothing)[0]
+    chunks = _chunks(hidden, targets, weights)
+
+    def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + _chunk_sums(chunk, kernel, z_loss, label_smoothing)[0], None
+
+    loss, z_term, correct = jax.lax.scan(add, jnp.zeros((3,)), chunks)[0]
+    return loss, z_term, correct
 
 
-def _cross_entropy_fwd(
-    logits: Array, targets: Array, z_loss: float, label_smoothing: float
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+CHUNK = 2048  # tokens whose logits exist at a time
+
+
+def _chunks(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """The three arrays as [chunks, tokens per chunk, …], in float32, padded with weight 0."""
+    tokens = targets.shape[0]
+    count = -(-tokens // CHUNK)
+    size = -(-tokens // count)
+    pad = count * size - tokens
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+        return x.reshape(count, size, *x.shape[1:])
+
+    return cut(hidden.astype(jnp.float32)), cut(targets), cut(weights.astype(jnp.float32))
+
+
+def _chunk_sums(
+    chunk: tuple[Array, Array, Array], kernel: Array, z_loss: float, label_smoothing: float
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """float32[3] weighted sums, and what the gradient needs: exp(logits - max), its sum, log Z."""
+    hidden, targets, weights = chunk
+    logits = jnp.dot(hidden, kernel)
     largest = jnp.max(logits, axis=-1)
-    log_z = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)) + largest
-    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    exponentials = jnp.exp(logits - largest[:, None])
+    total = jnp.sum(exponentials, axis=-1)
+    log_z = jnp.log(total) + largest
+    target_logit = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     loss = log_z - target_logit
     if label_smoothing:
-        vocab = logits.shape[-1]
+        vocab = kernel.shape[1]
         right, wrong = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
         others = log_z * (vocab - 1) - (jnp.sum(logits, axis=-1) - target_logit)
         entropy = -(right * np.log(right) + (vocab - 1) * wrong * np.log(wrong + 1e-20))
         loss = right * loss + wrong * others - entropy
     z_term = z_loss * jnp.square(log_z)
     correct = (target_logit >= largest).astype(jnp.float32)
-    return (loss + z_term, z_term, correct), (logits, targets, log_z)
+    sums = jnp.stack([loss + z_term, z_term, correct]) @ weights
+    return sums, (exponentials, total, log_z)
 
 
-def _cross_entropy_bwd(
+def _head_fwd(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array,
     z_loss: float,
     label_smoothing: float,
-    saved: tuple[Array, Array, Array],
-    grads: tuple[Array, Array, Array],
-) -> tuple[Array, Any]:
-    logits, targets, log_z = saved
-    dloss = grads[0]  # the other two outputs are for reports only
-    vocab = logits.shape[-1]
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    vocab = kernel.shape[1]
     wrong = label_smoothing / (vocab - 1)
-    is_target = targets[..., None] == jnp.arange(vocab, dtype=targets.dtype)
-    target_probs = jnp.where(is_target, 1.0 - label_smoothing, wrong)
-    probs = jnp.exp(logits - log_z[..., None])
-    dlogits = (1.0 + 2.0 * z_loss * log_z)[..., None] * probs - target_probs
-    return dloss[..., None] * dlogits, np.zeros(targets.shape, jax.dtypes.float0)
+
+    def add(
+        carry: tuple[Array, Array], chunk: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], Array]:
+        sums, (exponentials, total, log_z) = _chunk_sums(chunk, kernel, z_loss, label_smoothing)
+        x, targets, weights = chunk
+        scale = weights * (1.0 + 2.0 * z_loss * log_z) / total
+        dlogits = scale[:, None] * exponentials
+        if label_smoothing:
+            dlogits -= (weights * wrong)[:, None]
+        rows = jnp.arange(targets.shape[0])
+        dlogits = dlogits.at[rows, targets].add(-weights * (1.0 - label_smoothing - wrong))
+        total_sums, dkernel = carry
+        return (total_sums + sums, dkernel + jnp.dot(x.T, dlogits)), jnp.dot(dlogits, kernel.T)
+
+    start = (jnp.zeros((3,)), jnp.zeros_like(kernel))
+    (sums, dkernel), dhidden = jax.lax.scan(add, start, _chunks(hidden, targets, weights))
+    dhidden = dhidden.reshape(-1, hidden.shape[1])[: hidden.shape[0]].astype(hidden.dtype)
+    return (sums[0], sums[1], sums[2]), (dhidden, dkernel)
 
 
-cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+def _head_bwd(
+    z_loss: float,
+    label_smoothing: float,
+    saved: tuple[Array, Array],
+    grads: tuple[Array, Array, Array],
+) -> tuple[Array, Array, None, None]:
+    dhidden, dkernel = saved
+    return dhidden * grads[0].astype(dhidden.dtype), dkernel * grads[0], None, None
+
+
+head_cross_entropy.defvjp(_head_fwd, _head_bwd)
 
 
 def features(batch: Batch) -> dict[str, Array]:
@@ -138,24 +202,26 @@ def loss_and_metrics(
       and per sparse layer everything `MoeLayer` sows, at `router/<layer path>/<name>`.
     """
     training = dropout_rng is not None
-    logits, sown = model.apply(
+    hidden, sown = model.apply(
         {"params": nested(params)},
         **features(batch),
+        logits=False,
         enable_dropout=training,
         mutable=["intermediates"],
         rngs={"dropout": dropout_rng} if training else None,
     )
     targets, weights = batch["decoder_target_tokens"], loss_weights(batch)
-    token_loss, token_z_loss, correct = cross_entropy(
-        logits, targets, config.z_loss, config.label_smoothing
-    )
     num_weights = jnp.sum(weights)
-    if config.normalizing_factor == "NUM_REAL_TARGET_TOKENS":
-        normalizer = num_weights
-    else:
-        normalizer = jnp.asarray(targets.size, jnp.float32)
-    z_loss = jnp.sum(token_z_loss * weights / normalizer)
-    token_part = jnp.sum(token_loss * weights / normalizer)
+    real_only = config.normalizing_factor == "NUM_REAL_TARGET_TOKENS"
+    normalizer = num_weights if real_only else jnp.asarray(targets.size, jnp.float32)
+    token_part, z_loss, correct = head_cross_entropy(
+        hidden.reshape(targets.size, -1),
+        params["decoder/logits_dense/kernel"],
+        targets.reshape(-1),
+        weights.reshape(-1) / normalizer,
+        config.z_loss,
+        config.label_smoothing,
+    )
 
     report = flattened(sown.get("intermediates", {}))
     means = _means_over_layers(report)
@@ -166,7 +232,7 @@ def loss_and_metrics(
         "loss": loss,
         "cross_ent_loss": loss - z_loss - aux_loss - router_z_loss,
         "z_loss": z_loss,
-        "correct": jnp.sum(correct * weights),
+        "correct": correct * normalizer,
         "weights": num_weights,
     }
     if means:
