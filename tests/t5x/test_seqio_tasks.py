@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks under SeqIO: the engine's ids, t5's span corruption over the same text, t5's metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kcmoe import tasks
+from kcmoe.data import pipeline
+from kcmoe.errors import UserError
+from kcmoe.vocabulary import Vocabulary
+
+pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]
+
+LENGTHS = {"inputs": 48, "targets": 6}
+DATA = Path(__file__).parents[2] / "../shared/data"
+LABELLED = ["sample_reviews", "sample_nli", "nsmc", "kornli", "korsts", "hate_speech"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary()
+
+
+def converted(name: str, split: str, lengths: dict[str, int], **options: Any) -> Iterator[Any]:
+    """Features as T5X gets them from SeqIO, one example at a time."""
+    import seqio
+
+    return seqio.get_dataset(
+        mixture_or_task_name=name,
+        task_feature_lengths=lengths,
+        dataset_split=split,
+        shuffle=options.pop("shuffle", False),
+        feature_converter=seqio.EncDecFeatureConverter(pack=options.pop("pack", False)),
+        **options,
+    ).as_numpy_iterator()
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labelled_ids_are_those_of_the_engine(name: str, vocabulary: Vocabulary) -> None:
+    from kcmoe.t5x.tasks import register
+
+    task = tasks.named_task(name)
+    if not name.startswith("sample") and not DATA.is_dir():
+        pytest.skip("the real data are not beside this repository")
+    split = task.splits[-1]
+    register(task, str(DATA))
+    ours = pipeline.eval_batches(task, split, vocabulary, LENGTHS, 500, str(DATA), max_batches=4)
+    theirs = converted(name, split, LENGTHS)
+    rows = 0
+    for batch in ours:
+        for row in range(min(500, ours.num_rows - rows)):
+            example = next(theirs)
+            assert batch.keys() == example.keys()
+            for feature in batch:
+                np.testing.assert_array_equal(batch[feature][row], example[feature], feature)
+            rows += 1
+    assert rows == ours.num_rows > 90
+    cut = {row[-1] for batch in ours for row in batch["encoder_input_tokens"]} - {0}
+    assert cut <= {vocabulary.eos_id}, "what is cut ends in EOS"
+
+
+def test_a_sentinel_in_a_comment_stays_text(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    from kcmoe.t5x.source import TextSource
+
+    (tmp_path / "c.txt").write_text("안녕 <unused3> <extra_id_3>\n\n둘째\n", "utf-8")
+    task = tasks.Task(
+        name="typed", kind="span_corruption", files={"train": ("c.txt",)}, text_column="text"
+    )
+    rows = list(TextSource(task, str(tmp_path)).get_dataset("train", shuffle=False))
+    ids = [row["targets"].numpy().tolist() for row in rows]
+    assert ids == [vocabulary.encode("안녕 <unused3> <extra_id_3>"), vocabulary.encode("둘째")]
+    assert max(map(max, ids)) < vocabulary.size - vocabulary.num_sentinels
+
+
+def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary) -> None:
+    from kcmoe.t5x.tasks import register
+
+    task, lengths, count = tasks.named_task("sample_pretrain"), {"inputs": 128, "targets": 32}, 96
+    register(task)
+    found = converted(task.name, "train", lengths, seed=1)
+    theirs = [next(found) for _ in range(count)]
+    ours = pipeline.train_batches(task, vocabulary, lengths, count, seed=1, pack=False).at(0)
+
+    def facts(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        first = vocabulary.size - vocabulary.num_sentinels
+        sentinels = (inputs >= first).sum(-1)
+        tokens = (inputs > 0).sum(-1) + (targets > 0).sum(-1) - 2 * sentinels - 2
+        noise = (targets > 0).sum(-1) - sentinels - 1
+        assert np.array_equal(inputs[inputs >= first].max(), vocabulary.sentinel_id(0))
+        return np.array([tokens.mean(), (noise / tokens).mean(), (noise / sentinels).mean()])
+
+    stacked = [
+        np.stack([row[k] for row in theirs])
+        for k in ("encoder_input_tokens", "decoder_target_tokens")
+    ]
+    t5 = facts(*stacked)
+    np.testing.assert_allclose(t5, [141, 0.149, 3.0], rtol=0.02)
+    np.testing.assert_allclose(
+        facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"]), t5, rtol=0.02
+    )
+
+
+def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
+    import seqio
+
+    from kcmoe.t5x.source import TextSource
+
+    for file in range(5):
+        (tmp_path / f"{file}.txt").write_text("".join(f"문장 {file} {line}\n" for line in range(7)))
+    task = tasks.Task(
+        name="five", kind="span_corruption", files={"train": ("*.txt",)}, text_column="x"
+    )
+    source = TextSource(task, str(tmp_path))
+    assert len(source.list_shards("train")) == 5
+
+    def ids(**options: Any) -> list[tuple[int, ...]]:
+        return [tuple(row["targets"].numpy()) for row in source.get_dataset("train", **options)]
+
+    whole = ids(shuffle=False)
+    halves = [ids(shuffle=False, shard_info=seqio.ShardInfo(i, 2)) for i in range(2)]
+    assert (len(halves[0]), len(halves[1])) == (21, 14)
+    assert sorted(halves[0] + halves[1]) == sorted(whole)
+    assert len(set(whole)) == 35
+    shuffled = ids(shuffle=True, seed=1)
+    assert sorted(shuffled) == sorted(whole)
+    assert shuffled != whole
+    assert shuffled == ids(shuffle=True, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "scores"),
+    [
+        ("sample_reviews", ["긍정적", "부정적"], ["긍정적", "글쎄"], {"accuracy": 50.0}),
+        (
+            "hate_speech",
+            ["혐오", "문제없음"],
+            ["혐오", "혐오"],
+            {"accuracy": 50.0, "mean_3class_f1": 22.2},
+        ),
+        (
+            "korsts",
+            ["0.0", "2.0", "4.0"],
+            ["0.4", "2.2", "5.0"],
+            {"spearman_corrcoef": 100.0, "pearson_corrcoef": 98.7},
+        ),
+    ],
+)
+def test_metrics_are_those_of_t5(
+    name: str, right: list[str], wrong: list[str], scores: dict[str, float]
+) -> None:
+    import seqio
+
+    from kcmoe.t5x.tasks import register
+
+    task = seqio.get_mixture_or_task(register(tasks.named_task(name), str(DATA)))
+    targets, answers = (
+        [task.postprocess_fn(word, example={}, is_target=False) for word in words]
+        for words in (right, wrong)
+    )
+    found: dict[str, float] = {}
+    for metric in task.metric_fns:
+        found |= metric(targets, answers)
+    assert found == pytest.approx(scores, abs=0.1)
+
+
+def test_a_mixture_draws_from_each_part() -> None:
+    import seqio
+
+    from kcmoe.t5x.tasks import register
+
+    parts = [tasks.named_task(name) for name in ("sample_reviews", "sample_nli")]
+    mixture = tasks.Mixture("both", ((parts[0], 3.0), (parts[1], 1.0)))
+    assert register(mixture) == "both"
+    assert register(mixture) == "both", "again, after the first"
+    found = seqio.get_mixture_or_task("both")
+    assert {task.name for task in found.tasks} == {"sample_reviews", "sample_nli"}
+    rows = found.get_dataset(LENGTHS, split="train", seed=0, num_epochs=1)
+    texts = [row["inputs_pretokenized"].numpy().decode() for row in rows.take(200)]
+    assert 0.6 < np.mean(["리뷰:" in text for text in texts]) < 0.9
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    from kcmoe.t5x.source import TextSource
+
+    task = dataclasses.replace(tasks.named_task("nsmc"), name="absent")
+    with pytest.raises(UserError, match=r"no file matches .*nsmc/test\.parquet"):
+        TextSource(task, str(tmp_path)).list_shards("test")
