@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kcmoe.data import manifest, tables
@@ -152,3 +152,9 @@ def labelled_examples(
     if not examples:
         raise UserError(f"task {task.name}: the {split} split has no rows")
     return examples
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` examples from all over `examples`, in order: files are often ordered by label."""
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]

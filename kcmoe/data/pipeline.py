@@ -275,10 +275,13 @@ def eval_batches(
     strict: bool = True,
     cache_dir: str | None = None,
     max_batches: int | None = None,
+    spread: bool = False,
 ) -> EvalBatches:
     """Unshuffled, unpacked batches of a split, every example once; noise is the same every time.
 
     Empty rows of the last batch are all 0, their loss weights too. Arguments as in `train_batches`.
+    With `max_batches` these are the first examples, with `spread` as many from all over the split: the
+    first 1,280 held out of NSMC are 77 % positive, all of them 49 %.
     """
     sizes = Lengths.of(lengths)
     limit = max_batches * batch_size if max_batches else None
@@ -289,7 +292,9 @@ def eval_batches(
         )
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
-    examples = tuple(labelled.labelled_examples(task, split, data_dir, strict=strict))[:limit]
+    every = labelled.labelled_examples(task, split, data_dir, strict=strict)
+    count = min(len(every), limit or len(every))
+    examples = tuple(labelled.spread(every, count) if spread else every[:count])
     inputs, targets = tokenize_examples(iter(examples), vocabulary, sizes)
     rows = LabelledRows(task.name, inputs, targets, sizes, seed=0, shuffle=False)
     return EvalBatches(

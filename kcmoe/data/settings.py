@@ -96,4 +96,5 @@ def evaluation_batches(
         strict=config.strict,
         cache_dir=config.cache_dir,
         max_batches=max_batches,
+        spread=True,
     )

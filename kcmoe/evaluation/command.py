@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
     args, given = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
     from kcmoe import config as configs
+    from kcmoe.data.labelled import spread
     from kcmoe.evaluation import report as report_lib
     from kcmoe.inference import loading
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
     compilation_cache.enable()
     loaded = loading.load(checkpoint, given=given)
-    chosen = _spread(examples, args.limit)
+    chosen = spread(examples, args.limit or len(examples))
     report, questions = _evaluate(loaded, task, chosen, len(examples), args, data_dir, model_dir)
     print(report.table())
     print(f"written: {report_lib.write(report, folder)}")
@@ -114,13 +115,6 @@ def _examples(macros: Any, split: str) -> tuple[Task, str, list[Example]]:
             "run. Set MIXTURE_OR_TASK_NAME to a task with labels"
         )
     return task, data.data_dir, labelled_examples(task, split, data.data_dir, strict=data.strict)
-
-
-def _spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
-    """`limit` examples from all over the split: files are often ordered by label."""
-    if limit is None or limit >= len(examples):
-        return examples
-    return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def _evaluate(

@@ -27,7 +27,7 @@ class Selection:
     Attributes:
       rule: which examples are held out, in words.
       ids: their ids, in file order; () where their files are not here.
-      used: how many of them, the first ones, each evaluation during training used.
+      used: how many of them, evenly spread, each evaluation during training used.
       best: `best.json` of the model directory, or None.
     """
 
@@ -42,8 +42,8 @@ class Selection:
         if self.ids:
             shown = ", ".join(self.ids[:3])
             lines.append(
-                f"  {len(self.ids):,} examples ({shown}, …), the first {self.used:,} of them used at each "
-                f"evaluation; all ids: {ids_file}"
+                f"  {len(self.ids):,} examples ({shown}, …), {self.used:,} of them, evenly spread, used at "
+                f"each evaluation; all ids: {ids_file}"
             )
         name = os.path.basename(checkpoint)
         if self.best is None:

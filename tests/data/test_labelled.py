@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe.data.labelled import held_out, labelled_examples
+from kcmoe.data.labelled import Example, held_out, labelled_examples, spread
 from kcmoe.errors import UserError
 from kcmoe.tasks import TASKS, Task
 
@@ -112,3 +112,9 @@ def test_the_official_splits_are_whole(name, split, rows, words):
         assert {word: targets.count(word) for word in words} == words
     if name == "nsmc":
         assert sum(not e.fields["document"] for e in examples) == 3
+
+
+def test_spread_takes_from_everywhere_in_order() -> None:
+    rows = [Example(str(i), "", "", {}) for i in range(10)]
+    assert [row.id for row in spread(rows, 4)] == ["0", "2", "5", "7"]
+    assert spread(rows, 10) == spread(rows, 99) == rows

@@ -92,7 +92,7 @@ def test_table_and_json(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
 
     assert f"sample_reviews, validation split, 24 of {len(examples)} examples" in out
     assert "held out for choosing a checkpoint: all rows of reviews_validation.tsv" in out
-    assert "the first 20 of them" in out
+    assert "20 of them, evenly spread" in out
     assert "checkpoint_10 by validation accuracy 0.7500 (not checkpoint_20)" in out
     ids = (model_dir / "evaluation/sample_reviews-held-out.txt").read_text("utf-8").split()
     assert ids == [example.id for example in examples]
