@@ -8,6 +8,7 @@ corpus with the same chance, whatever the size of the corpus.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -55,7 +56,8 @@ def measure(paths: Sequence[str], column: str) -> Size:
             size = _bytes_of(path)
             text_bytes += size
             lines += size // _BYTES_PER_TEXT_LINE + 1
-        next(tables.read_chunks(path, [column]), None)
+        with contextlib.closing(tables.read_chunks(path, [column])) as chunks:  # type: ignore[type-var]
+            next(chunks, None)
     return Size(len(paths), lines, text_bytes)
 
 

@@ -69,13 +69,13 @@ def train(options: Mapping[str, Any], lines: Path, model: Path, mark: str = DELI
         encoding="utf-8",
         errors="replace",
     )
-    try:
-        log = _follow(child, int(options["vocab_size"]))
-        peak = child.stdout.read() if child.stdout else ""
-        status = child.wait()
-    finally:
-        child.kill()  # Ctrl-C here must not leave it running; no effect once it is done
-        child.wait()
+    with child:
+        try:
+            log = _follow(child, int(options["vocab_size"]))
+            peak = child.stdout.read() if child.stdout else ""
+            status = child.wait()
+        finally:
+            child.kill()  # Ctrl-C here must not leave it running; no effect once it is done
     if status:
         raise _explanation(status, log, int(options["vocab_size"]))
     return int(peak)

@@ -21,6 +21,8 @@ needs_mecab = pytest.mark.skipif(
     reason="MeCab is not installed: pip install 'kcmoe[tokenizer]'",
 )
 
+CUT = normalization.DELIMITER
+
 LINES = [
     "배우들의 연기가 정말 좋았어요ㅋㅋㅋ",
     "아 진짜... 왜이렇게 재밌냐!!! ㅠㅠ",
@@ -49,41 +51,36 @@ def test_repeated_surfaces_are_told_apart() -> None:
 @needs_mecab
 def test_marks_change_nothing_else() -> None:
     for line in LINES:
-        marked = morphemes.mark(line, "morphemes")
-        assert marked.replace(normalization.DELIMITER, "") == line
-        assert marked.count(normalization.DELIMITER) > 0 or line == "ㅋ"
-        assert normalization.DELIMITER * 2 not in marked
-        assert f" {normalization.DELIMITER}" not in marked
-        assert f"{normalization.DELIMITER} " not in marked
-        spaced = morphemes.mark(line, "spaces")
-        assert spaced.split(" ") == marked.replace(normalization.DELIMITER, " ").split(" ")
-        assert morphemes.mark(line, "none") == line
+        marked = morphemes.mark(line)
+        assert marked.replace(CUT, "") == line
+        assert CUT in marked or line == "ㅋ"
+        assert all(bad not in marked for bad in (CUT * 2, f" {CUT}", f"{CUT} "))
+        parts = marked.replace(CUT, " ").split(" ")
+        assert parts == [line[start:end] for start, end in morphemes.spans(line)]
 
 
 @needs_mecab
 def test_a_known_sentence() -> None:
-    found = morphemes.mark("영화는 재미있다", "spaces")
-    assert found == "영화 는 재미있 다"
+    assert morphemes.mark("영화는 재미있다") == f"영화{CUT}는 재미있{CUT}다"
 
 
 @needs_mecab
 def test_processes_do_not_show(tmp_path: Path) -> None:
     lines = [f"{line} {number}" for number in range(600) for line in LINES]
     options = normalization.trainer_options("comments", tmp_path)
-    one, two = (list(morphemes.mark_all(iter(lines), "morphemes", options, n)) for n in (1, 2))
+    one, two = (list(morphemes.prepare_all(iter(lines), options, n, marked=True)) for n in (1, 2))
     assert one == two
-    assert [line.replace(normalization.DELIMITER, "") for line in one] == lines
-    assert any(normalization.DELIMITER in line for line in one)
+    assert [line.replace(CUT, "") for line in one] == lines
+    assert any(CUT in line for line in one)
 
 
 @needs_mecab
 def test_lines_are_normalised_before_they_are_marked(tmp_path: Path) -> None:
     options = normalization.trainer_options("comments", tmp_path)
-    found = list(morphemes.mark_all(["\u110f\u110f  가", "\u200b"], "none", options, 1))
+    found = list(morphemes.prepare_all(["\u110f\u110f  가", "\u200b"], options, 1, marked=True))
     assert found == ["ㅋㅋ 가", ""]
 
 
-@needs_mecab
 def test_a_failing_source_ends_the_processes(tmp_path: Path) -> None:
     def source() -> Iterator[str]:
         yield "가"
@@ -91,7 +88,7 @@ def test_a_failing_source_ends_the_processes(tmp_path: Path) -> None:
 
     options = normalization.trainer_options("comments", tmp_path)
     with pytest.raises(UserError, match="broke off"):
-        list(morphemes.mark_all(source(), "none", options, 1))
+        list(morphemes.prepare_all(source(), options, 1, marked=False))
 
 
 def test_without_mecab_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

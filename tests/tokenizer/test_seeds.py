@@ -11,7 +11,7 @@ from kcmoe.tokenizer.normalization import DELIMITER as CUT
 
 
 def _find(lines: list[str], share: float = 0.5, max_chars: int = 8) -> dict[str, int]:
-    return dict(seeds.find(lambda: lines, share, max_chars))
+    return dict(seeds.find(seeds.count_morphemes(lines), lines, share, max_chars))
 
 
 def test_a_string_that_is_mostly_cut_is_no_seed() -> None:
@@ -40,11 +40,19 @@ def test_rare_and_long_strings_are_left_out() -> None:
     assert max(map(len, found)) == 3
 
 
+def test_morphemes_are_counted_where_words_begin_and_within() -> None:
+    found = seeds.count_morphemes([f"영화{CUT}는 영화", f"재미{CUT}는"])
+    assert found == {"▁영화": 2, "는": 2, "▁재미": 1}
+
+
 def test_the_order_is_coverage_then_text() -> None:
-    found = seeds.find(lambda: ["가나"] * 3 + ["다라마"] * 3 + ["나가"] * 3, 0.5, 8)
+    lines = ["가나"] * 3 + ["다라마"] * 3 + ["나가"] * 3
+    found, turned = (
+        seeds.find(seeds.count_morphemes(order), order, 0.5, 8) for order in (lines, lines[::-1])
+    )
     coverage = [count * len(text) for text, count in found]
     assert coverage == sorted(coverage, reverse=True)
-    assert found == seeds.find(lambda: ["나가", "다라마", "가나"] * 3, 0.5, 8)
+    assert found == turned
 
 
 def test_counts_agree_with_counting_one_by_one() -> None:

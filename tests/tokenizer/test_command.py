@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe tokenizer`: what it prints, its exit statuses, and that help needs nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kcmoe import cli, resources
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["report", "--help"]])
+def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):  # how argparse ends after --help
+        assert cli.run(["tokenizer", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "kcmoe tokenizer" in printed
+    assert "example" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], "Did you mean train?"),
+        (["train"], "--gin_file=configs/tokenizer/unigram_32k.gin"),
+        (["train", "--gin_file=configs/tokenizer/unigram_32k.gin", "--gin.TOKENIZER_VOCAB=1"],
+         "nothing is called TOKENIZER_VOCAB"),
+        (["train", "--gin_file=configs/tokenizer/unigram_32k.gin", "--gin.DATA_DIR='nowhere'"],
+         "no file matches"),
+        (["train", "--gin_file=configs/tokenizer/unigram_32k.gin",
+          "--gin.TOKENIZER_SEGMENTATION='morpheme'"], "Did you mean morphemes"),
+        (["report"], "Add --text=FILE"),
+        (["report", "absent.model", "--text=absent.txt"], "absent.txt"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["tokenizer", *arguments]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("kcmoe tokenizer: ")
+    assert message in printed
+    assert "\n" not in printed
+
+
+def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = resources.find("kcmoe/samples/comments.txt")
+    arguments = [
+        "train",
+        "--gin_file=configs/tokenizer/unigram_32k.gin",
+        f'--gin.TOKENIZER_CORPUS=["{samples}"]',
+        f'--gin.TOKENIZER_OUTPUT="{tmp_path / "mine.model"}"',
+        "--gin.TOKENIZER_VOCAB_SIZE=2000",
+        "--gin.TOKENIZER_SEGMENTATION='none'",
+        "--gin.TOKENIZER_WORKERS=1",
+    ]
+    assert cli.run(["tokenizer", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("expected: ") < printed.index("\nread ")
+    assert "mine.100extra.model" in printed
+    models = [str(tmp_path / "mine.model"), str(resources.find("vocab/kcmoe_32k.model"))]
+    assert cli.run(["tokenizer", "report", *models, f"--text={samples}", "--lines=50"]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens per character" in printed
+    assert "| mine | kcmoe_32k |" in " ".join(printed.split())
+
+
+def test_parsing_loads_no_tokenizer() -> None:
+    program = (
+        "import sys; from kcmoe.tokenizer import command; command.main(['--help']); "
+        "sys.exit(str({'sentencepiece', 'MeCab', 'pyarrow', 'jax'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
