@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 from kcmoe import checkpoint
 from kcmoe.model.axes import logical_axes
 
-pytestmark = [pytest.mark.t5x, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.t5x,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default", "ignore::ResourceWarning"),
+]
 CASE, STEP = "factored_unpacked", 6
 
 
@@ -58,7 +63,10 @@ class T5X:
 
     def restore(self, path: Path) -> Any:
         """What `t5x.train` does with a checkpoint: the Orbax manager, whatever the format."""
-        return self.manager(path.parent).restore(path=str(path))
+        manager = self.manager(path.parent)
+        restored = manager.restore(path=str(path))
+        manager.close()
+        return restored
 
     def restore_old(self, path: Path) -> Any:
         """The old checkpointer, for its own format."""
@@ -81,6 +89,13 @@ class T5X:
             lambda p: rng.normal(scale=0.01, size=p.shape).astype(np.float32), state.params
         )
         return state.apply_gradient(gradients, learning_rate=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _event_loops_that_t5x_leaves_open() -> Iterator[None]:
+    """Collects them while their warnings are ignored, or a later test would be blamed."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
