@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kcmoe import __version__
 from kcmoe.errors import UserError, near_misses
+from kcmoe.huge_pages import restart_with_huge_pages
 
 # verb -> (module with `main(argv) -> int`, one line of help)
 VERBS = {
@@ -23,6 +24,9 @@ VERBS = {
     "plan": ("kcmoe.plan.command", "memory, time and device-hours of a run before it starts"),
     "bench": ("kcmoe.bench.command", "speed of training, prediction and the data pipeline"),
 }
+
+# Verbs that multiply matrices for longer than a moment.
+COMPUTING = ("train", "evaluate", "predict", "bench")
 
 
 def _usage() -> str:
@@ -64,6 +68,8 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        restart_with_huge_pages()
     sys.exit(run(sys.argv[1:]))
 
 

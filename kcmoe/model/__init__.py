@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ST-MoE in Flax Linen. Sees token ids, never text.
 
-Read in this order: `encoder_decoder` (the whole model), `blocks`, `attention`, `layers`, then `moe`, `routing`,
-`dispatch`.
+Read in this order: `encoder_decoder` (the whole model), `blocks`, `attention`, `layers`,
+then `moe`, `routing`, `dispatch`.
 
 Shape letters used in names and docstrings throughout:
 B batch, S input length, L target length, D model width, H heads, K head width, F mlp width, V vocabulary;

@@ -24,6 +24,7 @@ Cache = dict[str, Any]
 
 
 def norm(config: ModelConfig) -> T5LayerNorm:
+    """The norm before every sublayer and after a stack."""
     return T5LayerNorm(jnp.dtype(config.activation_dtype))
 
 

@@ -156,7 +156,7 @@ class MoeLayer(nn.Module):
         `fraction_tokens_left_behind` counts tokens that lost all their experts, so it stays near zero
         while a third of the second choices are dropped; hence the last two.
         """
-        groups, tokens, experts = logits_GxTxE.shape
+        groups, _, experts = logits_GxTxE.shape
         kept_GxTxA = (routing.place_GxTxA < capacity).astype(jnp.float32)
         num_kept = jnp.sum(kept_GxTxA)
         chosen = jax.nn.one_hot(routing.expert_GxTxA, experts, dtype=jnp.float32)

@@ -69,7 +69,7 @@ def num_groups(tokens: int, max_group_size: int, expert_copies: int) -> int:
 
 def expert_capacity(factor: float, tokens_per_group: int, experts: int) -> int:
     """Slots per expert and group: round(factor * T / E), at least 4. Not multiplied by A."""
-    return max(int(round(factor * tokens_per_group / experts)), MIN_EXPERT_CAPACITY)
+    return max(round(factor * tokens_per_group / experts), MIN_EXPERT_CAPACITY)
 
 
 def padded_shape(batch: int, length: int, expert_copies: int) -> tuple[int, int]:

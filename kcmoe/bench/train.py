@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe bench train`: a training step of this engine, beside T5X + Flaxformer's where they are installed.
+
+Each engine runs in a process of its own, compiles, warms up, and then waits; rounds of a few steps alternate
+between them, so that a machine whose speed drifts is fair to both. The matrix-product peak of the machine is
+measured between the rounds of the same run. Both processes get the same environment, huge pages included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from kcmoe.arguments import Parser
+from kcmoe.errors import UserError
+from kcmoe.huge_pages import environment
+
+_EPILOG = """\
+examples:
+  kcmoe bench train --size=tiny
+  kcmoe bench train --size=mini --against=t5x --rounds=5
+  kcmoe bench train --size=base --batch=8 --inputs=512 --targets=114 --rounds=2 --steps=1
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a step works on: `batch` packed rows of `inputs` and `targets` positions."""
+
+    size: str
+    batch: int
+    inputs: int
+    targets: int
+    gin: tuple[str, ...] = ()
+
+
+class Worker:
+    """An engine in a process of its own. Speaks JSON lines over its pipes."""
+
+    def __init__(self, name: str, module: str, shape: Shape):
+        self.name = name
+        self.seconds: list[float] = []
+        self.peaks: list[float] = []
+        self.memory_gib = 0.0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(dataclasses.asdict(shape))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment() or dict(os.environ),
+        )
+        self.facts = self._receive()
+
+    def run(self, steps: int) -> None:
+        """Runs `steps` steps and keeps their seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = self._receive()
+        self.seconds += answer["seconds"]
+        self.memory_gib = answer["memory_gib"]
+        if "peak_flops" in answer:
+            self.peaks.append(answer["peak_flops"])
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # T5X logs to stdout as well
+                return json.loads(line)
+        raise RuntimeError(f"the {self.name} process ended (status {self._process.wait()})")
+
+    def stop(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main(argv: list[str]) -> int:
+    """Runs `kcmoe bench train`; returns the exit status."""
+    parser = Parser(
+        prog="kcmoe bench train",
+        description="speed of a training step on random packed batches",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--size", default="tiny", help="a file of configs/sizes (default: tiny)")
+    parser.add_argument("--against", choices=("t5x",), help="measure T5X + Flaxformer in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per engine (default: 5)")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round (default: 3)")
+    parser.add_argument("--batch", type=int, default=32, help="rows (default: 32)")
+    parser.add_argument("--inputs", type=int, default=128, help="input positions (default: 128)")
+    parser.add_argument("--targets", type=int, default=32, help="target positions (default: 32)")
+    parser.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a macro")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    args = parser.parse_args(argv)
+    if min(args.rounds, args.steps, args.batch, args.inputs, args.targets) < 1:
+        raise UserError("--rounds, --steps, --batch, --inputs and --targets must be at least 1")
+    if args.against == "t5x":
+        from kcmoe.t5x import requirements
+
+        requirements.check_t5x()
+
+    from kcmoe.bench import figures, step_worker
+
+    shape = Shape(args.size, args.batch, args.inputs, args.targets, tuple(args.gin))
+    config = step_worker.model_config(shape)  # refuses a bad size before any process starts
+    workers = [Worker("kcmoe", "kcmoe.bench.step_worker", shape)]
+    if args.against == "t5x":
+        workers.append(Worker("t5x", "kcmoe.t5x.step_speed", shape))
+    for worker in workers:
+        worker.run(1)  # warm-up
+        worker.seconds.clear()
+    for _ in range(args.rounds):
+        for worker in workers:
+            worker.run(args.steps)
+    for worker in workers:
+        worker.stop()
+
+    peak = statistics.median(workers[0].peaks)
+    rows = [figures.train_row(worker, config, shape, peak) for worker in workers]
+    print(f"{args.size}: {figures.describe(shape)}; {workers[0].facts['device']}")
+    print(f"matrix products of this machine in this run: {peak / 1e9:.0f} GFLOP/s (float32)")
+    print(figures.table(rows))
+    if len(workers) == 2:
+        ratios = [b / a for a, b in zip(workers[0].seconds, workers[1].seconds, strict=True)]
+        print(f"T5X + Flaxformer takes {statistics.median(ratios):.2f} times as long per step")
+    if args.json:
+        figures.write_json(args.json, {"peak_flops": peak, "rows": rows})
+    return 0

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of verbs: help, exit statuses, one line per mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from kcmoe import cli
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_usage_lists_every_verb(capsys, argv):
+    assert cli.run(argv) == 0
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_has_help_with_an_example(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        cli.run([verb, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"kcmoe {verb}" in printed and "example" in printed.lower()
+
+
+@pytest.mark.parametrize("argv", [["trian"], ["train", "--gin_fille=x"], ["train", "--gin.X"]])
+def test_mistakes_are_one_line_and_status_2(capsys, argv):
+    assert cli.run(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+
+
+def test_unknown_verb_names_the_nearest(capsys):
+    cli.run(["trian"])
+    assert "train" in capsys.readouterr().err
