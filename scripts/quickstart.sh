@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The first ten minutes with Kc-MoE, offline apart from the package index, on two CPU cores.
+#
+#   bash scripts/quickstart.sh
+#
+# Sets up its own virtual environment (.venv), then: bundled comments -> parquet, pretraining that is
+# stopped and goes on, fine-tuning on bundled reviews, evaluation, five predictions. Everything is written
+# below runs/quickstart, which is emptied first, so the script can be run again at any time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+
+OUT=runs/quickstart
+STOP_AFTER_STEPS=100
+
+say() { printf '\n== %s  [%dm%02ds]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+# Steps in metrics.jsonl of a model directory; 0 before there is one.
+steps_done() { grep -c '"split": "train"' "$1/metrics.jsonl" 2>/dev/null || true; }
+
+use_environment .venv
+rm -rf "$OUT"
+
+say "1. Bundled comments to parquet: cleaned, deduplicated, shuffled"
+kcmoe data prepare --sample --output="$OUT/data/comments" --validation=100
+
+say "2. Pretrain tiny (14.4 M parameters), and stop it on the way with SIGTERM"
+PRETRAIN=(
+  kcmoe train --gin_file=configs/runs/pretrain_sample.gin --gin.MIXTURE_OR_TASK_NAME='"pretrain"'
+  --gin.DATA_DIR="'$OUT/data'" --gin.MODEL_DIR="'$OUT/pretrain'"
+)
+"${PRETRAIN[@]}" &
+TRAINING=$!
+trap 'kill "$TRAINING" 2>/dev/null || true' EXIT
+while kill -0 "$TRAINING" 2>/dev/null && (($(steps_done "$OUT/pretrain") < STOP_AFTER_STEPS)); do
+  sleep 1
+done
+kill -TERM "$TRAINING"
+wait "$TRAINING"
+trap - EXIT
+
+say "3. The same command goes on where it stopped"
+"${PRETRAIN[@]}"
+
+say "4. Fine-tune on the bundled reviews"
+kcmoe train --gin_file=configs/runs/finetune_sample_reviews.gin --gin.MODEL_DIR="'$OUT/reviews'" \
+  --gin.INITIAL_CHECKPOINT_PATH="'$OUT/pretrain/checkpoint_300'"
+
+say "5. Evaluate on the held-out reviews, both ways"
+kcmoe evaluate --gin.CHECKPOINT_PATH="'$OUT/reviews/checkpoint_500'" --split=validation
+
+say "6. Predict five lines"
+kcmoe predict --checkpoint="$OUT/reviews" --task=sample_reviews - <<'LINES'
+진짜 재밌게 봤어요 또 보고 싶네요
+돈이 아깝다 시간도 아깝고
+배우들 연기가 너무 좋아서 끝까지 몰입했음
+지루해서 중간에 껐다
+기대 안 했는데 생각보다 괜찮네
+LINES
+
+say "Done"
