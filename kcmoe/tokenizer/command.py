@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def _train(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer.settings import TokenizerConfig
 
     config.check_names(macros)
+    # A stop by the system cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     result = trainer.train(
         TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,30 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "tokens per character" in printed
     assert "| mine | kcmoe_32k |" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
+    (tmp_path / "temporary").mkdir()
+    command = [
+        *(sys.executable, "-u", "-m", "kcmoe", "tokenizer", "train"),
+        "--gin_file=configs/tokenizer/unigram_32k.gin",
+        f'--gin.TOKENIZER_CORPUS=["{resources.find("kcmoe/samples/comments.txt")}"]',
+        f'--gin.TOKENIZER_OUTPUT="{tmp_path / "out" / "a.model"}"',
+        "--gin.TOKENIZER_SEGMENTATION='none'",
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline().startswith("corpus: ")
+        running.send_signal(stop)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.strip() == "kcmoe tokenizer: interrupted"
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_parsing_loads_no_tokenizer() -> None:
