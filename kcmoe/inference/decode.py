@@ -63,8 +63,9 @@ def beam_search(
       eos_id: id that ends a sequence.
 
     Returns:
-      tokens int32[B, beams, max_decode_len], best beam last, 0 after the end; scores float32[B, beams]. A beam
-      that never ended has its plain log-probability as score, and only appears where no beam ended.
+      tokens int32[B, beams, max_decode_len], best beam last, 0 after the end; scores float32[B, beams].
+      A beam that never ended has its plain log-probability as score, and only appears where no
+      beam ended.
     """
     variables = {"params": nested(params)}
     encoded = model.apply(variables, encoder_input_tokens, method="encode")

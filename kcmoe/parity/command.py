@@ -11,8 +11,8 @@ EPILOG = """\
 example:
   kcmoe parity tests/testdata/packed_top2
 
-A case is a folder with case.json, params.npz, batches.npz, outputs.npz, trajectory.npz and the final state as a
-T5X checkpoint. Errors are relative to the largest magnitude of the expected array.
+A case is a folder with case.json, params.npz, batches.npz, outputs.npz, trajectory.npz and the
+final state as a T5X checkpoint. Errors are relative to the largest magnitude of the expected array.
 Exit status 0 if every quantity is within its tolerance, 1 if one is not, 2 for a case that is not complete.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process in which `kcmoe bench train --against=t5x` times T5X + Flaxformer's training step.
 
-The model is the one `configs/t5x/model.gin` gives T5X; the step is its loss, gradients and Adafactor, compiled
-as one program, without T5X's trainer around it: what is left out would only make it slower.
+The model is the one `configs/t5x/model.gin` gives T5X; the step is its loss, gradients and Adafactor,
+compiled as one program, without T5X's trainer around it: what is left out would only make it slower.
 """
 
 from __future__ import annotations
