@@ -25,11 +25,15 @@ use_environment() {
 $(cat setup.py pyproject.toml constraints.txt)"
   if [[ ! -x $folder/bin/kcmoe ]] || [[ "$(cat "$folder/made-from" 2>/dev/null)" != "$wanted" ]]; then
     echo "Installing Kc-MoE into $folder (once; a minute or two) ..."
-    if ! "$python" -m venv --clear "$folder"; then
+    # An environment that somebody else made is added to, never emptied.
+    local clear=--clear
+    [[ -e $folder && ! -e $folder/made-from ]] && clear=
+    if ! "$python" -m venv $clear "$folder"; then
       echo "Python cannot make virtual environments here. On Debian: apt-get install python3-venv" >&2
       return 2
     fi
-    "$folder/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".${extra:+[$extra]}"
+    # --no-compile: most modules are never imported, and the others compile when they are.
+    "$folder/bin/python" -m pip install --quiet --no-compile --constraint constraints.txt --editable ".${extra:+[$extra]}"
     printf '%s\n' "$wanted" >"$folder/made-from"
   fi
   PATH="$PWD/$folder/bin:$PATH"
