@@ -18,7 +18,7 @@ from kcmoe.inference.predict import LanguageModel
 from kcmoe.training import state as states
 
 MACROS: dict[str, Any] = {
-    "NUM_ENCODER_LAYERS": 2,
+    "NUM_ENCODER_LAYERS": 1,
     "NUM_DECODER_LAYERS": 1,
     "NUM_ENCODER_SPARSE_LAYERS": 1,
     "NUM_DECODER_SPARSE_LAYERS": 1,
