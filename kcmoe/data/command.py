@@ -160,6 +160,10 @@ def _run_prepare(args: argparse.Namespace) -> int:
 
     if bool(args.inputs) == args.sample:
         raise UserError("give either input files or --sample")
+    if tables.is_remote(args.output):
+        raise UserError(
+            f"--output={args.output} is in a bucket; write to a local folder and copy it"
+        )
     inputs = ["samples:comments.txt"] if args.sample else args.inputs
     rules = [rule for rule in args.without.split(",") if rule]
     cleaner = Cleaner.without(rules, min_characters=args.min_characters)

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -29,6 +30,10 @@ from kcmoe.vocabulary import Vocabulary
 _VERSION = 1
 # Below this a process takes longer to start than to tokenize.
 _BYTES_PER_PROCESS = 64 << 20
+# A longer document is a missing line break; SentencePiece would take gigabytes for it.
+_MAX_CHARACTERS = 1_000_000
+_EXPECTED = {"empty", "null"}  # left out of every corpus without a word
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int], object]
 
@@ -173,6 +178,8 @@ def _write(
                 hashed[name].update(data)
             tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
             progress(len(ids))
+    if report.dropped.keys() - _EXPECTED:
+        _log.warning("%s: %s", path, report.summary())
     if stamp(path) != known:
         raise UserError(f"{path} changed while it was read; start again when nothing writes to it")
     files = {}
@@ -214,6 +221,8 @@ def _encoded(
                 report.drop("not text", place)
             elif not text or text.isspace():
                 report.drop("empty", place)
+            elif len(text) > _MAX_CHARACTERS:
+                report.drop("too long", place)
             elif source.keeps(text):
                 texts.append(text)
         yield [ids for ids in vocabulary.encode_batch(texts, threads) if ids]

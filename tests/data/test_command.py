@@ -88,6 +88,7 @@ def test_inspect_a_labelled_task_with_a_plot(capsys, tmp_path):
         (["download", "nsmk"], "nothing is called nsmk. Did you mean nsmc"),
         (["prepare", "--output=x"], "give either input files or --sample"),
         (["prepare", "nowhere.txt", "--output=x"], "no file matches nowhere.txt"),
+        (["prepare", "--sample", "--output=gs://b/x"], "is in a bucket"),
         (["prepare", "--sample", "--output=x", "--memory=lots"], "--memory=lots is no size"),
         (["prepare", "--sample", "--output=x", "--without=url"], "Did you mean urls"),
         (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--splt=test"], "--splt=test"),

@@ -136,6 +136,15 @@ def test_a_worker_opens_the_files_itself(corpus, vocabulary, tmp_path):
     assert (copy.read(np.array([9]), 30) == cache.read(np.array([9]), 30)).all()
 
 
+def test_absurd_lengths_are_left_out_and_said(vocabulary, tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_text("보통 댓글입니다\n" + "가" * 1_000_001, encoding="utf-8")
+    cache = opened([str(path)], vocabulary, tmp_path)
+    assert cache.num_documents == 1
+    assert cache.shards[0].manifest["left_out"] == {"too long": 1}
+    assert "1 x too long; first at" in caplog.text
+
+
 def test_nothing_to_read(vocabulary, tmp_path):
     (tmp_path / "e.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(UserError, match="hold no text"):
