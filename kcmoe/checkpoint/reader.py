@@ -60,6 +60,10 @@ class Reader(abc.ABC):
                     problems[path] = f"missing ({self.manifest.leaves[path][0]} was saved)"
                 for path in sorted(tree.keys() - self.manifest.leaves.keys()):
                     problems[path] = f"{tree.pop(path)} is here, but was not saved"
+            step = tree.get(STEP_PATH)
+            if step is not None and step.dtype.kind == "f":
+                # T5X restores with dtype='float32', the step too, and saves it so ever after.
+                tree[STEP_PATH] = ShapeDtype(step.shape, np.dtype(np.int32))
             self._scanned = dict(sorted(tree.items())), problems
         return self._scanned
 
@@ -87,6 +91,10 @@ class Reader(abc.ABC):
         """Returns one leaf of `scan()` after all checks. Raises `Damaged`."""
         expected = self.scan()[0][path]
         array = self._read(path)
+        if path == STEP_PATH and array.dtype.kind == "f":
+            if not np.all(array == np.trunc(array)):
+                raise Damaged(f"{array} is no whole number of steps")
+            array = array.astype(np.int32)
         if shape_dtype(array) != expected:
             raise Damaged(f"{shape_dtype(array)} was read where {expected} is declared")
         if self.manifest is not None and self.manifest.leaves[path] != (expected, checksum(array)):
