@@ -30,7 +30,7 @@ from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
 
-if os.environ.get("KCMOE_DISTRIBUTED"):
+if os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0"):
     # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs
     # alone, and this import is the last moment: afterwards T5X asks JAX for its devices.
     jax.distributed.initialize()
@@ -104,6 +104,7 @@ def model_partitions() -> int | None:
 def initial_checkpoint() -> str | list[str]:
     """INITIAL_CHECKPOINT_PATH after checking every leaf's shape; [] means to begin from scratch."""
     macros = settings()
+    checks.periods_divide(macros)
     path = macros.get("INITIAL_CHECKPOINT_PATH")
     return checks.checkpoint_fits(path, macros, optimizer=True) if path else []
 

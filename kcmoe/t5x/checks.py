@@ -76,6 +76,19 @@ def partitions_divide(macros: gin_files.Macros, num_devices: int) -> None:
         )
 
 
+def periods_divide(macros: gin_files.Macros) -> None:
+    """Raises `UserError` where neither of EVAL_PERIOD and CHECKPOINT_PERIOD is a multiple of the other.
+
+    T5X's loop runs in stretches of the shorter one (t5x@cc342d4:t5x/train.py).
+    """
+    evaluation, saving = macros.require("EVAL_PERIOD"), macros.require("CHECKPOINT_PERIOD")
+    if evaluation and max(evaluation, saving) % min(evaluation, saving):
+        raise UserError(
+            f"T5X needs EVAL_PERIOD = {evaluation} and CHECKPOINT_PERIOD = {saving} to be multiples "
+            "of one another; change one of them"
+        )
+
+
 def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> str:
     """Compares every leaf's shape with the model of `macros`, reading no values.
 

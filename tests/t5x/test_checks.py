@@ -113,6 +113,21 @@ def test_what_divides_passes(
     checks.partitions_divide(macros.replace(**change), devices)
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "saving", "fits"),
+    [(1000, 5000, True), (500, 100, True), (0, 700, True), (1000, 1500, False)],
+)
+def test_periods_that_do_not_divide_are_refused(
+    evaluation: int, saving: int, fits: bool, checks: ModuleType, macros: gin_files.Macros
+) -> None:
+    macros = macros.replace(EVAL_PERIOD=evaluation, CHECKPOINT_PERIOD=saving)
+    if fits:
+        checks.periods_divide(macros)
+    else:
+        with pytest.raises(UserError, match="EVAL_PERIOD = 1000 and CHECKPOINT_PERIOD = 1500"):
+            checks.periods_divide(macros)
+
+
 def test_a_checkpoint_of_this_model_passes_and_its_path_is_absolute(
     checks: ModuleType, macros: gin_files.Macros, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
