@@ -23,6 +23,9 @@ from kcmoe.checkpoint.wording import first_line
 CHUNK_BYTES = 16 << 20
 """Chunks are at most this large, so that two cores share the compression of a large array."""
 
+WRITING = {"file_io_sync": False}
+"""Context for writing: files are synced all together when the folder is complete, see `durable`."""
+
 
 class Header(NamedTuple):
     """What `.zarray` says of an array."""

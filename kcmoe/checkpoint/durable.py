@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kcmoe.checkpoint.wording import first_line, human_bytes
@@ -89,7 +90,7 @@ def write_file(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
-            _sync_folder(path.parent)
+            _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -123,14 +124,14 @@ def _temporary(final: Path) -> Path:
 def _put_in_place(temporary: Path, final: Path) -> None:
     if not final.exists():
         temporary.rename(final)
-        _sync_folder(final.parent)
+        _sync(final.parent)
         return
     if not _exchanged(temporary, final):
         aside = _temporary(final)
         final.rename(aside)
         temporary.rename(final)
         aside.rename(temporary)
-    _sync_folder(final.parent)
+    _sync(final.parent)
     shutil.rmtree(temporary)
 
 
@@ -145,18 +146,16 @@ def _exchanged(first: Path, second: Path) -> bool:
 
 
 def _sync_tree(folder: Path) -> None:
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync_folder(Path(parent))
+    # Side by side: file systems write the journal once for all syncs that wait for it.
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, "")]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -135,7 +135,7 @@ class LegacyWriter:
     def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype]):
         self._folder, self._tree = folder, tree
         self._entries: dict[str, Any] = {}
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+        self._context = ts.Context(arrays.WRITING)
 
     def add(self, path: str, array: np.ndarray) -> None:
         """Writes one leaf. Raises ValueError or OSError if the disk refuses."""

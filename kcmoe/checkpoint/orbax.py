@@ -150,7 +150,7 @@ class OrbaxWriter:
         self._item = folder / _ITEM
         self._item.mkdir()
         self._started = time.time_ns()
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 64_000_000}})
+        self._context = ts.Context(arrays.WRITING)
         self._transaction = ts.Transaction()
         self._waiting_bytes = 0
         self._kvstore = {
