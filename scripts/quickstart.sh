@@ -17,7 +17,11 @@ STOP_AFTER_STEPS=100
 say() { printf '\n== %s  [%dm%02ds]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
 # Steps in metrics.jsonl of a model directory; 0 before there is one.
-steps_done() { grep -c '"split": "train"' "$1/metrics.jsonl" 2>/dev/null || true; }
+steps_done() {
+  local count
+  count=$(grep -c '"split": "train"' "$1/metrics.jsonl" 2>/dev/null) || true
+  echo "${count:-0}"
+}
 
 use_environment .venv
 rm -rf "$OUT"

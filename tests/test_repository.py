@@ -162,3 +162,19 @@ def test_the_tests_can_run_on_four_devices() -> None:
     import jax
 
     assert len(jax.devices()) >= 4 or "cpu" not in {d.platform for d in jax.devices()}
+
+
+def test_wheel_carries_configs_vocabulary_and_samples(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="building needs setuptools")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={tmp_path}"],
+        check=True,
+        cwd=ROOT,
+    )
+    shipped = [p for folder in ("configs", "vocab") for p in (ROOT / folder).rglob("*.*")]
+    shipped += list((ROOT / "kcmoe").rglob("*.tsv"))
+    assert len(shipped) > 20
+    for path in shipped:
+        inside = path.relative_to(ROOT)
+        inside = inside if inside.parts[0] == "kcmoe" else Path("kcmoe") / inside
+        assert (tmp_path / inside).exists()
