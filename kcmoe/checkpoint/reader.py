@@ -92,7 +92,7 @@ class Reader(abc.ABC):
         expected = self.scan()[0][path]
         array = self._read(path)
         if path == STEP_PATH and array.dtype.kind == "f":
-            if not np.all(array == np.trunc(array)):
+            if not np.all((array == np.trunc(array)) & (np.abs(array) < 2**31)):
                 raise Damaged(f"{array} is no whole number of steps")
             array = array.astype(np.int32)
         if shape_dtype(array) != expected:

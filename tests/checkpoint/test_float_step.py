@@ -38,7 +38,10 @@ def test_a_step_in_float32_is_read_as_a_whole_number(
     assert (step.dtype, int(step)) == (np.int32, 1_000_003)
 
 
-def test_half_a_step_is_damage(as_t5x_writes_it: Callable[[float, str], Path]) -> None:
-    path = as_t5x_writes_it(7.5, "t5x_orbax")
-    with pytest.raises(UserError, match=r"state/step: 7\.5 is no whole number of steps"):
+@pytest.mark.parametrize("step", [7.5, np.inf, np.nan])
+def test_what_is_no_whole_number_is_damage(
+    step: float, as_t5x_writes_it: Callable[[float, str], Path]
+) -> None:
+    path = as_t5x_writes_it(step, "t5x_orbax")
+    with pytest.raises(UserError, match=rf"state/step: {step} is no whole number of steps"):
         checkpoint.open_checkpoint(path).read("state/step")
