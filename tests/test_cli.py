@@ -21,14 +21,16 @@ def test_every_verb_has_help_with_an_example(capsys, verb):
         cli.run([verb, "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert f"kcmoe {verb}" in printed and "example" in printed.lower()
+    assert f"kcmoe {verb}" in printed
+    assert "example" in printed.lower()
 
 
 @pytest.mark.parametrize("argv", [["trian"], ["train", "--gin_fille=x"], ["train", "--gin.X"]])
 def test_mistakes_are_one_line_and_status_2(capsys, argv):
     assert cli.run(argv) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
 
 
 def test_unknown_verb_names_the_nearest(capsys):

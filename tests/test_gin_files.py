@@ -68,10 +68,13 @@ def test_t5x_config_is_read_for_its_macros(tmp_path):
     ],
 )
 def test_mistakes_are_named(bindings, words):
-    with pytest.raises(UserError) as error:
+    def read():
         macros = gin_files.parse(SIZES, bindings)
         config.check_names(macros)
-        ModelConfig.from_macros(macros)
+        return ModelConfig.from_macros(macros)
+
+    with pytest.raises(UserError) as error:
+        read()
     for word in words:
         assert word in str(error.value)
 

@@ -27,11 +27,11 @@ NEGATIVE = -1.0e7  # T5X's minus infinity: finite, so that sums of it stay order
 class _State(NamedTuple):
     """What a step of the search changes.
 
-    index: int32 scalar, position just filled. live_*: running sequences, worst first. finished_*: ended ones,
-    worst first. Sequences are int32[B, beams, length + 1], starting with the zero the decoder starts from.
+    position: int32 scalar, the position just filled. live_*: running sequences, worst first.
+    finished_*: ended ones, worst first. Sequences are int32[B, beams, length + 1], starting with the zero the decoder starts from.
     """
 
-    index: Array
+    position: Array
     live_log_probs: Array
     live_sequences: Array
     finished_scores: Array
@@ -73,7 +73,7 @@ def beam_search(
     cache = model.apply(variables, encoded, beam_size, max_decode_len, method="start_cache")
     batch = encoder_input_tokens.shape[0]
     start = _State(
-        index=jnp.zeros((), jnp.int32),
+        position=jnp.zeros((), jnp.int32),
         live_log_probs=jnp.tile(
             jnp.array([0.0] + [NEGATIVE] * (beam_size - 1), jnp.float32), (batch, 1)
         ),
@@ -85,12 +85,12 @@ def beam_search(
     )
 
     def step(state: _State) -> _State:
-        ids = jax.lax.dynamic_index_in_dim(state.live_sequences, state.index, 2, keepdims=False)
+        ids = jax.lax.dynamic_index_in_dim(state.live_sequences, state.position, 2, keepdims=False)
         logits, new_cache = model.apply(
             variables,
             state.cache,
             ids.reshape(-1),
-            state.index,
+            state.position,
             encoder_input_tokens,
             method="step",
         )
@@ -114,7 +114,7 @@ def _can_improve(state: _State, length: int, alpha: float) -> Array:
     worst_finished = jnp.min(state.finished_scores, axis=1, keepdims=True)
     worst_finished = jnp.where(state.finished, worst_finished, NEGATIVE)
     settled = jnp.all(worst_finished > best_live)
-    return (state.index < length - 1) & ~settled
+    return (state.position < length - 1) & ~settled
 
 
 def _advance(state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id: int) -> _State:
@@ -125,21 +125,21 @@ def _advance(state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id
     candidate_log_probs, flat = jax.lax.top_k(total, keep)
     parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
     sequences = jnp.take_along_axis(state.live_sequences, parent[:, :, None], axis=1)
-    index = state.index + 1
-    sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], index, axis=2)
+    position = state.position + 1
+    sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], position, axis=2)
     ended = token == eos_id
 
     live_log_probs = candidate_log_probs + ended * NEGATIVE
     best_live = _best(live_log_probs, beams)
     live_parent = jnp.take_along_axis(parent, best_live, axis=1)
 
-    scores = candidate_log_probs / _brevity_penalty(alpha, index) + (~ended) * NEGATIVE
+    scores = candidate_log_probs / _brevity_penalty(alpha, position) + (~ended) * NEGATIVE
     all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
     all_sequences = jnp.concatenate([state.finished_sequences, sequences], axis=1)
     all_ended = jnp.concatenate([state.finished, ended], axis=1)
     best_finished = _best(all_scores, beams)
     return _State(
-        index=index,
+        position=position,
         live_log_probs=jnp.take_along_axis(live_log_probs, best_live, axis=1),
         live_sequences=jnp.take_along_axis(sequences, best_live[:, :, None], axis=1),
         finished_scores=jnp.take_along_axis(all_scores, best_finished, axis=1),

@@ -24,8 +24,9 @@ _FACTORS: dict[str, Callable[[Array, ScheduleConfig], Array | float]] = {
     "constant": lambda step, c: c.learning_rate,
     "linear_warmup": lambda step, c: jnp.minimum(1.0, step / c.warmup_steps),
     "rsqrt_decay": lambda step, c: 1.0 / jnp.sqrt(jnp.maximum(step, c.warmup_steps)),
-    "rsqrt_normalized_decay": lambda step, c: jnp.sqrt(c.warmup_steps)
-    / jnp.sqrt(jnp.maximum(step, c.warmup_steps)),
+    "rsqrt_normalized_decay": lambda step, c: (
+        jnp.sqrt(c.warmup_steps) / jnp.sqrt(jnp.maximum(step, c.warmup_steps))
+    ),
 }
 
 

@@ -50,7 +50,8 @@ def test_grouped_slots_hold_every_choice_once_in_blocks_of_one_expert():
     chosen = routed.expert_GxTxA.reshape(24, 2)
     slots = dispatch.grouped_slots(chosen, EXPERTS, block=8)
     slot = np.asarray(slots.slot_of_NxA)
-    assert len(np.unique(slot)) == slot.size and slot.max() < slots.num_slots
+    assert len(np.unique(slot)) == slot.size
+    assert slot.max() < slots.num_slots
     np.testing.assert_array_equal(np.asarray(slots.experts_of_blocks)[slot // 8], chosen)
     np.testing.assert_array_equal(
         np.asarray(slots.choice_of_M)[slot.reshape(-1)], np.arange(slot.size)

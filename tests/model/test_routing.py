@@ -22,8 +22,8 @@ def logits_for(choices: list[tuple[int, int]], experts: int) -> jax.Array:
 def test_places_by_hand():
     """First choices are placed before all second choices, each in token order.
 
-    Tokens 0, 1, 2 choose expert 0 first; token 3 chooses it second. Expert 1 is token 3's first choice and the
-    second choice of tokens 0 and 1.
+    Tokens 0, 1, 2 choose expert 0 first; token 3 chooses it second. Expert 1 is token 3's first choice
+    and the second choice of tokens 0 and 1.
     """
     routed = routing.route(logits_for([(0, 1), (0, 1), (0, 2), (1, 0)], experts=3), num_selected=2)
     np.testing.assert_array_equal(routed.expert_GxTxA[0], [[0, 1], [0, 1], [0, 2], [1, 0]])

@@ -71,7 +71,9 @@ def test_an_incomplete_case_is_refused(tmp_path, capsys, file, key):
     folder = changed_copy(tmp_path, file, key)
     assert cli.run(["parity", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert file in error and key.rpartition("/")[2] in error and error.count("\n") == 1
+    assert file in error
+    assert key.rpartition("/")[2] in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["case.json", "params.npz", "t5x_orbax"])
