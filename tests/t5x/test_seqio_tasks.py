@@ -101,10 +101,11 @@ def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary
         for k in ("encoder_input_tokens", "decoder_target_tokens")
     ]
     t5 = facts(*stacked)
-    np.testing.assert_allclose(t5, [141, 0.149, 3.0], rtol=0.02)
-    np.testing.assert_allclose(
-        facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"]), t5, rtol=0.02
-    )
+    tokens, *noise = facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"])
+    np.testing.assert_allclose(noise, t5[1:], rtol=0.02)
+    np.testing.assert_allclose(noise, [0.149, 3.0], rtol=0.02)
+    # t5 concatenates 128 texts at a time, and what is left over at their end is a shorter segment.
+    assert 0.95 * tokens < t5[0] <= tokens == 141
 
 
 def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
             "korsts",
             ["0.0", "2.0", "4.0"],
             ["0.4", "2.2", "5.0"],
-            {"spearman_corrcoef": 100.0, "pearson_corrcoef": 98.7},
+            {"spearman_corrcoef": 100.0, "pearson_corrcoef": 99.2},
         ),
     ],
 )
@@ -170,7 +171,7 @@ def test_metrics_are_those_of_t5(
     assert found == pytest.approx(scores, abs=0.1)
 
 
-def test_a_mixture_draws_from_each_part() -> None:
+def test_a_mixture_draws_from_each_part(vocabulary: Vocabulary) -> None:
     import seqio
 
     from kcmoe.t5x.tasks import register
@@ -182,7 +183,7 @@ def test_a_mixture_draws_from_each_part() -> None:
     found = seqio.get_mixture_or_task("both")
     assert {task.name for task in found.tasks} == {"sample_reviews", "sample_nli"}
     rows = found.get_dataset(LENGTHS, split="train", seed=0, num_epochs=1)
-    texts = [row["inputs_pretokenized"].numpy().decode() for row in rows.take(200)]
+    texts = [vocabulary.decode(row["inputs"].numpy()) for row in rows.take(200)]
     assert 0.6 < np.mean(["리뷰:" in text for text in texts]) < 0.9
 
 
