@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from kcmoe import gin_files  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
-from kcmoe.tokenizer import fit, report, report_output, trainer  # noqa: E402
+from kcmoe.tokenizer import fit, normalization, report, report_output, trainer  # noqa: E402
 from kcmoe.tokenizer.settings import TokenizerConfig  # noqa: E402
 
 _CONFIG = "configs/tokenizer/unigram_32k.gin"
@@ -70,7 +71,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vocabulary.py: {error}", file=sys.stderr)
         return 2
     print(report_output.tables(measures))
+    print(_normalizations(texts))
     return 0
+
+
+def _normalizations(texts: Sequence[report.Text]) -> str:
+    """What each normalisation alone does to the texts, as a Markdown table."""
+    names: tuple[normalization.Normalization, ...] = typing.get_args(normalization.Normalization)
+    rows = [
+        f"| lines unchanged up to spaces | {' | '.join(names)} |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        options = [normalization.trainer_options(name, Path(folder)) for name in names]
+        for text in texts:
+            shares = []
+            for option in options:
+                normal = normalization.normalizer(option).Normalize(list(text.lines))
+                same = sum(
+                    "".join(before.split()) == "".join(after.split())
+                    for before, after in zip(text.lines, normal, strict=True)
+                )
+                shares.append(f"{same / len(text.lines):.3%}")
+            rows.append(f"| {text.name} | {' | '.join(shares)} |")
+    return "\n".join(rows)
 
 
 def _train(names: Sequence[str], folder: Path, data: str, size: int, lines: int) -> list[Path]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"MeCab, {args.mecab_lines:,} lines: {one:.1f} s with one process, {two:.1f} s with two")
     print(f"two processes are {one / two:.2f} times as fast as one")
     output = Path(args.output) / "kcmoe_32k.model"
-    seconds, peak = _watch(
+    seconds, busy, peak = _watch(
         [sys.executable, "-m", "kcmoe", "tokenizer", "train", f"--gin_file={_CONFIG}",
          f'--gin.DATA_DIR="{args.data}"', f'--gin.TOKENIZER_OUTPUT="{output}"']
     )  # fmt: skip
-    print(f"kcmoe tokenizer train: {seconds / 60:.1f} minutes, {peak / 1e9:.2f} GB at most")
+    print(
+        f"kcmoe tokenizer train: {seconds / 60:.1f} minutes, {busy:.0f} s of processor time, "
+        f"{peak / 1e9:.2f} GB at most"
+    )
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     made, shipped = (
         json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["models"]
@@ -71,8 +75,9 @@ def _marking_seconds(data: str, count: int, workers: int) -> float:
     return time.monotonic() - started
 
 
-def _watch(command: Sequence[str]) -> tuple[float, int]:
-    """Wall seconds of a command and the most memory that it and its children held together."""
+def _watch(command: Sequence[str]) -> tuple[float, float, int]:
+    """Wall and processor seconds of a command, and the most memory that it and its children held."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     peak = 0
     with subprocess.Popen(command, cwd=ROOT) as process:
@@ -81,7 +86,9 @@ def _watch(command: Sequence[str]) -> tuple[float, int]:
             time.sleep(0.5)
     if process.returncode:
         sys.exit(process.returncode)
-    return time.monotonic() - started, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - started, busy, peak
 
 
 def _family(pid: int) -> list[int]:

@@ -16,14 +16,14 @@ _SAMPLE_BYTES_PER_TEXT_BYTE = 0.8
 # MeCab's dictionary is mapped once for all processes, each has its own lattice and buffers.
 _BYTES_PER_WORKER = 150e6
 _BASE_BYTES = 200e6
-# SentencePiece keeps the lines, their distinct words, and the seeds.
-_TRAINER_BYTES_PER_TEXT_BYTE = 12.0
-_TRAINER_BASE_BYTES = 150e6
+# Counting keeps distinct morphemes and their parts; SentencePiece without morphemes keeps every line.
+_COUNTING_BYTES_PER_TEXT_BYTE = 8.0
+_LINES_BYTES_PER_TEXT_BYTE = 24.0
 
 _READ_LINES_PER_S = 400_000.0
-_MECAB_TEXT_BYTES_PER_S = 600_000.0
-_SEED_TEXT_BYTES_PER_S = 2_000_000.0
-_TRAINER_TEXT_BYTES_PER_S = 1_400_000.0
+_MECAB_TEXT_BYTES_PER_S = 1_000_000.0
+_COUNTING_TEXT_BYTES_PER_S = 1_300_000.0
+_LINES_TEXT_BYTES_PER_S = 500_000.0
 
 
 def learned_bytes(size: Size, config: TokenizerConfig) -> float:
@@ -32,24 +32,31 @@ def learned_bytes(size: Size, config: TokenizerConfig) -> float:
 
 
 def memory_bytes(size: Size, config: TokenizerConfig, workers: int) -> float:
-    """Most memory at one time: the sample with MeCab's processes, or SentencePiece after them."""
+    """Most memory at one time: the sample with MeCab's processes, or what follows them."""
     text = learned_bytes(size, config)
     lines = min(size.lines, config.sample_lines)
     marking = _SAMPLE_BYTES_PER_LINE * lines + _SAMPLE_BYTES_PER_TEXT_BYTE * text
     marking += _BYTES_PER_WORKER * workers
-    fitting = _TRAINER_BASE_BYTES + _TRAINER_BYTES_PER_TEXT_BYTE * text
-    return _BASE_BYTES + max(marking, fitting)
+    per_byte = (
+        _COUNTING_BYTES_PER_TEXT_BYTE
+        if config.segmentation == "morphemes"
+        else _LINES_BYTES_PER_TEXT_BYTE
+    )
+    return _BASE_BYTES + max(marking, per_byte * text)
 
 
 def seconds(size: Size, config: TokenizerConfig, workers: int) -> float:
     """Wall time on cores like those measured, if they have nothing else to do."""
     text = learned_bytes(size, config)
-    total = size.lines / _READ_LINES_PER_S + text / _TRAINER_TEXT_BYTES_PER_S
+    total = size.lines / _READ_LINES_PER_S
     if config.segmentation != "none":
         total += text / _MECAB_TEXT_BYTES_PER_S / workers
-    if config.segmentation == "morphemes":
-        total += text / _SEED_TEXT_BYTES_PER_S
-    return total
+    rate = (
+        _COUNTING_TEXT_BYTES_PER_S
+        if config.segmentation == "morphemes"
+        else _LINES_TEXT_BYTES_PER_S
+    )
+    return total + text / rate
 
 
 def describe(size: Size, config: TokenizerConfig, workers: int) -> list[str]:
