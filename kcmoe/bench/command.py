@@ -19,14 +19,14 @@ BENCHMARKS = {
 
 def main(argv: list[str]) -> int:
     """Runs one benchmark; returns its exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UserError(f"say what to measure: {', '.join(BENCHMARKS)}")
+    if argv[0] in ("-h", "--help"):
         lines = ["usage: kcmoe bench <what> [options]", ""]
         lines += [f"  {name:<10}{line}" for name, (_, line) in BENCHMARKS.items()]
         lines += ["", "example:", "  kcmoe bench train --size=tiny --against=t5x"]
         print("\n".join(lines))
-        if not argv:
-            raise UserError(f"say what to measure: {', '.join(BENCHMARKS)}")
-        raise SystemExit(0)
+        return 0
     if argv[0] not in BENCHMARKS:
         raise UserError(f"no benchmark {argv[0]}.{near_misses(argv[0], BENCHMARKS)}")
     return importlib.import_module(BENCHMARKS[argv[0]][0]).main(argv[1:])

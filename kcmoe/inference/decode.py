@@ -28,7 +28,8 @@ class _State(NamedTuple):
     """What a step of the search changes.
 
     position: int32 scalar, the position just filled. live_*: running sequences, worst first.
-    finished_*: ended ones, worst first. Sequences are int32[B, beams, length + 1], starting with the zero the decoder starts from.
+    finished_*: ended ones, worst first. Sequences are int32[B, beams, length + 1], starting with
+    the zero the decoder starts from.
     """
 
     position: Array

@@ -8,13 +8,14 @@ count as many errors as ids differ.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from kcmoe.errors import UserError
 from kcmoe.parity import quantities
 from kcmoe.parity.case import Arrays, Case
+from kcmoe.training.state import state_shapes, to_flat
 
 # quantity -> (largest error allowed, which keys of outputs.npz it covers)
 OUTPUTS: dict[str, tuple[float, Callable[[str], bool]]] = {
@@ -62,8 +63,8 @@ def run(case: Case) -> list[Line]:
     Raises:
       UserError: if the case lacks a quantity, or has one that is unknown here.
     """
+    _check_complete(case)
     ours = quantities.outputs(case)
-    _same_keys(case.outputs, ours, f"{case.name}/outputs.npz")
     lines = []
     for quantity, (tolerance, covers) in OUTPUTS.items():
         theirs = {key: value for key, value in case.outputs.items() if covers(key)}
@@ -74,10 +75,8 @@ def run(case: Case) -> list[Line]:
     computed = {f"step {i}": np.asarray(loss) for i, loss in enumerate(losses)}
     lines.append(_line("losses of the trajectory", expected, computed, 1e-5))
     params = {path.removeprefix("target/"): x for path, x in state.items() if path[:7] == "target/"}
-    _same_keys(case.final_params, params, f"{case.name}/trajectory.npz")
     lines.append(_line("parameters after it", case.final_params, params, 1e-4))
     for kind, theirs in case.final_states.items():
-        _same_keys(theirs, state, f"{case.name}/{kind}")
         optimizer = {path: x for path, x in theirs.items() if path.startswith("state/")}
         target = {path: x for path, x in theirs.items() if path.startswith("target/")}
         lines.append(_line(f"optimizer state in {kind}", optimizer, state, 1e-4))
@@ -85,7 +84,18 @@ def run(case: Case) -> list[Line]:
     return lines
 
 
-def _same_keys(theirs: Mapping[str, object], ours: Mapping[str, object], where: str) -> None:
+def _check_complete(case: Case) -> None:
+    """Refuses a case before anything is computed: what it must hold follows from its sizes."""
+    shapes = to_flat(state_shapes(case.model))
+    params = [path.removeprefix("target/") for path in shapes if path.startswith("target/")]
+    _same_keys(case.params, params, f"{case.name}/params.npz")
+    _same_keys(case.final_params, params, f"{case.name}/trajectory.npz")
+    for kind, theirs in case.final_states.items():
+        _same_keys(theirs, shapes, f"{case.name}/{kind}")
+    _same_keys(case.outputs, quantities.output_names(case), f"{case.name}/outputs.npz")
+
+
+def _same_keys(theirs: Iterable[str], ours: Iterable[str], where: str) -> None:
     missing, unknown = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     problems = []
     if missing:

@@ -37,6 +37,15 @@ BEAM_SIZES = (1, 4)
 
 def outputs(case: Case) -> Arrays:
     """Everything `outputs.npz` of the case holds, computed here."""
+    return {name: np.asarray(value) for name, value in _outputs(case).items()}
+
+
+def output_names(case: Case) -> list[str]:
+    """The names of `outputs`, without computing anything."""
+    return list(jax.eval_shape(lambda: _outputs(case)))
+
+
+def _outputs(case: Case) -> dict[str, Any]:
     model = EncoderDecoder(case.model)
     params = {path: jnp.asarray(value) for path, value in case.params.items()}
     batch = {name: jnp.asarray(value) for name, value in case.batches[0].items()}
@@ -78,7 +87,7 @@ def outputs(case: Case) -> Arrays:
             beam_size=beams,
         )
         result |= {f"decode{beams}/tokens": tokens, f"decode{beams}/scores": scores}
-    return {name: np.asarray(value) for name, value in result.items()}
+    return result
 
 
 def t5x_metrics(metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
