@@ -37,7 +37,9 @@ ParamState = dict[str, Array]
 class AdafactorConfig(GinConfig):
     """What is left to choose."""
 
-    decay_rate: float = macro("DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE")
+    decay_rate: float = macro(
+        "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
+    )
     step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")
 
 
@@ -133,9 +135,7 @@ def _update_one(
         row_axis = how.row - (how.column < how.row)  # where the row axis stands in v_row
         row_factor = (v_row / jnp.mean(v_row, axis=row_axis, keepdims=True)) ** -0.5
         direction = (
-            grad
-            * jnp.expand_dims(row_factor, how.column)
-            * jnp.expand_dims(v_col**-0.5, how.row)
+            grad * jnp.expand_dims(row_factor, how.column) * jnp.expand_dims(v_col**-0.5, how.row)
         )
 
     def root_mean_square(x: Array) -> Array:
