@@ -13,6 +13,7 @@ BENCHMARKS = {
         "kcmoe.bench.predict",
         "sentences/s and latency of rank classification and generation",
     ),
+    "dispatch": ("kcmoe.bench.dispatch", "the ways tokens travel to experts, on this device"),
     "data": ("kcmoe.bench.data", "tokens/s of the input pipeline, beside SeqIO's"),
 }
 

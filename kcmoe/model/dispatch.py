@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tokens travel to experts and back, given the router's decisions.
 
-Three ways with the same result up to float rounding:
+Four ways with the same result up to float rounding:
 - `gather`: slots hold row numbers; rows are gathered to [E, M/E, D], multiplied expert by expert, and
   gathered back. Both gradients are gathers as well (a token has at most A slots), never scatters.
 - `einsum`: Flaxformer's one-hot masks (flaxformer@399ea3a:architectures/moe/moe_layers.py). It costs
   more FLOPs than the experts themselves and exists for devices that gather badly, and as a check.
 - `grouped`: rows sorted by expert, each expert's share as long as it is: nothing dropped, no empty
   slots but the last few of each expert. See `grouped_dot`.
+- `ragged`: the same without the empty slots, through XLA's `ragged_dot`, which some devices do well and
+  others by multiplying every row by every expert.
 """
 
 from __future__ import annotations
@@ -194,3 +196,10 @@ def _grouped_dot_bwd(saved: tuple[Array, Array, Slots], dy_MxF: Array) -> tuple[
 
 
 grouped_dot.defvjp(_grouped_dot_fwd, _grouped_dot_bwd)
+
+
+def ragged_dot(x_MxD: Array, w_ExDxF: Array, slots: Slots) -> Array:
+    """As `grouped_dot` for slots with blocks of one row, by XLA's own grouped product."""
+    experts = jnp.arange(w_ExDxF.shape[0])
+    sizes_E = jnp.sum(slots.experts_of_blocks[:, None] == experts, axis=0, dtype=jnp.int32)
+    return jax.lax.ragged_dot(x_MxD, w_ExDxF, sizes_E)

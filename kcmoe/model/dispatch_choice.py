@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dispatch `DISPATCH = 'auto'` means on this machine.
+"""Which dispatch `DISPATCH = 'auto'` means, per device.
 
-Chosen from measurements, never from belief: `benchmarks/README.md` has the figures behind each line and
-`kcmoe bench dispatch` repeats them. Override with `--gin.DISPATCH='"gather"'`.
+From measurements, never from belief: `kcmoe bench dispatch` prints them for the machine it runs on, and
+benchmarks/README.md keeps ours. Devices without a line here get what is never far off, and the bench says
+whether something else is better there. Override with `--gin.DISPATCH='"ragged"'`.
 """
 
 from __future__ import annotations
 
-# Below this many tokens a block of the grouped product is mostly empty and per-expert products win.
-GROUPED_FROM_TOKENS = 512
+# Platform -> (tokens from which a dropless layer is grouped, how). Below that many tokens most of a
+# group's blocks would be empty, and one product per expert over all tokens is quicker.
+MEASURED: dict[str, tuple[int, str]] = {"cpu": (128, "grouped")}
+UNMEASURED = (512, "grouped")
 
 
-def resolve(dispatch: str, routing: str, tokens: int) -> str:
-    """The concrete dispatch for a layer of `tokens` tokens.
+def resolve(dispatch: str, routing: str, tokens: int, platform: str) -> str:
+    """The concrete dispatch for a layer of `tokens` tokens on `platform` ("cpu", "gpu", "tpu").
 
-    `grouped` cannot drop tokens, so under `capacity` routing it means `gather`.
+    `grouped` and `ragged` cannot drop tokens, so under `capacity` routing they mean `gather`.
     """
     if routing == "capacity":
-        return "gather" if dispatch in ("auto", "grouped") else dispatch
-    if dispatch == "auto":
-        return "grouped" if tokens >= GROUPED_FROM_TOKENS else "gather"
-    return dispatch
+        return dispatch if dispatch == "einsum" else "gather"
+    if dispatch != "auto":
+        return dispatch
+    enough_tokens, how = MEASURED.get(platform, UNMEASURED)
+    return how if tokens >= enough_tokens else "gather"
 
 
 def grouped_block(choices: int, experts: int) -> int:

@@ -59,6 +59,8 @@ class Experts(nn.Module):
         def multiply(rows: Array, kernel: Array) -> Array:
             if slots is None:
                 return jnp.einsum("emd,edf->emf", rows, kernel)
+            if slots.block == 1:
+                return dispatch_lib.ragged_dot(rows, kernel, slots)
             return dispatch_lib.grouped_dot(rows, kernel, slots)
 
         wi_0 = Kernel((experts, width, hidden), dtype, init, name="wi_0")()
@@ -109,7 +111,7 @@ class MoeLayer(nn.Module):
         capacity = routing_lib.expert_capacity(factor, tokens // groups, config.num_experts)
         if config.routing == "dropless":
             capacity = tokens // groups  # a token chooses an expert at most once
-        how = resolve(config.dispatch, config.routing, tokens)
+        how = resolve(config.dispatch, config.routing, tokens, jax.default_backend())
         y = self._through_experts(how, x_GxTxD, routing, capacity, deterministic)
         self._report(routing, capacity, logits)
         return y.reshape(padded.shape)[:batch, :length]
@@ -138,9 +140,9 @@ class MoeLayer(nn.Module):
             return y.reshape(x_NxD.shape)
 
         gate_NxA = routing.gate_GxTxA.reshape(x_NxD.shape[0], -1)
-        if how == "grouped":
+        if how in ("grouped", "ragged"):
             expert_NxA = routing.expert_GxTxA.reshape(gate_NxA.shape)
-            block = grouped_block(expert_NxA.size, config.num_experts)
+            block = 1 if how == "ragged" else grouped_block(gate_NxA.size, config.num_experts)
             slots = dispatch_lib.grouped_slots(expert_NxA, config.num_experts, block)
             y_MxD = experts(dispatch_lib.to_slots(x_NxD, slots), slots, deterministic)
         else:

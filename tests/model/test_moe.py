@@ -49,7 +49,7 @@ def test_copied_experts_with_room_for_all_are_one_dense_mlp(toy, x):
 
 
 def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
-    """gather = einsum under capacity, with drops; gather = einsum = grouped under dropless."""
+    """gather = einsum under capacity, with drops; gather = einsum = grouped = ragged under dropless."""
 
     def run(**settings):
         config = toy(**settings)
@@ -62,7 +62,10 @@ def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
         (value, dropped), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
         return value, float(dropped), jax.tree.leaves(grads)
 
-    for routing, ways in {"capacity": ("einsum",), "dropless": ("einsum", "grouped")}.items():
+    for routing, ways in {
+        "capacity": ("einsum",),
+        "dropless": ("einsum", "grouped", "ragged"),
+    }.items():
         common = {"ROUTING": routing, "EVAL_EXPERT_CAPACITY_FACTOR": 1.0}
         value, dropped, grads = run(DISPATCH="gather", **common)
         assert (dropped > 0) == (routing == "capacity")
