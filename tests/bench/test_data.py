@@ -35,6 +35,16 @@ def test_the_command_prints_and_writes_its_numbers(tmp_path, capsys):
     assert "SentencePiece alone" in capsys.readouterr().out
 
 
+@pytest.mark.t5x
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_seqio_is_timed_on_the_same_task(capsys):
+    gin = "--gin_file=configs/tasks/sample_pretrain.gin"
+    assert data.main([gin, "--steps=40", "--batch_size=4", "--workers=0", "--seqio"]) == 0
+    lines = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert float(lines["ours / SeqIO"]) > 1.0
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="say which task"):
         data.main([])
