@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kcmoe.config import ModelConfig
 
 # Close together where reviews and comments are, wider where few lines are: each length is one compile.
-LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
 # Tokens computed at once. On two CPU cores a small model is fastest where a batch stays in the caches; a
 # large one should not let a single line wait for a batch. An accelerator wants many tokens.
 _CPU_TOKENS, _CPU_TOKENS_LARGE, _ACCELERATOR_TOKENS = 1024, 256, 16384
@@ -53,7 +53,9 @@ class Bucket:
         return padded
 
 
-def inference_config(config: ModelConfig, routing: str = "dropless") -> ModelConfig:
+def inference_config(
+    config: ModelConfig, routing: Literal["capacity", "dropless"] = "dropless"
+) -> ModelConfig:
     """The model as inference runs it: no token is dropped, nothing is recomputed."""
     return dataclasses.replace(config, routing=routing, remat=False)
 
@@ -75,8 +77,9 @@ def bucket_length(length: int, longest: int) -> int:
 
 
 def rows_of(lengths: Sequence[int], tokens: int) -> int:
-    """Rows of a batch with these lengths: the largest power of two within `tokens`, at least 1."""
-    return 1 << max(0, (tokens // sum(lengths)).bit_length() - 1)
+    """Rows of a batch with these lengths: as many as `tokens` hold, by fours, at least 1."""
+    rows = max(1, tokens // sum(lengths))
+    return rows if rows < 4 else rows // 4 * 4
 
 
 def buckets(lengths: np.ndarray, longest: Sequence[int], tokens: int) -> list[Bucket]:

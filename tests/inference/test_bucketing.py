@@ -37,14 +37,14 @@ def test_shape_of_a_line_does_not_depend_on_other_lines() -> None:
 def test_few_shapes_and_little_padding() -> None:
     lengths = np.random.default_rng(1).integers(22, 60, (5000, 1))
     plan = bucketing.buckets(lengths, [512], tokens=1024)
-    assert len({one.lengths for one in plan}) <= 4
+    assert len({one.lengths for one in plan}) <= 6
     computed = sum(one.rows * one.lengths[0] for one in plan)
-    assert computed < 1.35 * lengths.sum()
+    assert computed < 1.15 * lengths.sum()
 
 
 @pytest.mark.parametrize(
     ("length", "longest", "expected"),
-    [(1, 512, 16), (16, 512, 16), (17, 512, 24), (97, 160, 128), (129, 160, 160), (5, 10, 10)],
+    [(1, 512, 16), (16, 512, 16), (17, 512, 20), (97, 160, 128), (129, 160, 160), (5, 10, 10)],
 )
 def test_bucket_length(length: int, longest: int, expected: int) -> None:
     assert bucketing.bucket_length(length, longest) == expected
@@ -57,9 +57,9 @@ def test_longer_than_the_longest_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "tokens", "expected"),
-    [((24,), 1024, 32), ((512,), 1024, 2), ((512,), 100, 1), ((16, 16), 1024, 32)],
+    [((24,), 1024, 40), ((512,), 1024, 2), ((512,), 100, 1), ((16, 16), 1024, 32)],
 )
-def test_rows_are_a_power_of_two_within_the_tokens(
+def test_rows_come_by_fours_within_the_tokens(
     lengths: tuple[int, ...], tokens: int, expected: int
 ) -> None:
     assert bucketing.rows_of(lengths, tokens) == expected
