@@ -55,7 +55,7 @@ setuptools.setup(
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={"console_scripts": ["kcmoe = kcmoe.cli:main"]},
     install_requires=[
-        "duckdb",  # sorts and deduplicates corpora larger than memory
+        "duckdb>=2",  # sorts and deduplicates corpora larger than memory
         "flax>=0.12",
         "fsspec",
         "gcsfs",  # gs:// paths

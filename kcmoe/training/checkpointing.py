@@ -78,7 +78,10 @@ class Checkpoints:
         if chooser is None:
             return None
         for path in checkpoints.all_checkpoints(self.model_dir):
-            values = read_extra(path).get("validation", {})
+            try:
+                values = read_extra(path).get("validation", {})
+            except UserError:
+                continue  # a damaged checkpoint is nobody's best
             value = values.get(chooser.metric)
             if value is not None and (best is None or chooser.better(value, best["value"])):
                 best = {
@@ -92,8 +95,13 @@ class Checkpoints:
 
 
 def read_extra(path: Path) -> dict[str, Any]:
-    """`training.json` of a checkpoint; {} where T5X wrote it, or the file is damaged."""
-    return _read_json(path / EXTRA)
+    """`training.json` of a checkpoint; {} where T5X wrote it.
+
+    Raises:
+      UserError: if the file differs from what was saved.
+    """
+    content = checkpoints.open_checkpoint(path).extras().get(EXTRA)
+    return json.loads(content) if content else {}
 
 
 def read_best(model_dir: Path) -> dict[str, Any] | None:
