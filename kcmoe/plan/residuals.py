@@ -16,9 +16,13 @@ import jax
 from jax.extend.core import Jaxpr, Var
 
 # What XLA repeats rather than stores.
-_CHEAP = set("add sub mul neg abs max min square integer_pow convert_element_type copy".split())  # noqa: SIM905
-_CHEAP |= set("reshape transpose squeeze expand_dims broadcast_in_dim slice pad iota".split())  # noqa: SIM905
-_CHEAP |= set("select_n eq ne lt le gt ge and or not xor sign stop_gradient".split())  # noqa: SIM905
+_CHEAP = frozenset(
+    """
+    add sub mul neg abs max min square integer_pow sign convert_element_type copy stop_gradient
+    reshape transpose squeeze expand_dims broadcast_in_dim slice pad concatenate iota
+    select_n eq ne lt le gt ge and or not xor
+    """.split()  # noqa: SIM905
+)
 
 
 def kept_bytes(loss: Callable[..., Any], params: Any, *arguments: Any, fused: bool) -> int:
