@@ -21,7 +21,7 @@ examples:
   kcmoe bench dispatch --size=mini
   kcmoe bench dispatch --size=base --tokens=4096,32768
 """
-WAYS = {
+WAYS: dict[Any, tuple[Any, ...]] = {
     "capacity": ("gather", "einsum"),
     "dropless": ("gather", "einsum", "grouped", "ragged"),
 }
