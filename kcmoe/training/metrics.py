@@ -38,7 +38,7 @@ def summarise(metrics: Mapping[str, Any], losses: LossConfig, num_microbatches: 
     """What to record of one step, given the metrics of `step.make_update` on the host."""
     values: Values = {k: v for k, v in metrics.items() if k not in ("correct", "weights")}
     tokens = float(metrics["weights"]) * num_microbatches
-    values["accuracy"] = float(metrics["correct"]) / max(float(metrics["weights"]), 1.0)
+    values["token_accuracy"] = float(metrics["correct"]) / max(float(metrics["weights"]), 1.0)
     values["target_tokens"] = tokens
     layers = loads(metrics)
     for layer, load in layers.items():

@@ -69,7 +69,7 @@ class Validation:
             for name in gathered[0]
             if name not in ("correct", "weights")
         }
-        values["accuracy"] = sum(float(m["correct"]) for m in gathered) / weights.sum()
+        values["token_accuracy"] = sum(float(m["correct"]) for m in gathered) / weights.sum()
         values["target_tokens"] = weights.sum()
         if self._task_metric is not None:
             values |= self._task_metric(params)

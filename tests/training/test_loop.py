@@ -88,7 +88,7 @@ def test_a_run_leaves_what_the_design_says(toy: ModuleType, whole: Path) -> None
     assert [r["step"] for r in eval_records] == [2, 4, 6]
     last = train_records[-1]
     assert last["loss"] < train_records[0]["loss"]
-    assert {*TIMES, "learning_rate", "grad_norm", "accuracy", "z_loss"} <= last.keys()
+    assert {*TIMES, "learning_rate", "grad_norm", "token_accuracy", "z_loss"} <= last.keys()
     for layer in ("encoder/layers_0/mlp", "decoder/layers_0/mlp"):
         router = {k.removeprefix(f"router/{layer}/"): v for k, v in last.items() if layer in k}
         assert len(router["expert_load"]) == 4

@@ -88,7 +88,7 @@ def test_microbatches_hold_neighbouring_rows_on_any_number_of_devices(
 
 
 def test_devices_do_not_change_the_losses(toy: ModuleType, tmp_path: Path) -> None:
-    """Sums over devices round differently, nothing else differs: see the tolerance."""
+    """Sums over devices round differently, nothing else differs: 2e-7 was seen, float32 has 1.2e-7."""
     settings = toy.settings(tmp_path, NUM_EXPERT_PARTITIONS=4)
     model = EncoderDecoder(settings.model)
     parts = StepParts(
