@@ -63,4 +63,6 @@ kcmoe predict --checkpoint="$OUT/reviews" --task=sample_reviews - <<'LINES'
 기대 안 했는데 생각보다 괜찮네
 LINES
 
-say "Done"
+say "Done. Numbers of this run; README.md says what to expect"
+grep '"split": "eval"' "$OUT/pretrain/metrics.jsonl" "$OUT/reviews/metrics.jsonl" |
+  sed -E 's/^[^:]*quickstart\/([a-z]+)\/[^{]*\{"step": ([0-9]+),.*"cross_ent_loss": ([0-9.]+),.*/\1 step \2: validation loss \3/'
