@@ -67,12 +67,15 @@ def _train(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer.settings import TokenizerConfig
 
     config.check_names(macros)
-    # A stop by the system cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
-    result = trainer.train(
-        TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)
-    )
+    # A stop by the system cleans up as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        result = trainer.train(
+            TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(
         f"{result.model}, {result.twin} and {result.record} from {result.lines:,} lines in "
         f"{time.monotonic() - started:.0f} s; SentencePiece held {result.peak_bytes / 1e9:.2f} GB"
