@@ -62,7 +62,7 @@ def test_no_piece_is_larger_than_a_morpheme(settings: TokenizerConfig, tmp_path:
     plain = trainer.train(_changed(settings, tmp_path / "plain", segmentation="none"), _quiet)
     crossing = report.measure(plain.model, report.Text("unseen", UNSEEN))
     assert crossing.across_hangul is not None
-    assert crossing.across_hangul > 0.1
+    assert crossing.across_hangul > 0.02  # ten times the bound above
 
 
 @needs_mecab
