@@ -82,7 +82,7 @@ setuptools.setup(
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "dev": [*TOKENIZER, "matplotlib", "mypy", "pytest", "ruff", "scikit-learn"],
+        "dev": [*TOKENIZER, "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

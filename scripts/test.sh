@@ -23,4 +23,4 @@ echo "== mypy"
 mypy
 
 echo "== pytest"
-python -m pytest "$@"
+python -m pytest -n 2 --dist=worksteal "$@"  # two processes: most of the time is spent compiling
