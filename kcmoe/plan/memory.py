@@ -23,7 +23,7 @@ from kcmoe.model.axes import logical_axes
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.plan import residuals
 from kcmoe.training import state as states
-from kcmoe.training.losses import LossConfig, loss_and_metrics
+from kcmoe.training.losses import LossConfig, chunk_tokens, loss_and_metrics
 
 # Logical axes that T5X's 'model' submesh divides (t5x@cc342d4:t5x/contrib/moe/partitioning.py).
 _MODEL_AXES = {"vocab", "mlp", "heads", "joined_kv", "expert_mlp"}
@@ -127,8 +127,9 @@ def activation_bytes(
             dataclasses.replace(config, remat=False), losses, rows, *lengths_key
         )
         kept += max(plain - kept, 0) // config.num_encoder_layers  # these are the largest layers
-    logits = 4 * rows * lengths["targets"] * config.num_embeddings
-    return kept + logits  # their gradient comes first, while everything is still there
+    # The head comes first, while everything is still there: the exponentials of a chunk's logits and,
+    # made from them, their gradient.
+    return kept + 2 * 4 * chunk_tokens(rows * lengths["targets"]) * config.num_embeddings
 
 
 @functools.lru_cache(maxsize=64)

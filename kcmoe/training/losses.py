@@ -85,11 +85,16 @@ def head_cross_entropy(
 CHUNK = 2048  # tokens whose logits exist at a time
 
 
+def chunk_tokens(tokens: int) -> int:
+    """Tokens per chunk: at most `CHUNK`, the same for all chunks."""
+    return -(-tokens // -(-tokens // CHUNK))
+
+
 def _chunks(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
     """The three arrays as [chunks, tokens per chunk, …], in float32, padded with weight 0."""
     tokens = targets.shape[0]
-    count = -(-tokens // CHUNK)
-    size = -(-tokens // count)
+    size = chunk_tokens(tokens)
+    count = -(-tokens // size)
     pad = count * size - tokens
 
     def cut(x: Array) -> Array:

@@ -83,7 +83,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: signal.Signals)
     ]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
     ) as running:
         assert running.stdout is not None
         assert running.stdout.readline().startswith("corpus: ")
