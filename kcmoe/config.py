@@ -21,13 +21,11 @@ from kcmoe.gin_files import Macros
 # Modules that define a `GinConfig`; imported only when names are checked.
 CONFIG_MODULES = [
     "kcmoe.config",
-    "kcmoe.training.losses",
-    "kcmoe.training.schedule",
-    "kcmoe.training.adafactor",
     "kcmoe.training.config",
     "kcmoe.tasks",
     "kcmoe.data.settings",
     "kcmoe.inference.loading",
+    "kcmoe.tokenizer.settings",
 ]
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.

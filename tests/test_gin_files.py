@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,8 @@ def test_circles_and_bytes_are_refused(tmp_path):
     (tmp_path / "b.gin").write_bytes(b"A = '\xff\xfe'\n")
     with pytest.raises(UserError, match="not UTF-8"):
         gin_files.parse([tmp_path / "b.gin"])
+
+
+def test_names_are_known_without_jax() -> None:
+    program = "import sys; from kcmoe import config; config.known_macros(); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

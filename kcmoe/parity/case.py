@@ -20,8 +20,7 @@ from kcmoe import gin_files
 from kcmoe.checkpoint import open_checkpoint
 from kcmoe.config import ModelConfig, check_names
 from kcmoe.errors import UserError
-from kcmoe.training.adafactor import AdafactorConfig
-from kcmoe.training.losses import LossConfig
+from kcmoe.training.config import AdafactorConfig, LossConfig
 
 Arrays = dict[str, np.ndarray]
 

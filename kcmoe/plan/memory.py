@@ -23,7 +23,8 @@ from kcmoe.model.axes import logical_axes
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.plan import residuals
 from kcmoe.training import state as states
-from kcmoe.training.losses import LossConfig, chunk_tokens, loss_and_metrics
+from kcmoe.training.config import LossConfig
+from kcmoe.training.losses import chunk_tokens, loss_and_metrics
 
 # Logical axes that T5X's 'model' submesh divides (t5x@cc342d4:t5x/contrib/moe/partitioning.py).
 _MODEL_AXES = {"vocab", "mlp", "heads", "joined_kv", "expert_mlp"}

@@ -121,4 +121,5 @@ def prepare_all(
             "lower), or because a script called this outside `if __name__ == '__main__':`"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Waits for the calls under way: processes still starting read files that the caller removes next.
+        pool.shutdown(wait=True, cancel_futures=True)

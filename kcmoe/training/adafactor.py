@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kcmoe.config import GinConfig, macro
 from kcmoe.model.axes import logical_axes
+from kcmoe.training.config import AdafactorConfig
 
 MIN_DIM_SIZE_TO_FACTOR = 128
 EPSILON1 = 1e-30  # added to squared gradients
@@ -31,16 +31,6 @@ CLIPPING_THRESHOLD = 1.0
 _ROW, _COLUMN = ("embed", "mlp_embed"), ("mlp", "expert_mlp", "joined_kv", "vocab", "heads")
 
 ParamState = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdafactorConfig(GinConfig):
-    """What is left to choose."""
-
-    decay_rate: float = macro(
-        "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
-    )
-    step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")
 
 
 @dataclasses.dataclass(frozen=True)

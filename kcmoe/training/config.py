@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a training run; macro names are T5X's where it has one. Values stand in
-`configs/`."""
+"""Settings of a training run; macro names are T5X's where it has one. Values stand in `configs/`.
+
+Nothing here needs JAX, so that every verb can check names without waiting for it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from kcmoe.config import GinConfig, macro
-from kcmoe.errors import UserError
+from kcmoe.errors import UserError, near_misses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,3 +80,60 @@ class TrainConfig(GinConfig):
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS = {self.lengths!r} needs '{feature}': a number of tokens"
                 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(GinConfig):
+    """Weights of the parts of the loss."""
+
+    z_loss: float = macro("Z_LOSS", help="weight of log(Z)^2 of the output logits")
+    label_smoothing: float = macro("LABEL_SMOOTHING", help="probability spread over wrong targets")
+    normalizing_factor: Literal["NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS"] = macro(
+        "LOSS_NORMALIZING_FACTOR", help="what the summed loss is divided by"
+    )
+    aux_loss_factor: float = macro("AUX_LOSS_FACTOR", help="weight of the load balance loss")
+    router_z_loss_factor: float = macro("ROUTER_Z_LOSS_FACTOR", help="weight of the router z-loss")
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(GinConfig):
+    """Learning rate as a function of the step, counted over pretraining and fine-tuning together."""
+
+    factors: str = macro(
+        "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
+    )
+    learning_rate: float = macro("LEARNING_RATE", help="value of the factor 'constant'")
+    warmup_steps: int = macro("WARMUP_STEPS", help="steps of 'linear_warmup' and 'rsqrt_decay'")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The factors, e.g. ("constant", "rsqrt_decay")."""
+        return tuple(name.strip() for name in self.factors.split("*"))
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        from kcmoe.training.schedule import FACTORS  # JAX is imported when a run starts, not before
+
+        for name in self.names:
+            if name not in FACTORS:
+                raise UserError(
+                    f"LEARNING_RATE_FACTORS has {name!r}, but a factor is one of "
+                    f"{', '.join(FACTORS)}.{near_misses(name, FACTORS)}"
+                )
+        if self.warmup_steps < 1:
+            raise UserError(f"WARMUP_STEPS = {self.warmup_steps}, but it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafactorConfig(GinConfig):
+    """What Adafactor leaves to choose."""
+
+    decay_rate: float = macro(
+        "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
+    )
+    step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")

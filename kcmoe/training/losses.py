@@ -8,40 +8,21 @@ gradient chunk by chunk on the way forward.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kcmoe.config import GinConfig, macro
-from kcmoe.errors import UserError
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.training.config import LossConfig
 from kcmoe.training.state import flattened, nested
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(GinConfig):
-    """Weights of the parts of the loss."""
-
-    z_loss: float = macro("Z_LOSS", help="weight of log(Z)^2 of the output logits")
-    label_smoothing: float = macro("LABEL_SMOOTHING", help="probability spread over wrong targets")
-    normalizing_factor: Literal["NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS"] = macro(
-        "LOSS_NORMALIZING_FACTOR", help="what the summed loss is divided by"
-    )
-    aux_loss_factor: float = macro("AUX_LOSS_FACTOR", help="weight of the load balance loss")
-    router_z_loss_factor: float = macro("ROUTER_Z_LOSS_FACTOR", help="weight of the router z-loss")
-
-    def check(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

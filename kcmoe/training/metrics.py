@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe.training.config import LossConfig
 from kcmoe.training.health import dead_experts, effective_experts
-from kcmoe.training.losses import LossConfig
 
 Values = dict[str, Any]
 

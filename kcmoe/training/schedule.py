@@ -8,19 +8,17 @@ as in T5X's own MoE fine-tuning, there is no warm-up whatever it is set to.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
 
-from kcmoe.config import GinConfig, macro
-from kcmoe.errors import UserError, near_misses
+from kcmoe.training.config import ScheduleConfig
 
 MIN_LEARNING_RATE = 1e-8
 
 # name -> factor(step, config); each returns what the learning rate is multiplied by.
-_FACTORS: dict[str, Callable[[Array, ScheduleConfig], Array | float]] = {
+FACTORS: dict[str, Callable[[Array, ScheduleConfig], Array | float]] = {
     "constant": lambda step, c: c.learning_rate,
     "linear_warmup": lambda step, c: jnp.minimum(1.0, step / c.warmup_steps),
     "rsqrt_decay": lambda step, c: 1.0 / jnp.sqrt(jnp.maximum(step, c.warmup_steps)),
@@ -30,36 +28,10 @@ _FACTORS: dict[str, Callable[[Array, ScheduleConfig], Array | float]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(GinConfig):
-    """Learning rate as a function of the step, counted over pretraining and fine-tuning together."""
-
-    factors: str = macro(
-        "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
-    )
-    learning_rate: float = macro("LEARNING_RATE", help="value of the factor 'constant'")
-    warmup_steps: int = macro("WARMUP_STEPS", help="steps of 'linear_warmup' and 'rsqrt_decay'")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The factors, e.g. ("constant", "rsqrt_decay")."""
-        return tuple(name.strip() for name in self.factors.split("*"))
-
-    def check(self) -> None:
-        for name in self.names:
-            if name not in _FACTORS:
-                raise UserError(
-                    f"LEARNING_RATE_FACTORS has {name!r}, but a factor is one of "
-                    f"{', '.join(_FACTORS)}.{near_misses(name, _FACTORS)}"
-                )
-        if self.warmup_steps < 1:
-            raise UserError(f"WARMUP_STEPS = {self.warmup_steps}, but it must be at least 1")
-
-
 def learning_rate(step: Array | int, config: ScheduleConfig) -> Array:
     """float32 scalar: the product of the factors at `step`, at least 1e-8."""
     at = jnp.maximum(0, jnp.asarray(step)).astype(jnp.float32)
     rate = jnp.ones((), jnp.float32)
     for name in config.names:
-        rate = rate * _FACTORS[name](at, config)
+        rate = rate * FACTORS[name](at, config)
     return jnp.maximum(rate, MIN_LEARNING_RATE)

@@ -9,10 +9,7 @@ from kcmoe import config as configs
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.gin_files import Macros
-from kcmoe.training.adafactor import AdafactorConfig
-from kcmoe.training.config import TrainConfig
-from kcmoe.training.losses import LossConfig
-from kcmoe.training.schedule import ScheduleConfig
+from kcmoe.training.config import AdafactorConfig, LossConfig, ScheduleConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

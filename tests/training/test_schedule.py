@@ -7,7 +7,8 @@ import pytest
 
 from kcmoe import gin_files
 from kcmoe.errors import UserError
-from kcmoe.training.schedule import ScheduleConfig, learning_rate
+from kcmoe.training.config import ScheduleConfig
+from kcmoe.training.schedule import learning_rate
 
 
 @pytest.mark.parametrize(
