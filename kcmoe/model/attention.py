@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.layers import Kernel, dropout, kernel_init, project
+from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul, project
 
 MASKED = -1e10
 
@@ -183,7 +183,7 @@ class MultiHeadAttention(nn.Module):
         weights = jax.nn.softmax(logits).astype(self.dtype)
         weights = dropout(self, weights, self.dropout_rate, deterministic)
         mixed = jnp.swapaxes(jnp.einsum("bhqs,bhsk->bhqk", weights, value), 1, 2)
-        return jnp.dot(mixed.reshape(*mixed.shape[:2], -1), self.out())
+        return matmul(mixed.reshape(*mixed.shape[:2], -1), self.out())
 
     def __call__(
         self,
@@ -200,7 +200,7 @@ class MultiHeadAttention(nn.Module):
         if memory is None:
             query, key, value = self.queries_keys_values(x)
         else:
-            query = self._heads(jnp.dot(x, self.query()))
+            query = self._heads(matmul(x, self.query()))
             key, value = self.keys_values(memory)
         return self.attend(query, key, value, mask, position_bias, deterministic)
 
@@ -244,5 +244,5 @@ class MultiHeadAttention(nn.Module):
         Returns:
           dtype[B * beams, 1, D].
         """
-        query = self._heads(jnp.dot(x.reshape(key.shape[0], -1, x.shape[-1]), self.query()))
+        query = self._heads(matmul(x.reshape(key.shape[0], -1, x.shape[-1]), self.query()))
         return self.attend(query, key, value, mask, None, True).reshape(x.shape)

@@ -52,6 +52,25 @@ class Kernel(nn.Module):
         return self.param("kernel", self.init, self.shape, jnp.float32).astype(self.dtype)
 
 
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """float[..., D] @ float[D, F] -> float[..., F].
+
+    JAX's own gradient of the kernel is dy^T x, transposed afterwards; XLA for CPUs then copies dy in
+    transposed order first, which costs a fifth of an MLP. This one asks for x^T dy.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _matmul_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return jnp.dot(dy, kernel.T), jnp.dot(rows.T, dy_rows)
+
+
+matmul.defvjp(lambda x, kernel: (jnp.dot(x, kernel), (x, kernel)), _matmul_bwd)
+
+
 class Dense(nn.Module):
     """x @ kernel, no bias. kernel: float32[fan_in, features], used in `dtype`."""
 
@@ -63,7 +82,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: float[..., fan_in] -> dtype[..., features]."""
         kernel = self.param("kernel", self.init, (x.shape[-1], self.features), jnp.float32)
-        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        return matmul(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 def project(x: Array, *kernels: Array) -> Array:
@@ -71,7 +90,7 @@ def project(x: Array, *kernels: Array) -> Array:
 
     float[..., fan_in], [fan_in, F1], [fan_in, F2], … -> [..., F1 + F2 + …]
     """
-    return jnp.dot(x.astype(kernels[0].dtype), jnp.concatenate(kernels, axis=1))
+    return matmul(x.astype(kernels[0].dtype), jnp.concatenate(kernels, axis=1))
 
 
 @jax.custom_vjp
