@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul, project
+from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul
 
 MASKED = -1e10
 
@@ -146,14 +146,11 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
         """x: dtype[B, S, D] -> keys and values, each dtype[B, H, S, K]."""
-        key, value = jnp.split(project(x, self.key(), self.value()), 2, axis=-1)
-        return self._heads(key), self._heads(value)
+        return self._heads(matmul(x, self.key())), self._heads(matmul(x, self.value()))
 
     def queries_keys_values(self, x: Array) -> tuple[Array, Array, Array]:
         """x: dtype[B, L, D] -> queries, keys and values, each dtype[B, H, L, K]."""
-        joined = project(x, self.query(), self.key(), self.value())
-        query, key, value = jnp.split(joined, 3, axis=-1)
-        return self._heads(query), self._heads(key), self._heads(value)
+        return self._heads(matmul(x, self.query())), *self.keys_values(x)
 
     def attend(
         self,

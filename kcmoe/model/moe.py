@@ -66,7 +66,8 @@ class Experts(nn.Module):
         wi_0 = Kernel((experts, width, hidden), dtype, init, name="wi_0")()
         wi_1 = Kernel((experts, width, hidden), dtype, init, name="wi_1")()
         wo = Kernel((experts, hidden, width), dtype, init, name="wo")()
-        inner = gated_gelu(multiply(x.astype(dtype), jnp.concatenate([wi_0, wi_1], axis=2)))
+        rows = x.astype(dtype)
+        inner = gated_gelu(multiply(rows, wi_0), multiply(rows, wi_1))
         inner = self._dropout(inner, slots, deterministic)
         return multiply(inner, wo).astype(x.dtype)
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from kcmoe.model.axes import logical_axes
+from kcmoe.model.layers import column_sums
 from kcmoe.training.config import AdafactorConfig
 
 MIN_DIM_SIZE_TO_FACTOR = 128
@@ -119,8 +120,8 @@ def _update_one(
         new_state["v"] = decay * state["v"] + (1.0 - decay) * squared
         direction = grad * new_state["v"] ** -0.5
     else:
-        v_row = decay * state["v_row"] + (1.0 - decay) * jnp.mean(squared, axis=how.column)
-        v_col = decay * state["v_col"] + (1.0 - decay) * jnp.mean(squared, axis=how.row)
+        v_row = decay * state["v_row"] + (1.0 - decay) * _mean(squared, how.column)
+        v_col = decay * state["v_col"] + (1.0 - decay) * _mean(squared, how.row)
         new_state["v_row"], new_state["v_col"] = v_row, v_col
         row_axis = how.row - (how.column < how.row)  # where the row axis stands in v_row
         row_factor = (v_row / jnp.mean(v_row, axis=row_axis, keepdims=True)) ** -0.5
@@ -134,6 +135,13 @@ def _update_one(
     direction /= jnp.maximum(1.0, root_mean_square(direction) / CLIPPING_THRESHOLD)
     scale = learning_rate * jnp.maximum(root_mean_square(param), EPSILON2)
     return (param - scale * direction).astype(param.dtype), new_state
+
+
+def _mean(x: Array, axis: int) -> Array:
+    """jnp.mean over one axis."""
+    if x.ndim == 2 and axis == 0:
+        return column_sums(x) / x.shape[0]
+    return jnp.mean(x, axis=axis)
 
 
 def state_shapes(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, ParamState]:

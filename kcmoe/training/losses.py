@@ -125,14 +125,20 @@ def _head_fwd(
     ) -> tuple[tuple[Array, Array], Array]:
         sums, (exponentials, total, log_z) = _chunk_sums(chunk, kernel, z_loss, label_smoothing)
         x, targets, weights = chunk
-        scale = weights * (1.0 + 2.0 * z_loss * log_z) / total
-        dlogits = scale[:, None] * exponentials
-        if label_smoothing:
-            dlogits -= (weights * wrong)[:, None]
-        rows = jnp.arange(targets.shape[0])
-        dlogits = dlogits.at[rows, targets].add(-weights * (1.0 - label_smoothing - wrong))
+        # The gradient of the logits is scale * exponentials - right at the target - flat everywhere. It is
+        # never formed: its three parts go through the products with kernel and x one by one.
+        scale = (weights * (1.0 + 2.0 * z_loss * log_z) / total)[:, None]
+        right = (weights * (1.0 - label_smoothing - wrong))[:, None]
         total_sums, dkernel = carry
-        return (total_sums + sums, dkernel + jnp.dot(x.T, dlogits)), jnp.dot(dlogits, kernel.T)
+        dkernel += jnp.dot((scale * x).T, exponentials)
+        dkernel = dkernel.at[:, targets].add(-(right * x).T)
+        dx = scale * jnp.dot(exponentials, kernel.T)
+        dx -= right * jnp.take(kernel, targets, axis=1).T
+        if label_smoothing:
+            flat = (weights * wrong)[:, None]
+            dkernel -= jnp.sum(flat * x, axis=0)[:, None]
+            dx -= flat * jnp.sum(kernel, axis=1)
+        return (total_sums + sums, dkernel), dx
 
     start = (jnp.zeros((3,)), jnp.zeros_like(kernel))
     (sums, dkernel), dhidden = jax.lax.scan(add, start, _chunks(hidden, targets, weights))
