@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul
+from kcmoe.model.layers import Kernel, column_sums, dropout, kernel_init, matmul
 
 MASKED = -1e10
 
@@ -65,17 +65,58 @@ def relative_position_buckets(
 
 
 @jax.custom_vjp
-def add_shared(logits: Array, bias: Array) -> Array:
-    """logits [B, H, Q, S] + bias [1, H, Q, S]; the bias's gradient, a sum over B, is taken as a product."""
-    return logits + bias
+def softmax_attention(
+    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
+) -> Array:
+    """softmax(query key^T + mask + position_bias) value.
+
+    Normalised after the second product, and with its gradient written out (as in arXiv:2205.14135,
+    appendix B.2): of the arrays of size Q x S, only the exponentials are kept for the backward pass.
+
+    Args:
+      query: dtype[B, H, Q, K].
+      key: dtype[B, H, S, K].
+      value: dtype[B, H, S, K].
+      mask: broadcastable to [B, H, Q, S]; gets no gradient.
+      position_bias: dtype[1, H, Q, S] or None.
+
+    Returns:
+      dtype[B, H, Q, K].
+    """
+    return _softmax_attention_fwd(query, key, value, mask, position_bias)[0]
 
 
-def _add_shared_bwd(_: None, grad: Array) -> tuple[Array, Array]:
-    summed = jnp.dot(jnp.ones((1, grad.shape[0]), grad.dtype), grad.reshape(grad.shape[0], -1))
-    return grad, summed.reshape(1, *grad.shape[1:])
+def _softmax_attention_fwd(
+    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
+) -> tuple[Array, tuple[Array | None, ...]]:
+    logits = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
+    if position_bias is not None:
+        logits += position_bias
+    exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.sum(exponentials.astype(jnp.float32), axis=-1, keepdims=True)
+    mixed = (jnp.matmul(exponentials, value) / total).astype(value.dtype)
+    has_bias = None if position_bias is None else jnp.zeros(())
+    return mixed, (query, key, value, exponentials, total, mixed, has_bias)
 
 
-add_shared.defvjp(lambda logits, bias: (logits + bias, None), _add_shared_bwd)
+def _softmax_attention_bwd(
+    saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array, None, Array | None]:
+    query, key, value, exponentials, total, mixed, has_bias = saved
+    scaled = (dy / total).astype(value.dtype)
+    shift = jnp.sum((scaled * mixed).astype(jnp.float32), axis=-1, keepdims=True)
+    dweights = jnp.matmul(scaled, jnp.swapaxes(value, 2, 3))
+    dlogits = exponentials * (dweights - shift.astype(dweights.dtype))
+    dquery = jnp.matmul(dlogits, key)
+    dkey = jnp.matmul(jnp.swapaxes(dlogits, 2, 3), query)
+    dvalue = jnp.matmul(jnp.swapaxes(exponentials, 2, 3), scaled)
+    if has_bias is None:
+        return dquery, dkey, dvalue, None, None
+    dbias = column_sums(dlogits.reshape(dlogits.shape[0], -1))
+    return dquery, dkey, dvalue, None, dbias.reshape(1, *dlogits.shape[1:])
+
+
+softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
 
 class RelativePositionBiases(nn.Module):
@@ -174,12 +215,10 @@ class MultiHeadAttention(nn.Module):
         Returns:
           dtype[B, Q, D].
         """
-        logits = jnp.einsum("bhqk,bhsk->bhqs", query, key) + mask
-        if position_bias is not None:
-            logits = add_shared(logits, position_bias)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        weights = dropout(self, weights, self.dropout_rate, deterministic)
-        mixed = jnp.swapaxes(jnp.einsum("bhqs,bhsk->bhqk", weights, value), 1, 2)
+        # Flaxformer drops weights, the same keys for all queries: dropping those values is the same.
+        value = dropout(self, value, self.dropout_rate, deterministic, broadcast=(-1,))
+        mixed = softmax_attention(query, key, value, mask, position_bias)
+        mixed = jnp.swapaxes(mixed, 1, 2)
         return matmul(mixed.reshape(*mixed.shape[:2], -1), self.out())
 
     def __call__(

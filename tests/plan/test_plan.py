@@ -171,4 +171,4 @@ def test_memory_is_that_of_the_compiled_step(devices: int) -> None:
         run.model, run.losses, 32 // devices, run.run.lengths, packed=True, fused=False
     )
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
-    assert parameters + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.25)
+    assert parameters + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
