@@ -215,8 +215,9 @@ class _Reader:
             self.settings[statement.selector] = Setting(statement.value, where)
         elif not self._foreign:
             raise UserError(
-                f"{where}: only plain macros (NAME = value) and include are read here; "
-                "bindings and imports belong to configs/t5x/ and run with t5x"
+                f"{where}: only plain macros (NAME = value) and include are read here; bindings and "
+                "imports belong to configs/t5x/ and run with t5x. The same settings without them are "
+                "in the files of configs/runs/"
             )
 
 
