@@ -23,6 +23,9 @@ class DataConfig(GinConfig):
     vocabulary_file: str | None = macro(
         "VOCABULARY_FILE", default=None, help="SentencePiece model; None is the shipped one"
     )
+    vocabulary_sha256: str | None = macro(
+        "VOCABULARY_SHA256", default=None, help="recorded in config.gin by `kcmoe train`, not set"
+    )
     cache_dir: str | None = macro(
         "CACHE_DIR", default=None, help="where token ids are kept; None is the user's cache folder"
     )

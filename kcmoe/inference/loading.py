@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kcmoe import config as configs
 from kcmoe import gin_files
 from kcmoe.checkpoint import manage
+from kcmoe.checkpoint.run_config import CONFIG_FILE, check_vocabulary, find_config
 from kcmoe.config import GinConfig, ModelConfig, macro
 from kcmoe.errors import UserError
 from kcmoe.inference.bucketing import inference_config
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from kcmoe.checkpoint.reader import Reader
 
 BASE = "configs/engine/engine.gin"
-CONFIG_FILE = "config.gin"
 _LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings do not say
 
 
@@ -87,17 +87,6 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
         raise UserError(f"there is no checkpoint {text}.{hint}")
     newest = manage.latest(text)
     return text if newest is None else str(newest)
-
-
-def find_config(checkpoint: str) -> str | None:
-    """`config.gin` in the folder of the checkpoint or the one above it, None if there is none."""
-    if "://" in checkpoint:
-        return f"{os.path.dirname(checkpoint)}/{CONFIG_FILE}"
-    folder = os.path.abspath(checkpoint)
-    for place in (folder, os.path.dirname(folder)):
-        if os.path.isfile(os.path.join(place, CONFIG_FILE)):
-            return os.path.join(place, CONFIG_FILE)
-    return None
 
 
 def read_settings(
@@ -164,6 +153,7 @@ def load(
             f"{vocabulary.path} has {vocabulary.size:,} pieces, but the embedding of {checkpoint} "
             f"has {model.num_embeddings:,} rows; set VOCABULARY_FILE to the vocabulary it was trained with"
         )
+    check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
     params = jax.device_put(_read_params(reader, model))
     tokens = InferenceConfig.from_macros(macros).tokens or _default_tokens(params)

@@ -106,6 +106,7 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     from kcmoe.checkpoint.leaves import ShapeDtype
     from kcmoe.checkpoint.reader import describe_problems, open_checkpoint
     from kcmoe.checkpoint.restoring import compare
+    from kcmoe.checkpoint.run_config import check_vocabulary
     from kcmoe.checkpoint.sizes import explain_difference
     from kcmoe.training import state
 
@@ -127,27 +128,12 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     if faults:
         reason = explain_difference(here, wanted)
         raise UserError(describe_problems(f"{path} does not fit this model{reason}", faults))
-    _same_vocabulary(path, macros)
+    check_vocabulary(absolute(path), Vocabulary(macros.get("VOCABULARY_FILE")))
     return absolute(path)
 
 
 def _parameters(tree: Mapping[str, _T]) -> dict[str, _T]:
     return {path: leaf for path, leaf in tree.items() if path.startswith("target/")}
-
-
-def _same_vocabulary(path: str, macros: gin_files.Macros) -> None:
-    """Compares with the vocabulary that the config.gin beside the checkpoint names, if it can be read."""
-    config = os.path.join(os.path.dirname(absolute(path).rstrip("/")), "config.gin")
-    try:
-        theirs = Vocabulary(gin_files.parse([config], foreign=True).get("VOCABULARY_FILE"))
-    except UserError:
-        return  # no config.gin, or its vocabulary is on another machine: nothing to compare
-    ours = Vocabulary(macros.get("VOCABULARY_FILE"))
-    if theirs.digest != ours.digest:
-        raise UserError(
-            f"{path} was trained with the vocabulary {theirs.path} ({theirs.size:,} pieces), not with "
-            f"{ours.path} ({ours.size:,}); set VOCABULARY_FILE to the former"
-        )
 
 
 def folder_usable(path: str) -> str:

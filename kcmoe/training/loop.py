@@ -19,7 +19,9 @@ import jax
 from jax.sharding import Mesh
 
 from kcmoe import checkpoint as checkpoints_lib
+from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
 from kcmoe.errors import UserError
+from kcmoe.gin_files import Macros
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import report, schedule, sharding
@@ -96,11 +98,11 @@ def train(
         # --- The state to start from, and the batches that belong to it. From here on we write.
         held.enter_context(model_dirs.locked(folder))
         checkpoints_lib.clean(folder)
-        state, origin = _starting_state(settings, folder, mesh, shapes)
+        state, origin = _starting_state(settings, folder, mesh, shapes, inputs.vocabulary)
         start_step = int(state.step)
         batches = _batches_from(inputs, origin, start_step)
         cut_after(folder, start_step)
-        model_dirs.write_config(folder, settings.macros)
+        model_dirs.write_config(folder, _recorded(settings, inputs))
         say(report.start(start_step, origin, run.random_seed))
         if start_step >= run.train_steps:
             return Outcome(start_step, state, read_best(folder))
@@ -148,9 +150,9 @@ def train(
 
 
 def _starting_state(
-    settings: Settings, folder: Path, mesh: Mesh, shapes: TrainState
+    settings: Settings, folder: Path, mesh: Mesh, shapes: TrainState, vocabulary: Any
 ) -> tuple[TrainState, Path | str | None]:
-    """The state to go on from, and where it is from.
+    """The state to go on from, and where it is from; refuses weights of another vocabulary.
 
     Precedence:
       1. The newest checkpoint in MODEL_DIR: the run goes on.
@@ -160,6 +162,9 @@ def _starting_state(
     run = settings.run
     shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
     newest = checkpoints_lib.latest(folder)
+    origin = newest or run.initial_checkpoint_path
+    if origin and vocabulary:
+        check_vocabulary(str(origin), vocabulary)
     if newest is not None:
         return restore(newest, shardings, settings.model), newest
     if run.initial_checkpoint_path:
@@ -178,6 +183,13 @@ def _starting_state(
         out_shardings=states.from_flat(shardings),
     )
     return init(), None
+
+
+def _recorded(settings: Settings, inputs: Inputs) -> Macros:
+    """What config.gin holds: the settings, and whose rows the embedding has."""
+    if not inputs.vocabulary:
+        return settings.macros
+    return settings.macros.replace(**{DIGEST: inputs.vocabulary.digest})
 
 
 def _batches_from(inputs: Inputs, origin: Path | str | None, step: int) -> Any:
