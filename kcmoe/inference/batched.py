@@ -19,14 +19,6 @@ Ids = Sequence[Sequence[int]]
 Advance = Callable[[int], object]
 
 
-def label_matrix(labels: Ids) -> np.ndarray:
-    """int32 [K, L] of label ids that end in EOS, 0 behind them."""
-    matrix = np.zeros((len(labels), max(map(len, labels))), np.int32)
-    for row, ids in zip(matrix, labels, strict=True):
-        row[: len(ids)] = ids
-    return matrix
-
-
 def rank(
     model: EncoderDecoder,
     params: Mapping[str, Any],
@@ -53,10 +45,11 @@ def rank(
     """
     from kcmoe.inference.score import label_log_likelihoods
 
-    matrix = label_matrix(labels)
+    joined = np.concatenate([np.asarray(ids, np.int32) for ids in labels])
+    lengths = tuple(map(len, labels))
 
     def compute(bucket: bucketing.Bucket) -> Any:
-        return label_log_likelihoods(model, params, bucket.pad(inputs), matrix)
+        return label_log_likelihoods(model, params, bucket.pad(inputs), joined, lengths)
 
     scores = np.zeros((len(inputs), len(labels)), np.float32)
     plan = bucketing.buckets(_lengths(inputs), [longest], tokens)

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.losses import features, loss_weights
+from kcmoe.training.losses import HEAD, features, loss_weights
 from kcmoe.training.state import nested
 
 
@@ -41,36 +42,54 @@ def target_log_likelihoods(
     return jnp.sum(log_likelihoods * loss_weights(batch), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@functools.partial(jax.jit, static_argnames=("model", "lengths"))
 def label_log_likelihoods(
     model: EncoderDecoder,
     params: Mapping[str, Any],
     encoder_input_tokens: Array,
     label_ids: Array,
+    lengths: tuple[int, ...],
 ) -> Array:
-    """Log-likelihood of each label for each input; the encoder runs once per input.
+    """Log-likelihood of each label for each input.
+
+    The labels of an input are decoded side by side in one row, as packed examples that all see the whole
+    input: encoder and cross-attention keys and values are computed once, and the output head once for
+    the first position, which is the same for all labels.
 
     Args:
       model: the model.
       params: flat parameters.
       encoder_input_tokens: int32[B, S], 0 is padding.
-      label_ids: int32[K, L], the label words' ids with end of sequence, 0 is padding.
+      label_ids: int32[T], the label words' ids one after the other, each with end of sequence.
+      lengths: ids of each of the K labels, at least 1; T together.
 
     Returns:
       float32[B, K].
     """
+    batch = encoder_input_tokens.shape[0]
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    is_start = np.isin(np.arange(ends[-1]), starts)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+
+    def tiled(row: Array) -> Array:
+        return jnp.broadcast_to(row, (batch, ends[-1]))
+
     variables = {"params": nested(params)}
-    batch, labels = encoder_input_tokens.shape[0], label_ids.shape[0]
-    encoded = model.apply(variables, encoder_input_tokens, method="encode")
-    targets = jnp.tile(label_ids, (batch, 1))  # [B * K, L]
-    inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    logits = model.apply(
+    hidden = model.apply(
         variables,
-        jnp.repeat(encoded, labels, axis=0),
-        jnp.repeat(encoder_input_tokens, labels, axis=0),
-        inputs,
-        targets,
+        model.apply(variables, encoder_input_tokens, method="encode"),
+        encoder_input_tokens,
+        tiled(jnp.where(is_start, 0, jnp.roll(label_ids, 1))),
+        tiled(label_ids),
+        decoder_segment_ids=tiled(jnp.asarray(segments)),
+        logits=False,
         method="decode",
     )
-    log_likelihoods = token_log_likelihoods(logits, targets) * (targets > 0)
-    return jnp.sum(log_likelihoods, axis=-1).reshape(batch, labels)
+    computed = np.flatnonzero(~is_start | (np.arange(ends[-1]) == 0))
+    logits = jnp.dot(hidden[:, computed].astype(jnp.float32), params[HEAD])
+    row = np.searchsorted(computed, np.where(is_start, 0, np.arange(ends[-1])))
+    log_likelihoods = logits[:, row, label_ids] - jax.nn.logsumexp(logits, axis=-1)[:, row]
+    return jnp.stack(
+        [log_likelihoods[:, a:b].sum(axis=1) for a, b in zip(starts, ends, strict=True)], axis=1
+    )

@@ -166,14 +166,18 @@ class EncoderDecoder(nn.Module):
         enable_dropout: bool = False,
         logits: bool = True,
     ) -> Array:
-        """Teacher-forced decoding of all positions at once -> float32[B, L, V]; see `Decoder`."""
+        """Teacher-forced decoding of all positions at once -> float32[B, L, V]; see `Decoder`.
+
+        With segment ids of the decoder alone, all its segments see the whole input.
+        """
         targets, inputs = decoder_target_tokens > 0, encoder_input_tokens > 0
         positions = jnp.arange(decoder_target_tokens.shape[1])
         causal = positions[:, None] >= positions[None, :]
         allowed = attention.pair_mask(targets, targets) & causal
         cross_allowed = attention.pair_mask(targets, inputs)
-        if decoder_segment_ids is not None and encoder_segment_ids is not None:
+        if decoder_segment_ids is not None:
             allowed &= attention.segment_mask(decoder_segment_ids, decoder_segment_ids)
+        if decoder_segment_ids is not None and encoder_segment_ids is not None:
             cross_allowed &= attention.segment_mask(decoder_segment_ids, encoder_segment_ids)
         return self.decoder(
             encoded, decoder_input_tokens, allowed, cross_allowed, not enable_dropout, logits

@@ -24,6 +24,8 @@ from kcmoe.training.state import flattened, nested
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
+HEAD = "decoder/logits_dense/kernel"  # float32[D, V]
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def head_cross_entropy(
@@ -208,7 +210,7 @@ def loss_and_metrics(
     normalizer = num_weights if real_only else jnp.asarray(targets.size, jnp.float32)
     token_part, z_loss, correct = head_cross_entropy(
         hidden.reshape(targets.size, -1),
-        params["decoder/logits_dense/kernel"],
+        params[HEAD],
         targets.reshape(-1),
         weights.reshape(-1) / normalizer,
         config.z_loss,

@@ -133,12 +133,14 @@ def test_nothing_after_the_end(toy):
 
 
 def test_label_scores_are_those_of_each_label_alone(toy):
-    """The encoder runs once for all labels; the numbers are as if it ran for each."""
+    """Labels share a row and its first position; the numbers are as if each had been decoded alone."""
     model, params, inputs = toy
-    labels = jnp.asarray([[4, 1, 0], [5, 3, 1], [1, 0, 0]], jnp.int32)
-    together = label_log_likelihoods(model, params, inputs, labels)
-    for k, label in enumerate(np.asarray(labels)):
-        targets = jnp.tile(label, (len(inputs), 1))
+    labels = [[4, 1], [1], [5, 3, 1]]
+    joined = jnp.asarray([*labels[0], *labels[1], *labels[2]])
+    together = label_log_likelihoods(model, params, inputs, joined, tuple(map(len, labels)))
+    assert together.shape == (len(inputs), 3)
+    for k, label in enumerate(labels):
+        targets = jnp.tile(jnp.asarray(label + [0] * (3 - len(label))), (len(inputs), 1))
         batch = {
             "encoder_input_tokens": inputs,
             "decoder_input_tokens": jnp.pad(targets[:, :-1], ((0, 0), (1, 0))),
