@@ -7,12 +7,15 @@ reads the train and validation splits only, and `best.json` records its choice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe import gin_files
+from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.data.labelled import labelled_examples, split_files
 from kcmoe.errors import UserError
 from kcmoe.tasks import Task
@@ -64,6 +67,9 @@ class Selection:
 def selection(task: Task, macros: Mapping[str, Any], data_dir: str, model_dir: str) -> Selection:
     """Reads the held-out examples of `task` and the choice recorded in `model_dir`."""
     rule, ids = _held_out(task, data_dir)
+    # What the run evaluated on is its own config.gin's to say; `macros` are those of this evaluation.
+    with contextlib.suppress(UserError):
+        macros = gin_files.parse([os.path.join(model_dir, CONFIG_FILE)], foreign=True)
     used = int(macros.get("EVAL_STEPS") or 0) * int(macros.get("BATCH_SIZE") or 0)
     return Selection(rule, ids, min(len(ids), used or len(ids)), _read_best(model_dir))
 
