@@ -64,7 +64,8 @@ def beam_search(
       eos_id: id that ends a sequence.
 
     Returns:
-      tokens int32[B, beams, max_decode_len], best beam last, 0 after the end; scores float32[B, beams].
+      tokens int32[B, beams, max_decode_len], best beam last, 0 after the end and never before the
+      first other id; scores float32[B, beams].
       A beam that never ended has its plain log-probability as score, and only appears where no
       beam ended.
     """
@@ -102,7 +103,20 @@ def beam_search(
     none_finished = ~jnp.any(state.finished, axis=1)
     tokens = jnp.where(none_finished[:, None, None], state.live_sequences, state.finished_sequences)
     scores = jnp.where(none_finished[:, None], state.live_log_probs, state.finished_scores)
-    return tokens[:, :, 1:], scores
+    return _left_align(tokens[:, :, 1:]), scores
+
+
+def _left_align(tokens: Array) -> Array:
+    """Moves leading padding behind the sequence, as T5X does with what it returns (`_left_align_prompts`).
+
+    tokens: int32[..., L]. A beam may begin with id 0, which a user of the ids would read as padding; zeros
+    further inside stay.
+    """
+    length = tokens.shape[-1]
+    first = jnp.argmax(tokens != 0, axis=-1, keepdims=True)  # 0 where all is padding
+    source = jnp.arange(length) + first
+    moved = jnp.take_along_axis(tokens, jnp.minimum(source, length - 1), axis=-1)
+    return jnp.where(source < length, moved, 0)
 
 
 def _brevity_penalty(alpha: float, length: Array | int) -> Array:
