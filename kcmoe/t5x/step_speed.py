@@ -8,6 +8,7 @@ compiled as one program, without T5X's trainer around it: what is left out would
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -36,8 +37,9 @@ def measured_model(model: Any = gin.REQUIRED) -> Any:
 
 def build(shape: Shape) -> Any:
     """T5X's model for `shape.size`, from the gin files its own runs use."""
-    for root in resources.roots():
-        gin.add_config_file_search_path(str(root))
+    # A process of its own, so it may move: gin takes a folder `configs` on PYTHONPATH for a package without a
+    # file and fails on its name, unless the file is found from here first.
+    os.chdir(resources.find("configs").parent)
     lines = [
         "from __gin__ import dynamic_registration",
         "from kcmoe.t5x import step_speed",
