@@ -90,7 +90,8 @@ def main(shape: Shape) -> None:
 
     from kcmoe.model.encoder_decoder import EncoderDecoder
     from kcmoe.training import adafactor, losses
-    from kcmoe.training.state import init_state
+    from kcmoe.training.programs import compile_together
+    from kcmoe.training.state import init_state, state_shapes
     from kcmoe.training.step import StepParts, make_update
 
     settings = macros(shape)
@@ -107,8 +108,11 @@ def main(shape: Shape) -> None:
     batch = {k: v[None] for k, v in random_batch(shape, config.num_embeddings).items()}
     batch = jax.device_put(batch)
     started = time.perf_counter()
-    state = jax.jit(init_state, static_argnums=(0, 1))(config, 0)
-    update = jax.jit(make_update(parts), donate_argnums=0).lower(state, batch).compile()
+    init, update = compile_together(
+        jax.jit(init_state, static_argnums=(0, 1)).lower(config, 0),
+        jax.jit(make_update(parts), donate_argnums=0).lower(state_shapes(config), batch),
+    )
+    state = jax.block_until_ready(init())
     facts = {
         "compile_s": time.perf_counter() - started,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

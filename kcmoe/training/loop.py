@@ -22,19 +22,17 @@ from kcmoe import checkpoint as checkpoints_lib
 from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
 from kcmoe.errors import UserError
 from kcmoe.gin_files import Macros
-from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training import model_dir as model_dirs
-from kcmoe.training import report, schedule, sharding
+from kcmoe.training import programs as programs_lib
+from kcmoe.training import report, sharding
 from kcmoe.training import state as states
 from kcmoe.training.checkpointing import Checkpoints, check_space, read_best, read_extra, restore
 from kcmoe.training.freezing import frozen_paths
 from kcmoe.training.inputs import Inputs, open_inputs
-from kcmoe.training.losses import loss_and_metrics
 from kcmoe.training.progress import Progress
 from kcmoe.training.records import Recorder, cut_after
 from kcmoe.training.settings import Settings
 from kcmoe.training.state import TrainState
-from kcmoe.training.step import StepParts, make_eval, make_update
 from kcmoe.training.step_log import StepLog
 from kcmoe.training.stopping import StopRequest
 from kcmoe.training.validation import TaskMetric, Validation
@@ -98,20 +96,22 @@ def train(
         # --- The state to start from, and the batches that belong to it. From here on we write.
         held.enter_context(model_dirs.locked(folder))
         checkpoints_lib.clean(folder)
-        state, origin = _starting_state(settings, folder, mesh, shapes, inputs.vocabulary)
-        start_step = int(state.step)
+        shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
+        state, origin = _restored(settings, folder, shardings, inputs.vocabulary)
+        start_step = int(state.step) if state else 0
         batches = _batches_from(inputs, origin, start_step)
         cut_after(folder, start_step)
         model_dirs.write_config(folder, _recorded(settings, inputs))
         say(report.start(start_step, origin, run.random_seed))
-        if start_step >= run.train_steps:
+        if state and start_step >= run.train_steps:
             return Outcome(start_step, state, read_best(folder))
         say(report.plan(settings, start_step, checkpoint_bytes))
 
-        # --- The compiled update and evaluation.
-        update, evaluate = _compile(settings, mesh, state, batches.at(start_step), frozen)
+        # --- The compiled update and evaluation, and fresh weights where nothing was restored.
+        programs = programs_lib.lower(settings, mesh, shardings, batches.at(start_step), frozen)
+        state, update = programs.start(state)
         say(report.memory(update))
-        validation = _validation(settings, inputs, mesh, evaluate, make_task_metric)
+        validation = _validation(settings, inputs, mesh, programs.evaluate, make_task_metric)
         chooser = validation.chooser if validation else None
         checkpoints = Checkpoints(folder, run.checkpoints_to_keep, chooser)
         checkpoints.tidy()
@@ -149,26 +149,25 @@ def train(
         return Outcome(step, state, checkpoints.tidy(), stopped_by)
 
 
-def _starting_state(
-    settings: Settings, folder: Path, mesh: Mesh, shapes: TrainState, vocabulary: Any
-) -> tuple[TrainState, Path | str | None]:
+def _restored(
+    settings: Settings, folder: Path, shardings: states.Flat, vocabulary: Any
+) -> tuple[TrainState | None, Path | str | None]:
     """The state to go on from, and where it is from; refuses weights of another vocabulary.
 
     Precedence:
       1. The newest checkpoint in MODEL_DIR: the run goes on.
       2. INITIAL_CHECKPOINT_PATH: its weights, optimizer state and step, as in T5X.
-      3. Fresh weights from RANDOM_SEED, step 0.
+      3. None: fresh weights from RANDOM_SEED, step 0.
     """
     run = settings.run
-    shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
     newest = checkpoints_lib.latest(folder)
     origin = newest or run.initial_checkpoint_path
-    if origin and vocabulary:
+    if not origin:
+        return None, None
+    if vocabulary:
         check_vocabulary(str(origin), vocabulary)
-    if newest is not None:
-        return restore(newest, shardings, settings.model), newest
-    if run.initial_checkpoint_path:
-        first_step = checkpoints_lib.open_checkpoint(run.initial_checkpoint_path).step
+    if newest is None:
+        first_step = checkpoints_lib.open_checkpoint(origin).step
         if run.train_steps <= first_step:
             raise UserError(
                 f"TRAIN_STEPS = {run.train_steps} counts from step 0, and "
@@ -176,13 +175,7 @@ def _starting_state(
                 f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
                 f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
             )
-        state = restore(run.initial_checkpoint_path, shardings, settings.model)
-        return state, run.initial_checkpoint_path
-    init = jax.jit(
-        lambda: states.init_state(settings.model, run.random_seed),
-        out_shardings=states.from_flat(shardings),
-    )
-    return init(), None
+    return restore(origin, shardings, settings.model), origin
 
 
 def _recorded(settings: Settings, inputs: Inputs) -> Macros:
@@ -199,38 +192,6 @@ def _batches_from(inputs: Inputs, origin: Path | str | None, step: int) -> Any:
         position = read_extra(origin).get("data_position")
         return inputs.batches.resume(position) if position else inputs.batches
     return inputs.batches.resume({**inputs.batches.position(0), "step": step})
-
-
-def _compile(
-    settings: Settings,
-    mesh: Mesh,
-    state: TrainState,
-    batch: Mapping[str, Any],
-    frozen: frozenset[str],
-) -> tuple[Any, Any]:
-    """The update, compiled for these shapes, and the evaluation, compiled when first used."""
-    model = EncoderDecoder(settings.model)
-
-    def loss_fn(params: Any, features: Any, rng: Any) -> Any:
-        return loss_and_metrics(model, params, features, settings.losses, rng)
-
-    parts = StepParts(
-        loss_fn=loss_fn,
-        optimizer=settings.optimizer,
-        learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
-        num_expert_partitions=settings.run.num_expert_partitions,
-        seed=settings.run.random_seed,
-        frozen=frozen,
-    )
-    copied = sharding.named(mesh)
-    update = jax.jit(
-        make_update(parts),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), copied),
-    )
-    example = sharding.put_batch(mesh, batch, settings.run.microbatches)
-    compiled = update.lower(state, example).compile()
-    return compiled, jax.jit(make_eval(loss_fn), out_shardings=copied)
 
 
 def _validation(
