@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     if args.against == "t5x":
         from kcmoe.t5x import requirements
 
-        requirements.check_t5x()
+        requirements.check_t5x_is_here()
 
     from kcmoe.bench import figures
     from kcmoe.bench.train import Shape, Worker

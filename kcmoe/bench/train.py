@@ -9,11 +9,13 @@ measured between the rounds of the same run. Both processes get the same environ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from kcmoe.arguments import Parser
@@ -47,10 +49,13 @@ class Worker:
         self.seconds: list[float] = []
         self.peaks: list[float] = []
         self.memory_gib = 0.0
+        # T5X fills pages with warnings: shown only if it fails.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `stop`
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(dataclasses.asdict(shape))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             env=environment() or dict(os.environ),
         )
@@ -72,13 +77,17 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):  # T5X logs to stdout as well
                 return json.loads(line)
-        raise RuntimeError(f"the {self.name} process ended (status {self._process.wait()})")
+        status = self._process.wait()
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace").splitlines()[-20:]
+        raise UserError("\n".join([f"the {self.name} process ended (status {status}):", *tail]))
 
     def stop(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._log.close()
 
 
 def main(argv: list[str]) -> int:
@@ -103,19 +112,24 @@ def main(argv: list[str]) -> int:
     if args.against == "t5x":
         from kcmoe.t5x import requirements
 
-        requirements.check_t5x()
+        requirements.check_t5x_is_here()
+
+    from tqdm import tqdm
 
     from kcmoe.bench import figures, step_worker
 
     shape = Shape(args.size, args.batch, args.inputs, args.targets, tuple(args.gin))
     config = step_worker.model_config(shape)  # refuses a bad size before any process starts
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say("compiling this engine's step")
     workers = [Worker("kcmoe", "kcmoe.bench.step_worker", shape)]
     if args.against == "t5x":
+        say("compiling T5X + Flaxformer's step")
         workers.append(Worker("t5x", "kcmoe.t5x.step_speed", shape))
     for worker in workers:
         worker.run(1)  # warm-up
         worker.seconds.clear()
-    for _ in range(args.rounds):
+    for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
         for worker in workers:
             worker.run(args.steps)
     for worker in workers:

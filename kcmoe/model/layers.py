@@ -9,11 +9,11 @@ embedding is a lookup, not a product with a one-hot matrix (same numbers, no 2*V
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -51,7 +51,7 @@ def _rms_norm_bwd(
     scaled = dy32 * scale
     shrink = jnp.mean(scaled * x32, axis=-1, keepdims=True) * inverse**3
     rows = (dy32 * x32 * inverse).reshape(-1, x.shape[-1])
-    return (scaled * inverse - x32 * shrink).astype(x.dtype), column_sums(rows)
+    return (scaled * inverse - x32 * shrink).astype(x.dtype), column_sums(rows).astype(scale.dtype)
 
 
 rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
@@ -134,7 +134,7 @@ def _gated_gelu_bwd(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Arr
     """
     gate, linear = saved
     gate += 0.0 * grad
-    root = np.sqrt(2.0 / np.pi).astype(gate.dtype)
+    root = math.sqrt(2.0 / math.pi)  # no NumPy scalar: that would turn bfloat16 into float32
     share = nn.sigmoid(2.0 * root * (gate + 0.044715 * gate**3))
     slope = share + gate * share * (1.0 - share) * 2.0 * root * (1.0 + 3 * 0.044715 * gate**2)
     return grad * linear * slope, grad * gate * share

@@ -60,12 +60,18 @@ def check_seqio() -> None:
         )
 
 
-def check_t5x() -> None:
-    """Raises `MissingPackage` where T5X or Flaxformer is missing or unusable; warns of other commits."""
-    tested = tested_commits()
-    missing = [name for name in tested if not _is_here(name)]
+def check_t5x_is_here() -> None:
+    """Raises `MissingPackage` where T5X or Flaxformer is not installed. Imports neither: that takes seconds
+    and TensorFlow says much."""
+    missing = [name for name in tested_commits() if not _is_here(name)]
     if missing:
         raise MissingPackage(f"{', '.join(missing)} not installed: {_how_to_install()}")
+
+
+def check_t5x() -> None:
+    """Raises `MissingPackage` where T5X or Flaxformer is missing or unusable; warns of other commits."""
+    check_t5x_is_here()
+    tested = tested_commits()
     found = {name: installed_commit(name) for name in tested}
     others = [
         f"{name} is at {commit[:7]}, tested was {tested[name][:7]}"

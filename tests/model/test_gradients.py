@@ -78,3 +78,32 @@ def test_column_sums() -> None:
     np.testing.assert_allclose(
         column_sums(random(33, 7)), random(33, 7).sum(axis=0), rtol=1e-5, atol=1e-5
     )
+
+
+BFLOAT16_CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+    "matmul": (matmul, [(2, 5, 8), (8, 3)]),
+    "gated_gelu": (gated_gelu, [(3, 7), (3, 7)]),
+    "rms_norm": (lambda x, s: rms_norm(x, s, 1e-6, jnp.dtype(jnp.bfloat16)), [(2, 5, 8), (8,)]),
+    "softmax_attention": (
+        lambda q, k, v, bias: softmax_attention(q, k, v, jnp.zeros((2, 1, 5, 7), q.dtype), bias),
+        [(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 4), (1, 3, 5, 7)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BFLOAT16_CASES)
+def test_bfloat16_gradients(name: str) -> None:
+    """They have the dtype of what they are gradients of, and are float32's, coarsely."""
+    function, shapes = BFLOAT16_CASES[name]
+    arguments = [random(*shape, seed=i).astype(jnp.bfloat16) for i, shape in enumerate(shapes)]
+    value, pull = jax.vjp(function, *arguments)
+    assert value.dtype == jnp.bfloat16
+    exact_value, exact_pull = jax.vjp(function, *(x.astype(jnp.float32) for x in arguments))
+    cotangent = random(*value.shape, seed=9).astype(jnp.bfloat16)
+    exact = exact_pull(cotangent.astype(exact_value.dtype))
+    for got, wanted, argument in zip(pull(cotangent), exact, arguments, strict=True):
+        assert got.dtype == argument.dtype
+        largest = float(jnp.abs(wanted.astype(jnp.float32)).max())
+        np.testing.assert_allclose(
+            got.astype(jnp.float32), wanted.astype(jnp.float32), atol=0.03 * largest
+        )

@@ -228,3 +228,15 @@ def test_resume_matches_a_state_of_t5x_shape(whole: Path, toy: ModuleType) -> No
     saved = leaves(whole, 6)
     assert {p: x.shape for p, x in saved.items()} == {p: x.shape for p, x in expected.items()}
     assert int(saved["state/step"]) == 6
+
+
+def test_bfloat16_with_remat_and_microbatches(toy: ModuleType, tmp_path: Path) -> None:
+    """What base pretrains with: the losses are float32's to bfloat16's precision, the state is float32."""
+    saving = {"REMAT": True, "NUM_MICROBATCHES": 2}
+    plain, half = tmp_path / "float32", tmp_path / "bfloat16"
+    run(toy, plain, **saving)
+    outcome = run(toy, half, ACTIVATION_DTYPE="bfloat16", **saving)
+    assert {leaf.dtype.name for leaf in outcome.state.params.values()} == {"float32"}
+    losses = [[record["loss"] for record in toy.records(folder)] for folder in (plain, half)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
