@@ -66,7 +66,7 @@ class CollapseAlarm:
                 warnings.append(
                     f"warning: step {step}: the router of {layer} is collapsing: over the last "
                     f"{WINDOW_STEPS} steps {effective:.1f} of {self._num_experts} experts carry "
-                    f"the load (expert {int(mean.argmax())} alone {mean.max():.0%}); raise "
+                    f"the load (expert {int(np.argmax(mean))} alone {mean.max():.0%}); raise "
                     "AUX_LOSS_FACTOR or lower LEARNING_RATE"
                 )
         return warnings
