@@ -19,6 +19,7 @@ from kcmoe.checkpoint import sizes
 from kcmoe.checkpoint.leaves import OPTIMIZER_PREFIX, PARAMETER_PREFIX, ShapeDtype, named_dtype
 from kcmoe.checkpoint.reader import Reader, describe_problems, open_checkpoint
 from kcmoe.checkpoint.restoring import checked_leaves
+from kcmoe.checkpoint.run_config import find_config
 from kcmoe.checkpoint.safetensors import CONFIG
 from kcmoe.checkpoint.storage import is_remote
 from kcmoe.checkpoint.writer import write_checkpoint
@@ -82,11 +83,7 @@ def _with_dtype(path: str, leaf: ShapeDtype, dtype: str | None) -> ShapeDtype:
 
 
 def _config_beside(reader: Reader) -> str | None:
-    parent, _, _ = reader.path.rpartition("/")
-    if is_remote(parent):
-        return None
-    config = os.path.join(parent, "config.gin")
-    return config if os.path.isfile(config) else None
+    return None if is_remote(reader.path) else find_config(reader.path)
 
 
 def _old_macros(reader: Reader) -> dict[str, object]:
