@@ -165,8 +165,9 @@ def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None
         print(f"             and {report['extra_flops_per_step']:.3g} FLOP ({share:.0%}) of {why}")
     print(f"run          {report['steps']:,} steps, {report['tokens']:.3g} tokens")
     print("memory of one device")
-    for field in dataclasses.fields(memory):
-        print(f"  {field.name:<11}{_gib(getattr(memory, field.name)):>10}")
+    for name, size in dataclasses.asdict(memory).items():
+        if size:
+            print(f"  {name:<11}{_gib(size):>10}")
     usable = f"{kind.usable:.0%} of {kind.memory_gib:,.4g} GiB"
     print(f"  {'in all':<11}{_gib(memory.total):>10}  of {_gib(report['usable_bytes'])} ({usable})")
     print(f"checkpoint   {_gib(report['checkpoint_bytes'])} on disk")

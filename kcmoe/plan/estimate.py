@@ -78,8 +78,6 @@ class Planner:
         )
         rows = _rows_per_device(choice, how.rows_over)
         parameters, optimizer = memory_lib.state_bytes(model, how)
-        # Accumulation needs the sum and the gradient of the microbatch at hand.
-        gradients = parameters * (2 if choice.microbatches > 1 else 1)
         # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
         activations = rows * memory_lib.activation_bytes(
             model,
@@ -90,6 +88,8 @@ class Planner:
             fused=self.hardware.name != "cpu",
         )
         activations //= TRACED_ROWS * choice.model_partitions
+        gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
+        process = int(memory_lib.PROCESS_BYTES) if self.hardware.name == "cpu" else 0
         inputs, targets = run.lengths["inputs"], run.lengths["targets"]
         useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)
         repeated = useful / 3 if model.remat else 0.0  # one more forward pass
@@ -100,7 +100,7 @@ class Planner:
         return Estimate(
             choice=choice,
             layout=how,
-            memory=Memory(parameters, optimizer, gradients, activations),
+            memory=Memory(parameters, optimizer, gradients, activations, process),
             step_flops=useful,
             extra_flops=repeated + masks,
             step_s=(useful + repeated) / (peak * self.utilisation),

@@ -107,12 +107,12 @@ def test_small_memory_gets_settings_that_fit() -> None:
     assert any(other.choice.microbatches > 1 and not other.choice.remat for other in remedies)
 
 
-def test_accumulation_divides_activations_and_doubles_gradients() -> None:
+def test_accumulation_divides_activations_and_adds_the_sum_of_gradients() -> None:
     whole = planner("pretrain_tiny.gin", "h100", "engine", *SMALL)
     parts = planner("pretrain_tiny.gin", "h100", "engine", *SMALL, "NUM_MICROBATCHES=4")
     one, four = (plan.estimate(plan.asked(1)).memory for plan in (whole, parts))
     assert four.activations < one.activations / 2
-    assert four.gradients == 2 * one.gradients
+    assert four.gradients >= one.gradients + one.parameters
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,11 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
-def test_memory_is_that_of_the_compiled_step(devices: int) -> None:
-    """Activations and gradients against XLA's own account of the sharded program.
-
-    XLA also needs room for the operation at hand, which is not counted and weighs most in a model as
-    small as this one.
-    """
-    run = settings("pretrain_tiny.gin", *SMALL)
+@pytest.mark.parametrize(("size", "devices"), [("tiny", 1), ("tiny", 4), ("mini", 1)])
+def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
+    """Activations and gradients against XLA's own account of the sharded program."""
+    lengths = "TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 32}"
+    run = settings(f"pretrain_{size}.gin", lengths, "BATCH_SIZE=32")
     mesh = sharding.make_mesh(run.model, 4, jax.devices()[:devices])
     shapes = states.state_shapes(run.model)
     shards = states.from_flat(sharding.state_shardings(mesh, states.to_flat(shapes)))
@@ -171,4 +168,5 @@ def test_memory_is_that_of_the_compiled_step(devices: int) -> None:
         run.model, run.losses, 32 // devices, run.run.lengths, packed=True, fused=False
     )
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
-    assert parameters + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
+    gradients = memory.gradient_bytes(parameters, kept, 1)
+    assert gradients + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
