@@ -97,7 +97,9 @@ def test_korean_has_the_same_commands(name: str) -> None:
 
 def test_published_numbers_are_the_same_in_both_languages() -> None:
     # No \b: a Korean particle right after a number is a word character, too.
-    numbers = [re.findall(r"(?<!\d)\d\d\.\d\d(?!\d)", read(name)) for name in ("README.md", "README.ko.md")]
+    numbers = [
+        re.findall(r"(?<!\d)\d\d\.\d\d(?!\d)", read(name)) for name in ("README.md", "README.ko.md")
+    ]
     assert numbers[0] == numbers[1]
     assert {"91.86", "80.47", "87.14"} <= set(numbers[0])
 
