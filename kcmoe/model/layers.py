@@ -89,21 +89,33 @@ class Kernel(nn.Module):
 
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
-    """float[..., D] @ float[D, F] -> float[..., F].
-
-    JAX's own gradient of the kernel is dy^T x, transposed afterwards; XLA for CPUs then copies dy in
-    transposed order first, which costs a fifth of an MLP. This one asks for x^T dy.
-    """
+    """float[..., D] @ float[D, F] -> float[..., F], with `kernel_gradient` as the kernel's gradient."""
     return jnp.dot(x, kernel)
 
 
 def _matmul_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows, dy_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return jnp.dot(dy, kernel.T), jnp.dot(rows.T, dy_rows)
+    return jnp.dot(dy, kernel.T), kernel_gradient(rows, dy_rows)
 
 
 matmul.defvjp(lambda x, kernel: (jnp.dot(x, kernel), (x, kernel)), _matmul_bwd)
+
+
+def kernel_gradient(x: Array, dy: Array) -> Array:
+    """x^T dy: float[N, D], float[N, F] -> float[D, F].
+
+    XLA for CPUs multiplies a transposed operand by a slower routine, slowest when the wide one is
+    transposed: there the narrow one is laid out transposed first. Elsewhere products take either layout.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.dot(x.T, dy)
+    laid_out = (
+        jax.lax.optimization_barrier
+    )  # or the transposition would be folded into the product again
+    if x.shape[1] <= dy.shape[1]:
+        return jnp.dot(laid_out(x.T), dy)
+    return laid_out(jnp.dot(laid_out(dy.T), x)).T
 
 
 class Dense(nn.Module):
@@ -130,14 +142,15 @@ def _gated_gelu_bwd(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Arr
     """Computed from the two inputs alone, with gelu(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 
     XLA for CPUs would compute the sigmoid, or find the tanh, in the forward pass already and keep it in
-    memory until here; adding nothing of `grad` makes it wait. (It ignores optimization barriers.)
+    memory until here; adding nothing of `grad` makes it wait. (It ignores optimization barriers.) Nor do
+    the two gradients share a sigmoid, which would be stored between them: it is cheaper computed twice.
     """
     gate, linear = saved
     gate += 0.0 * grad
     root = math.sqrt(2.0 / math.pi)  # no NumPy scalar: that would turn bfloat16 into float32
     share = nn.sigmoid(2.0 * root * (gate + 0.044715 * gate**3))
     slope = share + gate * share * (1.0 - share) * 2.0 * root * (1.0 + 3 * 0.044715 * gate**2)
-    return grad * linear * slope, grad * gate * share
+    return grad * linear * slope, grad * nn.gelu(gate)
 
 
 gated_gelu.defvjp(lambda gate, linear: (gated_gelu(gate, linear), (gate, linear)), _gated_gelu_bwd)

@@ -12,6 +12,7 @@ checkpoints interchange. Trees are flat: path -> array.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -114,27 +115,42 @@ def _update_one(
 ) -> tuple[Array, ParamState]:
     how = factoring(path, param.shape)
     grad = grad.astype(jnp.float32)
-    squared = grad * grad + EPSILON1
+    squared = grad * grad
     new_state = dict(state)
     if how.row is None or how.column is None:
-        new_state["v"] = decay * state["v"] + (1.0 - decay) * squared
+        new_state["v"] = decay * state["v"] + (1.0 - decay) * (squared + EPSILON1)
         direction = grad * new_state["v"] ** -0.5
+        mean_square = _mean_square(direction, how)
     else:
-        v_row = decay * state["v_row"] + (1.0 - decay) * _mean(squared, how.column)
-        v_col = decay * state["v_col"] + (1.0 - decay) * _mean(squared, how.row)
+        v_row = decay * state["v_row"] + (1.0 - decay) * (_mean(squared, how.column) + EPSILON1)
+        v_col = decay * state["v_col"] + (1.0 - decay) * (_mean(squared, how.row) + EPSILON1)
         new_state["v_row"], new_state["v_col"] = v_row, v_col
         row_axis = how.row - (how.column < how.row)  # where the row axis stands in v_row
-        row_factor = (v_row / jnp.mean(v_row, axis=row_axis, keepdims=True)) ** -0.5
+        row_factor = v_row / jnp.mean(v_row, axis=row_axis, keepdims=True)
         direction = (
-            grad * jnp.expand_dims(row_factor, how.column) * jnp.expand_dims(v_col**-0.5, how.row)
+            grad
+            * jnp.expand_dims(row_factor**-0.5, how.column)
+            * jnp.expand_dims(v_col**-0.5, how.row)
         )
+        # The mean of direction^2 without the direction: memory, not arithmetic, is what a step waits for.
+        rows = _weighted_sum(squared, 1.0 / v_col, how.row, how.column) / row_factor
+        total = jnp.expand_dims(jnp.sum(rows, axis=row_axis, keepdims=True), how.column)
+        mean_square = total / math.prod(param.shape[axis] for axis in how.mean_axes)
 
-    def root_mean_square(x: Array) -> Array:
-        return jnp.sqrt(jnp.mean(x * x, axis=how.mean_axes, keepdims=True))
-
-    direction /= jnp.maximum(1.0, root_mean_square(direction) / CLIPPING_THRESHOLD)
-    scale = learning_rate * jnp.maximum(root_mean_square(param), EPSILON2)
+    clip = jnp.maximum(1.0, jnp.sqrt(mean_square) / CLIPPING_THRESHOLD)
+    scale = learning_rate * jnp.maximum(jnp.sqrt(_mean_square(param, how)), EPSILON2) / clip
     return (param - scale * direction).astype(param.dtype), new_state
+
+
+def _mean_square(x: Array, how: Factoring) -> Array:
+    return jnp.mean(x * x, axis=how.mean_axes, keepdims=True)
+
+
+def _weighted_sum(x: Array, weights: Array, row: int, column: int) -> Array:
+    """Sum over axis `column` of x * weights, where `weights` lacks axis `row`: a product."""
+    axes = "abc"[: x.ndim]
+    terms = f"{axes},{axes.replace(axes[row], '')}->{axes.replace(axes[column], '')}"
+    return jnp.einsum(terms, x, weights, precision=jax.lax.Precision.HIGHEST)
 
 
 def _mean(x: Array, axis: int) -> Array:

@@ -81,6 +81,34 @@ def test_a_factored_second_moment_of_rank_one_is_exact():
     assert shapes == {"m": (1,), "v": (1,), "v_row": (128,), "v_col": (130,)}
 
 
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [("token_embedder/embedding", (150, 128)), (DENSE, (128, 150)), (EXPERT, (2, 128, 150))],
+)
+def test_update_is_the_papers_formula_where_rows_have_no_gradient(path, shape):
+    """arXiv:1804.04235, algorithm 4, in float64. Rows of zeros (ids nobody used) have second moments of
+    1e-30 and directions of 0: they must not count as moved in the root mean square that is clipped."""
+    rng = np.random.default_rng(0)
+    param, grads = rng.normal(size=shape), rng.normal(size=(2, *shape))
+    grads[:, ..., ::8, :] = 0.0
+    grads[1] *= 30.0  # clipped at the second step
+    how = adafactor.factoring(path, shape)
+    row, column = (-2, -1) if how.row < how.column else (-1, -2)
+    expected, v_row, v_col, states, new = param, 0.0, 0.0, None, param
+    for step, grad in enumerate(grads):
+        decay = 1.0 - (step + 1.0) ** -0.8
+        squared = grad**2 + 1e-30
+        v_row = decay * v_row + (1 - decay) * squared.mean(column, keepdims=True)
+        v_col = decay * v_col + (1 - decay) * squared.mean(row, keepdims=True)
+        direction = grad / np.sqrt(v_row / v_row.mean(row, keepdims=True) * v_col)
+        size = np.sqrt((direction**2).mean((-2, -1), keepdims=True))
+        scale = np.sqrt((expected**2).mean((-2, -1), keepdims=True))
+        expected = expected - 0.1 * scale * direction / np.maximum(1.0, size)
+        new, states = one_step(path, new, grad, states, step)
+    assert size.min() > 1.1
+    np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_experts_do_not_influence_each_other():
     rng = np.random.default_rng(0)
     param, grad = rng.normal(size=(3, 5, 7)), rng.normal(size=(3, 5, 7))
