@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def environment() -> dict[str, str] | None:
-    """The environment with huge pages asked for, or None where nothing would change."""
-    if not sys.platform.startswith("linux") or os.environ.get("KCMOE_HUGE_PAGES") == "0":
+def environment(env: Mapping[str, str] = os.environ) -> dict[str, str] | None:
+    """`env` with huge pages asked for, or None where nothing would change."""
+    if not sys.platform.startswith("linux") or env.get("KCMOE_HUGE_PAGES") == "0":
         return None
-    if "GLIBC_TUNABLES" in os.environ:
+    if "GLIBC_TUNABLES" in env:
         return None
     try:
         offered = "[madvise]" in _KERNEL.read_text()
     except OSError:
         return None
-    return {**os.environ, "GLIBC_TUNABLES": TUNABLE} if offered else None
+    return {**env, "GLIBC_TUNABLES": TUNABLE} if offered else None
 
 
 def restart_with_huge_pages() -> None:

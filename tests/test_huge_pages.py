@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from kcmoe import huge_pages
+from kcmoe.bench import train as bench
 
 
 @pytest.fixture
@@ -44,3 +45,22 @@ def test_the_users_settings_win(kernel, monkeypatch, name, value):
     kernel("always [madvise] never\n")
     monkeypatch.setenv(name, value)
     assert huge_pages.environment() is None
+
+
+@pytest.mark.parametrize("already", [True, False])
+def test_bench_runs_t5x_as_its_own_launcher_starts_it_too(kernel, monkeypatch, already):
+    """`kcmoe bench` itself runs with huge pages by then; the other engine must not inherit them unasked."""
+    kernel("always [madvise] never\n")
+    if already:
+        monkeypatch.setenv("GLIBC_TUNABLES", huge_pages.TUNABLE)
+    plain, huge = bench.environments()
+    assert "GLIBC_TUNABLES" not in plain
+    assert huge == {**plain, "GLIBC_TUNABLES": huge_pages.TUNABLE}
+
+
+def test_bench_leaves_the_users_settings_alone(kernel, monkeypatch):
+    kernel("always [madvise] never\n")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    plain, huge = bench.environments()
+    assert plain == huge
+    assert plain["GLIBC_TUNABLES"] == "glibc.malloc.check=1"

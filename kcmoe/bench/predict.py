@@ -48,12 +48,14 @@ def main(argv: list[str]) -> int:
         requirements.check_t5x_is_here()
 
     from kcmoe.bench import figures
-    from kcmoe.bench.train import Shape, Worker
+    from kcmoe.bench.train import Shape, Worker, environments
 
     ids = _encoded(args.file, args.lines)
     ours = _Engine(args.size, ids)
     shape = Shape(args.size, PUBLISHED_BATCH, PUBLISHED_INPUTS, PUBLISHED_TARGETS)
-    worker = Worker("t5x", "kcmoe.t5x.decode_speed", shape) if args.against else None
+    worker = None
+    if args.against:  # with huge pages, as this process
+        worker = Worker("t5x", "kcmoe.t5x.decode_speed", shape, environments()[1])
 
     ways: dict[str, tuple[int, Callable[[], float]]] = {
         "rank, by length": (len(ids), lambda: _timed(ours.rank_all)),

@@ -9,8 +9,6 @@ Differences: cached decoding takes and returns its cache explicitly, see `SelfAt
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,46 +83,20 @@ def softmax_attention(
     Returns:
       dtype[B, H, Q, K].
     """
-    return _mix(query, key, value, mask, position_bias)[0]
-
-
-def _mix(
-    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
-) -> tuple[Array, Array, Array]:
-    """The result, and what its gradient needs: exp(logits - max) [B, H, Q, S] and its sums."""
-    logits = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
-    if position_bias is not None:
-        logits += position_bias
-    exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    total = jnp.sum(exponentials.astype(jnp.float32), axis=-1, keepdims=True)
-    return (jnp.matmul(exponentials, value) / total).astype(value.dtype), exponentials, total
+    return _softmax_attention_fwd(query, key, value, mask, position_bias)[0]
 
 
 def _softmax_attention_fwd(
     query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
 ) -> tuple[Array, tuple[Array | None, ...]]:
-    batch = query.shape[0]
-    size = batch // _independent_parts(batch)
-    parts = []
-    for start in range(0, batch, size):
-        rows = slice(start, start + size)
-        its_mask = mask if mask.shape[0] == 1 else mask[rows]
-        parts.append(_mix(query[rows], key[rows], value[rows], its_mask, position_bias))
-    mixed, exponentials, total = (jnp.concatenate(pieces) for pieces in zip(*parts, strict=True))
+    logits = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
+    if position_bias is not None:
+        logits += position_bias
+    exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.sum(exponentials.astype(jnp.float32), axis=-1, keepdims=True)
+    mixed = (jnp.matmul(exponentials, value) / total).astype(value.dtype)
     has_bias = None if position_bias is None else jnp.zeros(())
     return mixed, (query, key, value, exponentials, total, mixed, has_bias)
-
-
-def _independent_parts(batch: int) -> int:
-    """Into how many parts a batch is cut on the way forward, 1 to 4.
-
-    XLA for CPUs runs a batched product on one core, and nothing else of a forward pass is ready by then:
-    parts run side by side. (The backward pass has products enough.) One part where several devices
-    already share the batch, and where products take the whole device.
-    """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 1
-    return math.gcd(batch, 4)
 
 
 def _softmax_attention_bwd(

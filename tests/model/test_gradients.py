@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +12,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from kcmoe.model import attention
 from kcmoe.model.attention import MASKED, softmax_attention
 from kcmoe.model.layers import column_sums, gated_gelu, matmul, rms_norm
 
@@ -78,41 +74,6 @@ def test_softmax_attention(biased: bool) -> None:
 
     shapes = (random(2, 3, 5, 4), random(2, 3, 7, 4, seed=1), random(2, 3, 7, 4, seed=2))
     agree(ours, plain, *shapes, *bias)
-
-
-@pytest.mark.parametrize("rows_of_mask", [1, 4])
-def test_softmax_attention_in_parts(monkeypatch: pytest.MonkeyPatch, rows_of_mask: int) -> None:
-    """A batch cut into independent parts gives the same values and gradients as in one piece."""
-    mask = jnp.where(random(rows_of_mask, 1, 5, 7, seed=5) > 0, 0.0, MASKED)
-    arguments = (random(4, 3, 5, 4), random(4, 3, 7, 4, seed=1), random(4, 3, 7, 4, seed=2))
-    bias = random(1, 3, 5, 7, seed=4)
-    products = {}
-
-    def cut_into(parts: int) -> Callable[..., jax.Array]:
-        def mix(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-            monkeypatch.setattr(attention, "_independent_parts", lambda batch: parts)
-            return softmax_attention(q, k, v, mask, bias)
-
-        products[parts] = str(jax.make_jaxpr(jax.grad(lambda *x: mix(*x).sum()))(*arguments, bias))
-        return mix
-
-    agree(cut_into(4), cut_into(1), *arguments, bias)
-    assert products[4].count("dot_general") == products[1].count("dot_general") + 6
-
-
-def test_attention_is_cut_where_one_device_computes_it_on_cpu() -> None:
-    """The tests' own four devices share a batch already; `kcmoe bench train` shows the gain."""
-    assert attention._independent_parts(32) == 1
-    program = "from kcmoe.model.attention import _independent_parts as p; print(p(32), p(6), p(7))"
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    answer = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **flags},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout.split() == ["4", "2", "1"]
 
 
 def test_column_sums() -> None:
