@@ -31,6 +31,12 @@ def environment(env: Mapping[str, str] = os.environ) -> dict[str, str] | None:
     return {**env, "GLIBC_TUNABLES": TUNABLE} if offered else None
 
 
+def environments() -> tuple[dict[str, str], dict[str, str]]:
+    """The environment as it was before `kcmoe` asked for huge pages, and with them where they are offered."""
+    plain = {k: v for k, v in os.environ.items() if (k, v) != ("GLIBC_TUNABLES", TUNABLE)}
+    return plain, environment(plain) or plain
+
+
 def restart_with_huge_pages() -> None:
     """Replaces this process by itself with huge pages, or returns where that would change nothing."""
     changed = environment()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from kcmoe import huge_pages
-from kcmoe.bench import train as bench
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def test_bench_runs_t5x_as_its_own_launcher_starts_it_too(kernel, monkeypatch, a
     kernel("always [madvise] never\n")
     if already:
         monkeypatch.setenv("GLIBC_TUNABLES", huge_pages.TUNABLE)
-    plain, huge = bench.environments()
+    plain, huge = huge_pages.environments()
     assert "GLIBC_TUNABLES" not in plain
     assert huge == {**plain, "GLIBC_TUNABLES": huge_pages.TUNABLE}
 
@@ -61,6 +60,6 @@ def test_bench_runs_t5x_as_its_own_launcher_starts_it_too(kernel, monkeypatch, a
 def test_bench_leaves_the_users_settings_alone(kernel, monkeypatch):
     kernel("always [madvise] never\n")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    plain, huge = bench.environments()
+    plain, huge = huge_pages.environments()
     assert plain == huge
     assert plain["GLIBC_TUNABLES"] == "glibc.malloc.check=1"

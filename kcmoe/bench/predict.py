@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
         requirements.check_t5x_is_here()
 
     from kcmoe.bench import figures
-    from kcmoe.bench.train import Shape, Worker, environments
+    from kcmoe.bench.train import Shape, Worker
+    from kcmoe.huge_pages import environments
 
     ids = _encoded(args.file, args.lines)
     ours = _Engine(args.size, ids)

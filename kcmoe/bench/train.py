@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 from kcmoe.arguments import Parser
 from kcmoe.errors import UserError
-from kcmoe.huge_pages import TUNABLE, environment
+from kcmoe.huge_pages import environments
 
 _EPILOG = """\
 examples:
@@ -92,12 +91,6 @@ class Worker:
         self._log.close()
 
 
-def environments() -> tuple[dict[str, str], dict[str, str]]:
-    """The environment as it was before `kcmoe` asked for huge pages, and with them where they are offered."""
-    plain = {k: v for k, v in os.environ.items() if (k, v) != ("GLIBC_TUNABLES", TUNABLE)}
-    return plain, environment(plain) or plain
-
-
 def main(argv: list[str]) -> int:
     """Runs `kcmoe bench train`; returns the exit status."""
     parser = Parser(
@@ -106,7 +99,11 @@ def main(argv: list[str]) -> int:
         epilog=_EPILOG,
     )
     parser.add_argument("--size", default="tiny", help="a file of configs/sizes (default: tiny)")
-    parser.add_argument("--against", choices=("t5x",), help="measure T5X + Flaxformer in turn")
+    parser.add_argument(
+        "--against",
+        choices=("t5x",),
+        help="measure T5X + Flaxformer in turn, without and with huge pages (KCMOE_HUGE_PAGES=0: without)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds per engine (default: 5)")
     parser.add_argument("--steps", type=int, default=3, help="steps per round (default: 3)")
     parser.add_argument("--batch", type=int, default=32, help="rows (default: 32)")

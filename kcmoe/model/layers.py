@@ -110,9 +110,8 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     """
     if jax.default_backend() != "cpu":
         return jnp.dot(x.T, dy)
-    laid_out = (
-        jax.lax.optimization_barrier
-    )  # or the transposition would be folded into the product again
+    # Without the barrier the transposition would be folded into the product again.
+    laid_out = jax.lax.optimization_barrier
     if x.shape[1] <= dy.shape[1]:
         return jnp.dot(laid_out(x.T), dy)
     return laid_out(jnp.dot(laid_out(dy.T), x)).T
@@ -142,7 +141,7 @@ def _gated_gelu_bwd(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Arr
     """Computed from the two inputs alone, with gelu(x) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 
     XLA for CPUs would compute the sigmoid, or find the tanh, in the forward pass already and keep it in
-    memory until here; adding nothing of `grad` makes it wait. (It ignores optimization barriers.) Nor do
+    memory until here; adding nothing of `grad` makes it wait. (It ignores optimization barriers here.) Nor do
     the two gradients share a sigmoid, which would be stored between them: it is cheaper computed twice.
     """
     gate, linear = saved
