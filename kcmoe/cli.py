@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
-        restart_with_huge_pages()
+        restart_with_huge_pages(training=sys.argv[1] == "train")
     sys.exit(run(sys.argv[1:]))
 
 

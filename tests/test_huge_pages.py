@@ -16,6 +16,7 @@ def kernel(tmp_path, monkeypatch):
     monkeypatch.setattr(huge_pages.sys, "platform", "linux")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.delenv("KCMOE_HUGE_PAGES", raising=False)
+    monkeypatch.delenv("KCMOE_KEEP_MEMORY", raising=False)
     return path.write_text
 
 
@@ -44,6 +45,17 @@ def test_the_users_settings_win(kernel, monkeypatch, name, value):
     kernel("always [madvise] never\n")
     monkeypatch.setenv(name, value)
     assert huge_pages.environment() is None
+
+
+def test_training_asks_for_more(kernel, monkeypatch):
+    """Whatever the kernel offers, unless memory is not to be kept."""
+    kernel("always [madvise] never\n")
+    both = f"{huge_pages.TUNABLE}:{huge_pages.NO_SCRAPS}"
+    assert huge_pages.environment(training=True)["GLIBC_TUNABLES"] == both
+    kernel("[always] madvise never\n")
+    assert huge_pages.environment(training=True)["GLIBC_TUNABLES"] == huge_pages.NO_SCRAPS
+    monkeypatch.setenv("KCMOE_KEEP_MEMORY", "0")
+    assert huge_pages.environment(training=True) is None
 
 
 @pytest.mark.parametrize("already", [True, False])

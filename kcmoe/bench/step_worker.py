@@ -89,11 +89,12 @@ def main(shape: Shape) -> None:
     import jax.numpy as jnp
 
     from kcmoe.model.encoder_decoder import EncoderDecoder
-    from kcmoe.training import adafactor, losses
+    from kcmoe.training import adafactor, kept_memory, losses
     from kcmoe.training.programs import compile_together
     from kcmoe.training.state import init_state, state_shapes
     from kcmoe.training.step import StepParts, make_update
 
+    kept_memory.compute_in_turn()
     settings = macros(shape)
     config = model_config(shape)
     loss_config = losses.LossConfig.from_macros(settings)
@@ -113,6 +114,7 @@ def main(shape: Shape) -> None:
         jax.jit(make_update(parts), donate_argnums=0).lower(state_shapes(config), batch),
     )
     state = jax.block_until_ready(init())
+    update = kept_memory.keep(update)
     facts = {
         "compile_s": time.perf_counter() - started,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -4,7 +4,7 @@
 Each engine runs in a process of its own, compiles, warms up, and then waits; rounds of a few steps alternate
 between them, so that a machine whose speed drifts is fair to both. The matrix-product peak of the machine is
 measured between the rounds of the same run. T5X + Flaxformer run twice: as their own launcher starts them,
-and with the huge pages that `kcmoe` asks for, so that memory settings are not taken for the engine's merit.
+and with the memory settings of `kcmoe train`, so that those are not taken for the engine's merit.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--against",
         choices=("t5x",),
-        help="measure T5X + Flaxformer in turn, without and with huge pages (KCMOE_HUGE_PAGES=0: without)",
+        help="measure T5X + Flaxformer in turn, as launched and with our memory settings "
+        "(KCMOE_HUGE_PAGES=0 KCMOE_KEEP_MEMORY=0: only as launched)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds per engine (default: 5)")
     parser.add_argument("--steps", type=int, default=3, help="steps per round (default: 3)")
@@ -127,13 +128,14 @@ def main(argv: list[str]) -> int:
     config = step_worker.model_config(shape)  # refuses a bad size before any process starts
     say = functools.partial(print, file=sys.stderr, flush=True)
     say("compiling this engine's step")
-    plain, huge = environments()
-    workers = [Worker("kcmoe", "kcmoe.bench.step_worker", shape, huge)]
+    plain, ours = environments(training=True)
+    workers = [Worker("kcmoe", "kcmoe.bench.step_worker", shape, ours)]
     if args.against == "t5x":
         say("compiling T5X + Flaxformer's step")
-        workers.append(Worker("t5x", "kcmoe.t5x.step_speed", shape, plain))
-        if huge != plain:
-            workers.append(Worker("t5x, huge pages", "kcmoe.t5x.step_speed", shape, huge))
+        as_launched = {**plain, "KCMOE_KEEP_MEMORY": "0"}
+        workers.append(Worker("t5x", "kcmoe.t5x.step_speed", shape, as_launched))
+        if ours != as_launched:
+            workers.append(Worker("t5x, our memory", "kcmoe.t5x.step_speed", shape, ours))
     for worker in workers:
         worker.run(1)  # warm-up
         worker.seconds.clear()

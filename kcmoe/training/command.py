@@ -39,12 +39,13 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_gin_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
-    from kcmoe.training import compilation_cache
+    from kcmoe.training import compilation_cache, kept_memory
     from kcmoe.training.health import NonFiniteError
     from kcmoe.training.settings import Settings
 
     settings = Settings.from_macros(macros)
     compilation_cache.enable()
+    kept_memory.compute_in_turn()
 
     from kcmoe.training.loop import train
 

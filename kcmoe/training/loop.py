@@ -22,9 +22,9 @@ from kcmoe import checkpoint as checkpoints_lib
 from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
 from kcmoe.errors import UserError
 from kcmoe.gin_files import Macros
+from kcmoe.training import kept_memory, report, sharding
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import programs as programs_lib
-from kcmoe.training import report, sharding
 from kcmoe.training import state as states
 from kcmoe.training.checkpointing import Checkpoints, check_space, read_best, read_extra, restore
 from kcmoe.training.freezing import frozen_paths
@@ -111,6 +111,7 @@ def train(
         programs = programs_lib.lower(settings, mesh, shardings, batches.at(start_step), frozen)
         state, update = programs.start(state)
         say(report.memory(update))
+        update = kept_memory.keep(update)
         validation = _validation(settings, inputs, mesh, programs.evaluate, make_task_metric)
         chooser = validation.chooser if validation else None
         checkpoints = Checkpoints(folder, run.checkpoints_to_keep, chooser)
@@ -135,6 +136,7 @@ def train(
             if not (eval_due or stopping):
                 continue
             log.flush()  # nothing is saved that has not been looked at
+            kept_memory.give_back()  # evaluating and saving need some, too
             values = None
             if validation and eval_due:
                 values = validation.run(state.params)

@@ -40,9 +40,12 @@ class StepLog:
         self.last: Mapping[str, Any] = {}
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of `step`, just dispatched, and handles those of the step before."""
+        """Takes the metrics of `step`, just dispatched, and handles those of the step before; its own too if
+        it is done already, as where steps are computed in turn."""
         self.flush()
         self._pending = step, metrics
+        if metrics["loss"].is_ready():  # type: ignore[attr-defined]
+            self.flush()
 
     def flush(self) -> None:
         """Waits for the step that is pending, records and shows it.
