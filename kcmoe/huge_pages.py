@@ -36,9 +36,8 @@ def environment(
 
 
 def environments(*, training: bool = False) -> tuple[dict[str, str], dict[str, str]]:
-    """The environment as it was before `kcmoe` made its settings, and with them."""
-    ours = (TUNABLE, NO_SCRAPS, f"{TUNABLE}:{NO_SCRAPS}")
-    plain = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" or v not in ours}
+    """The environment as it was before `kcmoe bench` asked for huge pages, and with the settings."""
+    plain = {k: v for k, v in os.environ.items() if (k, v) != ("GLIBC_TUNABLES", TUNABLE)}
     return plain, environment(plain, training=training) or plain
 
 

@@ -36,15 +36,13 @@ def compute_in_turn() -> None:
 def keep(step: jax.stages.Compiled) -> Callable[..., Any]:
     """The compiled `step` as a function that keeps its memory; `step` itself if this is no CPU with glibc, or
     without `compute_in_turn` before."""
-    if jax.default_backend() != "cpu" or jax.config.read("jax_cpu_enable_async_dispatch"):
-        return step
-    libc = _glibc()
+    libc = _keeping_libc()
     return step if libc is None else _KeptStep(step, libc)
 
 
 def give_back() -> None:
-    """Gives all free memory back to the kernel: for work between steps that needs memory of its own."""
-    libc = _glibc()
+    """Gives all free memory back to the kernel, where it is kept: for work between steps that needs its own."""
+    libc = _keeping_libc()
     if libc is not None:
         libc.malloc_trim(0)
 
@@ -84,7 +82,10 @@ class _KeptStep:
         return place
 
 
-def _glibc() -> ctypes.CDLL | None:
+def _keeping_libc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc and the arrays of steps computed in turn come from it."""
+    if jax.default_backend() != "cpu" or jax.config.read("jax_cpu_enable_async_dispatch"):
+        return None
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
