@@ -41,7 +41,7 @@ def keep(step: jax.stages.Compiled) -> Callable[..., Any]:
 
 
 def give_back() -> None:
-    """Gives all free memory back to the kernel, where it is kept: for work between steps that needs its own."""
+    """Gives kept memory that is free back to the kernel: for work between steps that needs its own."""
     libc = _keeping_libc()
     if libc is not None:
         libc.malloc_trim(0)
