@@ -18,33 +18,45 @@ from kcmoe.training import kept_memory
 from kcmoe.training.step_log import StepLog
 
 _STEPS = """
-import json, resource, sys
+import ctypes, json, resource, sys
 from kcmoe.training import kept_memory
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: small pages, to be counted
 kept_memory.compute_in_turn()
 import jax, jax.numpy as jnp
 
-def pages():  # fetched from the kernel so far, and held now
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, int(open("/proc/self/statm").read().split()[1])
+def fetched():  # pages, from the kernel so far
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def held():  # pages, now
+    return int(open("/proc/self/statm").read().split()[1])
 
 x = jnp.ones(4096)
 step = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: y * x, x[:, None] + x)[0]).lower(x).compile()
 assert step.memory_analysis().temp_size_in_bytes >= 4 * 4096 * 4096
 step = kept_memory.keep(step)
-small = []
-for _ in range(3):
+small, most = [], 0
+start = fetched()
+for _ in range(STEPS):
     small.append(jax.block_until_ready(step(x)))
-fetched, held = pages()
-for _ in range(10):
-    small.append(jax.block_until_ready(step(x)))
+    most = max(most, held())
+anew = fetched() - start
 kept_memory.give_back()
-print(json.dumps([pages()[0] - fetched, held, pages()[1]]))
+idle = held()
+freed = ctypes.create_string_buffer(64 << 20)
+del freed  # kept where memory is kept
+before = held()
+kept_memory.give_back()
+print(json.dumps([anew, most - idle, before - held()]))
 """
+_COUNT = 40
 
 
 def _run(**env: str) -> list[int]:
+    """Pages that the steps fetched; the most they held; what was given back in the end, of 64 MiB freed."""
     plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
-    plain |= {"GLIBC_TUNABLES": huge_pages.NO_SCRAPS, **env}  # and small pages, to be counted
-    done = subprocess.run([sys.executable, "-c", _STEPS], env=plain, capture_output=True, text=True)
+    plain |= {"GLIBC_TUNABLES": huge_pages.NO_SCRAPS, **env}
+    script = _STEPS.replace("STEPS", str(_COUNT))
+    done = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -53,11 +65,12 @@ def _run(**env: str) -> list[int]:
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="arrays of this device are not glibc's")
 def test_memory_is_fetched_once_and_held_once():
     array = 4096 * 4096 * 4 // os.sysconf("SC_PAGE_SIZE")  # pages
-    fetched, held, after = _run()
+    fetched, held, given_back = _run()
     anew, _, _ = _run(KCMOE_KEEP_MEMORY="0")
-    assert anew > 9 * array  # what is to be avoided
-    assert fetched < 2 * array
-    assert held - after > array  # given back when asked
+    assert anew > 0.9 * _COUNT * array  # what is to be avoided
+    assert fetched < anew / 2  # on a busy machine the heap moves now and then: an array or two
+    assert held < 1.5 * array  # moved or not
+    assert given_back > 0.9 * array
 
 
 def test_leaves_steps_alone_that_are_dispatched_ahead():
