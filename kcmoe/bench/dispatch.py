@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`kcmoe bench dispatch`: which way to the experts is fastest on this device.
 
-Times one MoE block forward and backward, for every dispatch that each routing allows and several numbers of
-tokens. What `DISPATCH = 'auto'` would take is marked; where another one wins by more than the noise, that is
-worth a line in kcmoe/model/dispatch_choice.py.
+Times one MoE block forward and backward, for each routing and dispatch and several numbers of tokens. What
+`DISPATCH = 'auto'` would take is marked; where another one wins by more than the noise, that is worth a line
+in kcmoe/model/dispatch_choice.py.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ _EPILOG = """\
 examples:
   kcmoe bench dispatch --size=mini
   kcmoe bench dispatch --size=base --tokens=4096,32768
+  kcmoe bench dispatch --gin NUM_EXPERTS=64
 """
-WAYS: dict[Any, tuple[Any, ...]] = {
-    "capacity": ("gather", "einsum"),
-    "dropless": ("gather", "einsum", "grouped", "ragged"),
-}
+ROUTINGS: tuple[Any, ...] = ("capacity", "dropless")
+WAYS: tuple[Any, ...] = ("gather", "einsum", "grouped", "ragged")
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +33,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--size", default="tiny", help="a file of configs/sizes (default: tiny)")
     parser.add_argument("--tokens", default="64,512,4096", help="numbers of tokens, by commas")
+    parser.add_argument("--gin", metavar="NAME=VALUE", action="append", default=[], help="a macro")
     parser.add_argument("--repeats", type=int, default=7, help="timings each (default: 7)")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args(argv)
@@ -49,14 +49,15 @@ def main(argv: list[str]) -> int:
     from kcmoe.bench import figures
     from kcmoe.bench.step_worker import model_config
     from kcmoe.bench.train import Shape
-    from kcmoe.model.dispatch_choice import resolve
+    from kcmoe.model.moe import layout
 
-    config = model_config(Shape(args.size, 1, 1, 1))
+    config = model_config(Shape(args.size, 1, 1, 1, tuple(args.gin)))
     rows: list[dict[str, Any]] = []
     for count in tokens:
-        for routing, ways in WAYS.items():
-            auto = resolve("auto", routing, count, jax.default_backend())
-            for way in ways:
+        for routing in ROUTINGS:
+            asked = dataclasses.replace(config, routing=routing, dispatch="auto")
+            _, _, auto = layout(asked, count, train=False)
+            for way in WAYS:
                 one = dataclasses.replace(config, routing=routing, dispatch=way)
                 milliseconds = [s * 1e3 for s in _seconds(one, count, args.repeats)]
                 rows.append(

@@ -6,8 +6,8 @@ Four ways with the same result up to float rounding:
   gathered back. Both gradients are gathers as well (a token has at most A slots), never scatters.
 - `einsum`: Flaxformer's one-hot masks (flaxformer@399ea3a:architectures/moe/moe_layers.py). It costs
   more FLOPs than the experts themselves and exists for devices that gather badly, and as a check.
-- `grouped`: rows sorted by expert, each expert's share as long as it is: nothing dropped, no empty
-  slots but the last few of each expert. See `grouped_dot`.
+- `grouped`: rows sorted by expert, each expert's share as long as it is: no empty slots but the last few
+  of each expert, and nothing dropped that was not to be dropped. See `grouped_dot`.
 - `ragged`: the same without the empty slots, through XLA's `ragged_dot`, which some devices do well and
   others by multiplying every row by every expert.
 """
@@ -74,17 +74,24 @@ def capacity_slots(routing: Routing, experts: int, capacity: int) -> Slots:
     )
 
 
-def grouped_slots(expert_NxA: Array, experts: int, block: int) -> Slots:
-    """Slots sorted by expert, each expert's share padded to whole blocks; nothing is dropped."""
+def grouped_slots(expert_NxA: Array, kept_NxA: Array | None, experts: int, block: int) -> Slots:
+    """Slots sorted by expert, each expert's share padded to whole blocks.
+
+    Only choices in bool[N, A] `kept_NxA` get a slot; all of them where that is None.
+    """
     choices = expert_NxA.size
+    none = experts  # one more expert, without slots
     flat = expert_NxA.reshape(-1)
+    if kept_NxA is not None:
+        flat = jnp.where(kept_NxA.reshape(-1), flat, none)
     place = earlier_equal(flat[None], experts)[0]
     counts_E = jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
     blocks_E = (counts_E + block - 1) // block
     up_to = np.tri(experts, dtype=np.int32)  # a cumulative sum, cheaper to compile
     ends_E = jnp.sum(up_to * blocks_E, axis=1)
-    slot = ((ends_E - blocks_E) * block)[flat] + place
     num_blocks = (choices + experts * (block - 1)) // block
+    starts = jnp.append((ends_E - blocks_E) * block, num_blocks * block)
+    slot = starts[flat] + place
     ended = ends_E[None, :] <= jnp.arange(num_blocks)[:, None]
     expert_of_block = jnp.minimum(jnp.sum(ended, axis=1), experts - 1).astype(jnp.int32)
     return _with_inverse(

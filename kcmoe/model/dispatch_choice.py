@@ -8,23 +8,53 @@ whether something else is better there. Override with `--gin.DISPATCH='"ragged"'
 
 from __future__ import annotations
 
-# Platform -> (tokens from which a dropless layer is grouped, how). Below that many tokens most of a
-# group's blocks would be empty, and one product per expert over all tokens is quicker.
-MEASURED: dict[str, tuple[int, str]] = {"cpu": (128, "grouped")}
-UNMEASURED = (512, "grouped")
+import dataclasses
+import math
 
 
-def resolve(dispatch: str, routing: str, tokens: int, platform: str) -> str:
-    """The concrete dispatch for a layer of `tokens` tokens on `platform` ("cpu", "gpu", "tpu").
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """From where on the grouped product wins on a device, and which one.
 
-    `grouped` and `ragged` cannot drop tokens, so under `capacity` routing they mean `gather`.
+    Attributes:
+      how: "grouped" or "ragged".
+      dropless_tokens: dropless routing of at least so many tokens. With fewer most blocks would be empty, and
+        one product per expert over all tokens is quicker.
+      capacity_slots: capacity routing with at least so many slots for each row of the grouped product.
+        Four slots per expert and group is Flaxformer's least, so that with many experts and few tokens
+        nearly all of them are empty.
     """
-    if routing == "capacity":
-        return dispatch if dispatch == "einsum" else "gather"
+
+    how: str
+    dropless_tokens: int
+    capacity_slots: float
+
+
+MEASURED: dict[str, Choice] = {"cpu": Choice("grouped", 128, 4.0)}
+UNMEASURED = Choice("grouped", 512, math.inf)
+
+
+def resolve(
+    dispatch: str, routing: str, tokens: int, slots: int, choices: int, experts: int, platform: str
+) -> str:
+    """The concrete dispatch of a layer on `platform` ("cpu", "gpu", "tpu").
+
+    Args:
+      dispatch: a concrete one stays as it is; "auto" is decided.
+      routing: "capacity" or "dropless".
+      tokens: N, of the whole batch.
+      slots: M of `gather`: experts * groups * capacity.
+      choices: N * A.
+      experts: E.
+      platform: of `jax.default_backend()`.
+    """
     if dispatch != "auto":
         return dispatch
-    enough_tokens, how = MEASURED.get(platform, UNMEASURED)
-    return how if tokens >= enough_tokens else "gather"
+    measured = MEASURED.get(platform, UNMEASURED)
+    if routing == "capacity":
+        rows = choices + experts * (grouped_block(choices, experts) - 1)
+        return measured.how if slots >= measured.capacity_slots * rows else "gather"
+    return measured.how if tokens >= measured.dropless_tokens else "gather"
 
 
 def grouped_block(choices: int, experts: int) -> int:

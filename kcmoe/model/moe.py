@@ -83,6 +83,27 @@ class Experts(nn.Module):
         return inner * jnp.repeat(per_expert[slots.experts_of_blocks], slots.block, axis=0)
 
 
+def layout(config: ModelConfig, tokens: int, *, train: bool) -> tuple[int, int, str]:
+    """(groups, slots per expert and group, dispatch) of a layer with `tokens` tokens on this device."""
+    experts = config.num_experts
+    copies = experts * config.num_expert_replicas
+    groups = routing_lib.num_groups(tokens, config.group_size, copies)
+    factor = config.train_expert_capacity_factor if train else config.eval_expert_capacity_factor
+    capacity = routing_lib.expert_capacity(factor, tokens // groups, experts)
+    if config.routing == "dropless":
+        capacity = tokens // groups  # a token chooses an expert at most once
+    how = resolve(
+        config.dispatch,
+        config.routing,
+        tokens,
+        slots=experts * groups * capacity,
+        choices=tokens * config.num_selected_experts,
+        experts=experts,
+        platform=jax.default_backend(),
+    )
+    return groups, capacity, how
+
+
 class MoeLayer(nn.Module):
     """Routes each token to its experts and adds up what they return, weighted by the router."""
 
@@ -99,20 +120,10 @@ class MoeLayer(nn.Module):
         padded = jnp.pad(x, padding) if (padded_batch, padded_length) != (batch, length) else x
 
         tokens = padded_batch * padded_length
-        groups = routing_lib.num_groups(tokens, config.group_size, copies)
+        groups, capacity, how = layout(config, tokens, train=not deterministic)
         x_GxTxD = padded.reshape(groups, tokens // groups, width)
         logits = Router(config.num_experts, name="router")(x_GxTxD)
         routing = routing_lib.route(logits, config.num_selected_experts)
-
-        factor = (
-            config.eval_expert_capacity_factor
-            if deterministic
-            else config.train_expert_capacity_factor
-        )
-        capacity = routing_lib.expert_capacity(factor, tokens // groups, config.num_experts)
-        if config.routing == "dropless":
-            capacity = tokens // groups  # a token chooses an expert at most once
-        how = resolve(config.dispatch, config.routing, tokens, jax.default_backend())
         y = self._through_experts(how, x_GxTxD, routing, capacity, deterministic)
         self._report(routing, capacity, logits)
         return y.reshape(padded.shape)[:batch, :length]
@@ -143,8 +154,11 @@ class MoeLayer(nn.Module):
         gate_NxA = routing.gate_GxTxA.reshape(x_NxD.shape[0], -1)
         if how in ("grouped", "ragged"):
             expert_NxA = routing.expert_GxTxA.reshape(gate_NxA.shape)
+            kept_NxA = None
+            if config.routing == "capacity":
+                kept_NxA = (routing.place_GxTxA < capacity).reshape(gate_NxA.shape)
             block = 1 if how == "ragged" else grouped_block(gate_NxA.size, config.num_experts)
-            slots = dispatch_lib.grouped_slots(expert_NxA, config.num_experts, block)
+            slots = dispatch_lib.grouped_slots(expert_NxA, kept_NxA, config.num_experts, block)
             y_MxD = experts(dispatch_lib.to_slots(x_NxD, slots), slots, deterministic)
         else:
             slots = dispatch_lib.capacity_slots(routing, config.num_experts, capacity)

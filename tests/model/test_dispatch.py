@@ -48,7 +48,7 @@ def test_gathers_have_the_gradients_of_plain_indexing():
 def test_grouped_slots_hold_every_choice_once_in_blocks_of_one_expert():
     _, routed = routed_tokens()
     chosen = routed.expert_GxTxA.reshape(24, 2)
-    slots = dispatch.grouped_slots(chosen, EXPERTS, block=8)
+    slots = dispatch.grouped_slots(chosen, None, EXPERTS, block=8)
     slot = np.asarray(slots.slot_of_NxA)
     assert len(np.unique(slot)) == slot.size
     assert slot.max() < slots.num_slots
@@ -58,9 +58,23 @@ def test_grouped_slots_hold_every_choice_once_in_blocks_of_one_expert():
     )
 
 
+def test_grouped_slots_hold_only_what_is_kept():
+    _, routed = routed_tokens()
+    chosen = routed.expert_GxTxA.reshape(24, 2)
+    kept = routed.place_GxTxA.reshape(24, 2) < 4
+    slots = dispatch.grouped_slots(chosen, kept, EXPERTS, block=8)
+    slot, choices = np.asarray(slots.slot_of_NxA), np.asarray(slots.choice_of_M)
+    kept = np.asarray(kept)
+    assert 0 < kept.sum() < kept.size
+    assert (slot[~kept] == slots.num_slots).all()
+    assert len(np.unique(slot[kept])) == kept.sum()
+    np.testing.assert_array_equal(choices[slot[kept]], np.flatnonzero(kept))
+    assert (choices < slot.size).sum() == kept.sum()  # the other slots are empty
+
+
 def test_grouped_dot_is_each_row_times_its_experts_matrix():
     x, routed = routed_tokens()
-    slots = dispatch.grouped_slots(routed.expert_GxTxA.reshape(24, 2), EXPERTS, block=8)
+    slots = dispatch.grouped_slots(routed.expert_GxTxA.reshape(24, 2), None, EXPERTS, block=8)
     kernel = jnp.asarray(
         np.random.default_rng(1).normal(size=(EXPERTS, WIDTH, HIDDEN)), jnp.float32
     )

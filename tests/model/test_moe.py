@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kcmoe.model.dispatch_choice import resolve
 from kcmoe.model.layers import MlpBlock
 from kcmoe.model.moe import MoeLayer
 
@@ -49,7 +50,7 @@ def test_copied_experts_with_room_for_all_are_one_dense_mlp(toy, x):
 
 
 def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
-    """gather = einsum under capacity, with drops; gather = einsum = grouped = ragged under dropless."""
+    """gather = einsum = grouped = ragged, with drops and without."""
 
     def run(**settings):
         config = toy(**settings)
@@ -62,14 +63,11 @@ def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
         (value, dropped), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
         return value, float(dropped), jax.tree.leaves(grads)
 
-    for routing, ways in {
-        "capacity": ("einsum",),
-        "dropless": ("einsum", "grouped", "ragged"),
-    }.items():
+    for routing in ("capacity", "dropless"):
         common = {"ROUTING": routing, "EVAL_EXPERT_CAPACITY_FACTOR": 1.0}
         value, dropped, grads = run(DISPATCH="gather", **common)
         assert (dropped > 0) == (routing == "capacity")
-        for way in ways:
+        for way in ("einsum", "grouped", "ragged"):
             other_value, _, other_grads = run(DISPATCH=way, **common)
             np.testing.assert_allclose(other_value, value, rtol=1e-5)
             for ours, theirs in zip(other_grads, grads, strict=True):
@@ -120,3 +118,14 @@ def test_experts_compute_in_bfloat16_and_the_router_in_float32(toy, x):
     assert float(jnp.max(jnp.abs(y.astype(jnp.float32) - exact))) < 0.2 * float(
         jnp.max(jnp.abs(exact))
     )
+
+
+def test_auto_takes_another_way_where_most_slots_would_be_empty():
+    """64 experts, 1,024 tokens: Flaxformer's least capacity makes 16 slots per token, of which 2 are used."""
+    few = {"slots": 16_384, "choices": 2_048, "experts": 64, "platform": "cpu"}
+    assert resolve("auto", "capacity", 1_024, **few) == "grouped"
+    assert resolve("auto", "capacity", 4_096, **{**few, "choices": 8_192}) == "gather"
+    assert resolve("einsum", "capacity", 1_024, **few) == "einsum"
+    assert (
+        resolve("auto", "capacity", 1_024, **{**few, "platform": "gpu"}) == "gather"
+    )  # not measured

@@ -27,8 +27,11 @@ def test_golden_case_holds(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["packed_top2", "factored_unpacked"])
-@pytest.mark.parametrize("dispatch", ["gather", "einsum"])
+@pytest.mark.parametrize(
+    ("name", "dispatch"),
+    [("packed_top2", way) for way in ("gather", "einsum", "grouped", "ragged")]
+    + [("factored_unpacked", "gather")],
+)
 def test_reference_cases_hold_whatever_the_dispatch(name, dispatch):
     if not (REFERENCE / name).exists():
         pytest.skip("the larger reference cases are not beside this clone")
