@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What counting character n-grams scores on NSMC: the least that a trained model should beat.
 
-    python benchmarks/ngram_baseline.py --data=../shared/data
+    python benchmarks/ngram_baseline.py --data=data
 
 Naive Bayes on which n-grams are there, and a logistic regression on their TF-IDF. Both learn from the
 reviews that `kcmoe train` learns from, their settings are chosen on the ones it holds out, and the

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How should a Korean vocabulary respect morphemes? Plain, spaced, delimited and ours, same lines, same size.
 
-    python benchmarks/vocabulary.py --data=../shared/data --output=DIR
+    python benchmarks/vocabulary.py --data=data --output=DIR
 
 Trains each way through `kcmoe tokenizer train`'s own code, with and without byte fallback, and prints
 `kcmoe tokenizer report` on text that none has seen. A vocabulary that is already in DIR with the same
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="../shared/data", help="folder of comments/ and nsmc/")
+    parser.add_argument("--data", default="data", help="folder of comments/ and nsmc/")
     parser.add_argument("--output", required=True, help="folder of the vocabularies and the report")
     parser.add_argument("--lines", type=int, default=0, help="learn from this many lines; 0 is all")
     parser.add_argument("--size", type=int, default=32_000, help="pieces")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a vocabulary takes, how much memory it holds, and what a second MeCab process brings.
 
-    python benchmarks/vocabulary_speed.py --data=../shared/data --output=DIR
+    python benchmarks/vocabulary_speed.py --data=data --output=DIR
 
 Runs `kcmoe tokenizer train` on all comments as anybody would, watches the memory of its processes
 (each shared page counted once), compares the bytes with the vocabulary that ships, and times MeCab on
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="../shared/data", help="folder of comments/")
+    parser.add_argument("--data", default="data", help="folder of comments/")
     parser.add_argument("--output", required=True, help="folder of the vocabulary")
     parser.add_argument("--mecab_lines", type=int, default=40_000, help="lines for timing MeCab")
     args = parser.parse_args(argv)

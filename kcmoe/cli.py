@@ -35,7 +35,6 @@ def _usage() -> str:
     lines += [
         "",
         "`kcmoe <verb> --help` explains a verb, with an example. A first run:",
-        "  kcmoe data prepare --sample --output=data/sample",
         "  kcmoe train --gin_file=configs/runs/pretrain_sample.gin --gin.MODEL_DIR='\"runs/first\"'",
     ]
     return "\n".join(lines)

@@ -12,10 +12,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from kcmoe import resources
+from kcmoe import remote, resources
 from kcmoe.errors import UserError, near_misses
 
 
@@ -171,7 +170,7 @@ class _Reader:
         self._open.pop()
 
     def _find(self, path: str, asked_by: str) -> str:
-        if "://" in path or os.path.isabs(path):
+        if remote.is_remote(path) or os.path.isabs(path):
             return path
         for folder in self._search_paths:
             candidate = os.path.join(folder, path)
@@ -234,12 +233,7 @@ class _Delegate:
 
 def _read(path: str) -> str:
     try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as remote:
-                return remote.read().decode("utf-8")
-        return Path(path).read_text(encoding="utf-8")
+        return remote.read_bytes(path).decode("utf-8")
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise UserError(f"{path}: not UTF-8 text, so not a gin file") from None

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kcmoe import resources
+from kcmoe import remote, resources
 from kcmoe.errors import UserError
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
@@ -138,13 +138,7 @@ class Vocabulary:
 
 def _read(path: str) -> bytes:
     try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as remote:
-                return remote.read()
-        with open(path, "rb") as local:
-            return local.read()
+        return remote.read_bytes(path)
     except (OSError, ValueError, ImportError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"VOCABULARY_FILE {path} cannot be read: {reason}") from None

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The first ten minutes with Kc-MoE, offline apart from the package index, on two CPU cores.
+# The first minutes with Kc-MoE, offline apart from the package index, on two CPU cores.
 #
 #   bash scripts/quickstart.sh
 #
@@ -65,4 +65,6 @@ LINES
 
 say "Done. Numbers of this run; README.md says what to expect"
 grep '"split": "eval"' "$OUT/pretrain/metrics.jsonl" "$OUT/reviews/metrics.jsonl" |
-  sed -E 's/^[^:]*quickstart\/([a-z]+)\/[^{]*\{"step": ([0-9]+),.*"cross_ent_loss": ([0-9.]+),.*/\1 step \2: validation loss \3/'
+  sed -E -e 's/^[^:]*quickstart\/([a-z]+)\/[^{]*\{"step": ([0-9]+),/\1 step \2:/' \
+    -e 's/^([^:]*):.*"cross_ent_loss": ([0-9.]+),(.*"accuracy": ([0-9.]+).*)?.*/\1: validation loss \2, accuracy \4/' \
+    -e 's/, accuracy $//'

@@ -26,15 +26,15 @@ CEILING_LINES = 350
 FOREIGN = ("tensorflow", "tensorflow_text", "seqio", "t5", "t5x", "flaxformer", "MeCab")
 # Layers from top to bottom; a module imports its own layer and those below.
 LAYERS = (
-    {"cli"},
+    {"__main__", "cli"},
     {"bench", "parity", "plan", "t5x"},
     {"evaluation"},
     {"training", "inference"},
     {"data", "tokenizer", "checkpoint"},
     {"model", "tasks", "vocabulary"},
     {"config", "arguments"},
-    {"gin_files"},
-    {"resources", "errors"},
+    {"gin_files", "task_types"},
+    {"remote", "resources", "errors", "huge_pages"},
 )
 # Imports across layers that are meant, each with its reason.
 ALLOWED = {
@@ -95,6 +95,14 @@ def test_every_package_folder_is_a_package() -> None:
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
+def test_every_module_has_a_layer() -> None:
+    package = ROOT / "kcmoe"
+    parts = {
+        path.relative_to(package).parts[0].removesuffix(".py") for path in package.rglob("*.py")
+    }
+    assert parts - {"__init__"} == set().union(*LAYERS)
+
+
 def test_layers_point_one_way() -> None:
     wrong = []
     for path in CODE:
@@ -119,6 +127,17 @@ def test_only_t5x_imports_the_other_stack() -> None:
         for module in imports_of(path)
         if module.split(".")[0] in set(FOREIGN) - {"MeCab"}
         or (module.split(".")[0] == "MeCab" and not path.is_relative_to(ROOT / "kcmoe/tokenizer"))
+    ]
+    assert not wrong
+
+
+def test_buckets_have_one_door() -> None:
+    """fsspec is imported where it is set up for them, and nowhere else."""
+    wrong = [
+        name(path)
+        for path in CODE
+        if path.is_relative_to(ROOT / "kcmoe") and path != ROOT / "kcmoe/remote.py"
+        if {module.split(".")[0] for module in imports_of(path)} & {"fsspec", "gcsfs"}
     ]
     assert not wrong
 

@@ -88,11 +88,6 @@ class DataSet:
     by_hand: str = ""
     present: str = ""
 
-    @property
-    def size(self) -> int:
-        """Bytes to fetch, 0 where unknown."""
-        return sum(file.size for file in self.files) if all(f.size for f in self.files) else 0
-
 
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}

@@ -12,6 +12,7 @@ from kcmoe.arguments import Parser, add_gin_arguments, parse_with_gin
 from kcmoe.data.catalogue import DATA_SETS
 from kcmoe.data.cleaning import MIN_CHARACTERS, RULES
 from kcmoe.errors import UserError, near_misses
+from kcmoe.remote import is_remote
 
 _EPILOG = """\
 examples:
@@ -107,6 +108,8 @@ def _prepare(argv: Sequence[str]) -> int:
         epilog=(
             "examples:\n  kcmoe data prepare 'raw/*.parquet' comments.jsonl --output=data/comments "
             "--validation=5000 --memory=8GB\n"
+            "  kcmoe data prepare 'raw/*.parquet' --output=data/comments "
+            "--exclude=data/nsmc/test.parquet:document\n"
             "  kcmoe data prepare --sample --output=data/sample\n\nrules (KcBERT's), off with "
             "--without=RULE,…:\n" + "\n".join(f"  {name:<11}{text}" for name, text in RULES.items())
         ),
@@ -135,8 +138,8 @@ def _prepare(argv: Sequence[str]) -> int:
         "--exclude",
         action="append",
         default=[],
-        metavar="FILE",
-        help="drop texts that occur in FILE",
+        metavar="FILE[:COLUMN,…]",
+        help="drop texts that occur in these columns of FILE (default --column); may be repeated",
     )
     add("--shard_rows", type=int, default=1_000_000, help="rows per shard (default 1,000,000)")
     add("--seed", type=int, default=0, help="of the order (default 0)")
@@ -153,35 +156,28 @@ def _prepare(argv: Sequence[str]) -> int:
 
 
 def _run_prepare(args: argparse.Namespace) -> int:
-    from kcmoe.data import tables
+    from kcmoe.data import exclusion, tables
     from kcmoe.data.cleaning import Cleaner
     from kcmoe.data.prepare import Plan, prepare
     from kcmoe.data.staging import Reading
 
     if bool(args.inputs) == args.sample:
         raise UserError("give either input files or --sample")
-    if tables.is_remote(args.output):
+    if is_remote(args.output):
         raise UserError(
             f"--output={args.output} is in a bucket; write to a local folder and copy it"
         )
     inputs = ["samples:comments.txt"] if args.sample else args.inputs
     rules = [rule for rule in args.without.split(",") if rule]
     cleaner = Cleaner.without(rules, min_characters=args.min_characters)
-    for name, lowest in (
-        ("shard_rows", 1),
-        ("workers", 1),
-        ("validation", 0),
-        ("min_characters", 0),
-    ):
-        if getattr(args, name) < lowest:
-            raise UserError(f"--{name} must be at least {lowest}")
+    _check_least(args, shard_rows=1, workers=1, validation=0, min_characters=0)
     plan = Plan(
         files=tables.expand(inputs),
         output=Path(args.output),
         reading=Reading(cleaner, args.column, args.encoding, not args.lenient, args.seed),
         shard_rows=args.shard_rows,
         validation_rows=args.validation,
-        exclude=tables.expand(args.exclude),
+        exclude=[each for argument in args.exclude for each in exclusion.parse(argument)],
         memory_bytes=parse_bytes(args.memory),
         workers=args.workers,
     )
@@ -193,6 +189,12 @@ def _run_prepare(args: argparse.Namespace) -> int:
         print(f"  left out: {count:,} {reason}")
     print(f"  {args.output}/manifest.json has counts, checksums and settings")
     return 0
+
+
+def _check_least(args: argparse.Namespace, **least: int) -> None:
+    for name, lowest in least.items():
+        if getattr(args, name) < lowest:
+            raise UserError(f"--{name} must be at least {lowest}")
 
 
 def parse_bytes(text: str) -> int:
@@ -226,6 +228,7 @@ def _inspect(argv: Sequence[str]) -> int:
         "--scan_rows", type=int, default=1_000_000, help="rows per split searched for duplicates"
     )
     args, macros = parse_with_gin(parser, argv)
+    _check_least(args, examples=0, scan_rows=0)
     from kcmoe import config
     from kcmoe.data import inspection
     from kcmoe.data.features import Lengths
@@ -257,7 +260,7 @@ def _inspect(argv: Sequence[str]) -> int:
         for name, values in findings.lengths.items():
             print(f"tokens of {name}:")
             print("\n".join(inspection.histogram(values, findings.limits[name])))
-        print("\n".join(findings.shown))
+        print("".join(f"{line}\n" for line in findings.shown), end="")
     if args.plot:
         inspection.plot(all_findings, args.plot)
         print(f"{args.plot} has the histograms")

@@ -2,20 +2,23 @@
 """`kcmoe data download`: fetches a set of the catalogue and turns it into the parquet that tasks read.
 
 Originals stay in `<set>/raw/`; the tables beside them get a manifest with rows, checksums and where they
-came from. What is whole is never fetched or made again.
+came from and of what they were made. What is whole is never fetched or made again.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe import remote
 from kcmoe.data import fetch, manifest, parquet, tables
-from kcmoe.data.catalogue import DATA_SETS, DataSet, Remote, Table
+from kcmoe.data.catalogue import DATA_SETS, DataSet, Table
 from kcmoe.errors import UserError, near_misses
 
 _BLOCK = 1 << 22
@@ -51,40 +54,75 @@ def download(
     Raises:
       UserError: what has to be done by hand, or why it could not be fetched.
     """
+    for mirror in mirrors:
+        _check_address(mirror)
     if each.by_hand:
         raise UserError(f"{each.name} cannot be fetched by itself. {each.by_hand}")
     if each.bucket:
         copy_bucket(each.bucket, data_dir / each.name, say)
         return
     raw = data_dir / each.name / "raw"
-    for remote in each.files:
-        urls = [f"{mirror.rstrip('/')}/{each.name}/{remote.name}" for mirror in mirrors]
-        fetched = fetch.fetch(
-            [*urls, remote.url], raw / remote.name, remote.git_blob, size=remote.size
-        )
-        say(f"{raw / remote.name}: {'fetched' if fetched else 'already there'}, checksum is right")
+    for file in each.files:
+        urls = [f"{mirror.rstrip('/')}/{each.name}/{file.name}" for mirror in mirrors]
+        fetched = fetch.fetch([*urls, file.url], raw / file.name, file.git_blob, size=file.size)
+        say(f"{raw / file.name}: {'fetched' if fetched else 'already there'}, checksum is right")
+    _make_tables(each, raw, data_dir, say)
+
+
+def _check_address(mirror: str) -> None:
+    with contextlib.suppress(ValueError):
+        if urllib.parse.urlsplit(mirror).scheme in ("http", "https", "file"):
+            return
+    raise UserError(f"--mirror={mirror} is no address; it begins with https:// or http://")
+
+
+def _make_tables(each: DataSet, raw: Path, data_dir: Path, say: Callable[[str], object]) -> None:
+    """Makes the tables that are not there, or not as this catalogue has them, and the manifest."""
+    done = None
+    with contextlib.suppress(UserError):  # a damaged manifest is written anew
+        done = manifest.read(data_dir / each.name)
+    known = {shard["file"]: shard for shard in done["shards"]} if done else {}
     shards = []
     for table in each.tables:
-        rows, dropped = convert(table, raw, data_dir)
         path = data_dir / table.file
-        say(f"{path}: {rows:,} rows" + (f", left out {dropped}" if dropped else ""))
-        shards.append(
-            {
-                "file": path.name,
-                "rows": rows,
-                "bytes": path.stat().st_size,
-                "sha256": manifest.sha256(path),
-                "sources": [_source(each, name) for name in table.sources],
-                "left_out": dropped,
-            }
-        )
+        made_of = _made_of(each, table)
+        shard = known.get(path.name, {})
+        with _disk_errors(path):
+            whole = made_of.items() <= shard.items() and _is_whole(path, shard["sha256"])
+            if not whole:
+                rows, dropped = convert(table, raw, data_dir)
+                size, sha256 = path.stat().st_size, manifest.sha256(path)
+                shard = {"file": path.name, "rows": rows, "bytes": size, "sha256": sha256}
+                shard |= made_of | {"left_out": dropped}
+        left_out = f", left out {shard['left_out']}" if shard["left_out"] else ""
+        there = ", already there, checksum is right" if whole else ""
+        say(f"{path}: {shard['rows']:,} rows{left_out}{there}")
+        shards.append(shard)
     about = {"format": 1, "set": each.name, "licence": each.licence, "homepage": each.homepage}
-    manifest.write(data_dir / each.name, about | {"shards": shards})
+    if done != about | {"shards": shards}:
+        with _disk_errors(data_dir / each.name / manifest.NAME):
+            manifest.write(data_dir / each.name, about | {"shards": shards})
 
 
-def _source(each: DataSet, name: str) -> dict[str, str]:
-    remote: Remote = next(file for file in each.files if file.name == name)
-    return {"url": remote.url, "git_blob": remote.git_blob}
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {parquet.one_line(error)}; what was fetched is kept"
+        ) from None
+
+
+def _made_of(each: DataSet, table: Table) -> dict[str, Any]:
+    """Everything that decides what is in a table, for its manifest."""
+    files = {file.name: file for file in each.files}
+    sources = [{"url": files[n].url, "git_blob": files[n].git_blob} for n in table.sources]
+    return {"sources": sources, "columns": dict(table.columns), "types": dict(table.types)}
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.is_file() and manifest.sha256(path) == sha256
 
 
 def convert(table: Table, raw: Path, data_dir: Path) -> tuple[int, str]:
@@ -137,8 +175,6 @@ def copy_bucket(address: str, target: Path, say: Callable[[str], object] = print
     Raises:
       UserError: if the bucket cannot be read, a checksum differs, or the disk is full.
     """
-    from kcmoe.data import remote
-
     options = (
         {"token": "anon", "session_kwargs": {"trust_env": True}}
         if address.startswith("gs:")

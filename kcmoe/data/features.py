@@ -59,16 +59,13 @@ class Ragged:
         """int64 [N]."""
         return np.diff(self.starts)
 
-    def place(
-        self, sequences: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Writes sequence `sequences[k]` into `out[rows[k], columns[k]:]`, for all k at once."""
-        source, row, column = self._cells(sequences, rows, columns)
-        out[row, column] = self.tokens[source]
-
-    def _cells(
+    def cells(
         self, sequences: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places in `tokens`, rows and columns that put sequence `sequences[k]` at (rows[k], columns[k]).
+
+        `out[row, column] = tokens[place]` does so for all k at once.
+        """
         lengths = self.lengths[sequences]
         offsets = np.cumsum(lengths) - lengths
         within = np.arange(lengths.sum()) - np.repeat(offsets, lengths)
@@ -133,7 +130,7 @@ def packed_features(
         ends = np.cumsum(sizes)
         columns = ends - sizes - (ends - sizes)[first]
         out = np.zeros((3 if pack else 1, num_rows, length), np.int32)
-        source, row, column = ragged._cells(members, rows, columns)
+        source, row, column = ragged.cells(members, rows, columns)
         out[0, row, column] = ragged.tokens[source]
         if pack:
             out[1, row, column] = np.repeat(segment, sizes)

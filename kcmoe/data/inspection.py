@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from kcmoe.data import labelled, packing, tables
-from kcmoe.data.features import Lengths
+from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, tokenize_examples
 from kcmoe.data.rows import CorpusRows
 from kcmoe.data.settings import DataConfig
@@ -95,13 +95,13 @@ def _inspect_corpus(
         f"positions filled: inputs {filled[0]:.1%}, targets {filled[1]:.1%}; nothing is cut",
         f"unknown pieces: {(sample == vocabulary.unk_id).mean():.3%} of tokens",
     ]
-    features = rows.take(np.arange(shown))
     texts = []
-    for row, segment in enumerate(rows.segments(np.arange(shown))):
+    for row in range(shown):
+        features = rows.take(np.array([row]))
         texts += [
-            f"row {row} before   {vocabulary.decode(segment)}",
-            f"row {row} inputs   {vocabulary.decode(features['encoder_input_tokens'][row])}",
-            f"row {row} targets  {vocabulary.decode(features['decoder_target_tokens'][row])}",
+            f"row {row} before   {vocabulary.decode(rows.segments(np.array([row]))[0])}",
+            f"row {row} inputs   {vocabulary.decode(features['encoder_input_tokens'][0])}",
+            f"row {row} targets  {vocabulary.decode(features['decoder_target_tokens'][0])}",
         ]
     return Findings(f"{task.name} {split}", lines, {"documents": sizes}, {"documents": 0}, texts)
 
@@ -149,12 +149,19 @@ def _inspect_labelled(
     chosen = np.random.default_rng(seed).permutation(len(examples))[:shown]
     texts = []
     for number in chosen.tolist():
-        example = examples[number]
+        name = examples[number].id
         texts += [
-            f"{example.id} inputs   {example.inputs_text}",
-            f"{example.id} targets  {example.target_text}",
+            f"{name} inputs   {_as_read(inputs, number, lengths.inputs, vocabulary)}",
+            f"{name} targets  {_as_read(targets, number, lengths.targets, vocabulary)}",
         ]
     return Findings(f"{task.name} {split}", lines, sizes, limits, texts)
+
+
+def _as_read(whole: Ragged, number: int, limit: int, vocabulary: Vocabulary) -> str:
+    """Text of the ids the model gets of a sequence, and whether that is all of it."""
+    ids = whole.tokens[whole.starts[number] : whole.starts[number + 1]].tolist()
+    text = vocabulary.decode(with_eos(ids[:-1], limit, vocabulary.eos_id))
+    return f"{text} <- cut, {limit} of {len(ids)} tokens" if len(ids) > limit else text
 
 
 def _own_text(task: Task, example: labelled.Example) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kcmoe.data import tables
+from kcmoe import remote
 from kcmoe.errors import UserError
 
 NAME = "manifest.json"
@@ -51,30 +51,41 @@ def check(files: Sequence[str], strict: bool = True) -> None:
     """Compares `files` with the manifests beside them.
 
     Raises:
-      UserError: in strict reading, if a listed shard of the same split is missing or has another size.
+      UserError: in strict reading, if a listed shard of the same split is missing or has another size,
+        or if one of `files` is of a listed split but not listed itself.
     """
     problems: list[str] = []
-    for folder in dict.fromkeys(os.path.dirname(f) for f in files if not tables.is_remote(f)):
+    unlisted: list[str] = []
+    for folder in dict.fromkeys(os.path.dirname(f) for f in files if not remote.is_remote(f)):
         manifest = read(folder)
         if manifest is None:
             continue
         present = {os.path.basename(f) for f in files if os.path.dirname(f) == folder}
         listed = {shard["file"]: shard["bytes"] for shard in manifest["shards"]}
-        splits = {name.partition("-")[0].partition(".")[0] for name in present & listed.keys()}
+        splits = {_split(name) for name in present & listed.keys()}
         for name, size in listed.items():
             path = os.path.join(folder, name)
-            if name.partition("-")[0].partition(".")[0] not in splits:
+            if _split(name) not in splits:
                 continue
             if not os.path.exists(path):
                 problems.append(f"{path} is gone")
             elif name in present and os.path.getsize(path) != size:
                 problems.append(f"{path} has {os.path.getsize(path)} bytes, not {size}")
+        # Left by another run, whose texts would be read twice, or put there by hand.
+        more = [name for name in sorted(present - listed.keys()) if _split(name) in splits]
+        unlisted += [f"{os.path.join(folder, name)} is none of the shards written" for name in more]
     _report(problems, strict)
+    _report(unlisted, strict, "move it away")
+
+
+def _split(name: str) -> str:
+    """ "train" of train.parquet and of train-00000-of-00001.parquet."""
+    return name.partition("-")[0].partition(".")[0]
 
 
 def check_content(file: str, strict: bool = True) -> None:
     """Compares the checksum of one shard with the manifest beside it, if that lists it."""
-    if tables.is_remote(file):
+    if remote.is_remote(file):
         return
     manifest = read(os.path.dirname(file))
     known = {shard["file"]: shard["sha256"] for shard in manifest["shards"]} if manifest else {}
@@ -83,12 +94,12 @@ def check_content(file: str, strict: bool = True) -> None:
         _report([f"{file} is not the shard that was written: its checksum differs"], strict)
 
 
-def _report(problems: Sequence[str], strict: bool) -> None:
+def _report(problems: Sequence[str], strict: bool, mend: str = "prepare the corpus again") -> None:
     for problem in problems:
         if strict:
             raise UserError(
-                f"{problem} ({NAME} beside it knows it otherwise); prepare the corpus again, or set "
-                "DATA_STRICT = False to go on with what is there"
+                f"{problem} ({NAME} beside it knows it otherwise); {mend}, or set DATA_STRICT = False "
+                "to go on with what is there"
             )
         _log.warning("%s", problem)
 

@@ -7,10 +7,12 @@ that a flipped bit is found rather than trained on. PyArrow does the format; thi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kcmoe import remote
 from kcmoe.data import tables
 from kcmoe.errors import UserError
 
@@ -31,9 +33,7 @@ def open_file(path: str) -> Any:
 
     try:
         source: Any = path
-        if tables.is_remote(path):
-            from kcmoe.data import remote
-
+        if remote.is_remote(path):
             source = remote.fsspec().open(path, "rb").open()
         return pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError:
@@ -133,8 +133,9 @@ class Writer:
 
     def abandon(self) -> None:
         """Removes what was written."""
-        self._writer.close()
-        if os.path.exists(self._partial):
+        with contextlib.suppress(OSError):  # the full disk that is the reason, once more
+            self._writer.close()
+        with contextlib.suppress(FileNotFoundError):
             os.remove(self._partial)
 
 

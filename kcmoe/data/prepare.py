@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe.data import exclusion, parquet
 from kcmoe.data import manifest as manifests
-from kcmoe.data import parquet, tables
-from kcmoe.data.staging import Reading, Stage, text_key
+from kcmoe.data.staging import Reading, Stage
 from kcmoe.data.token_cache import stamp
 from kcmoe.errors import UserError
 
@@ -41,7 +41,7 @@ class Plan:
       reading: columns, cleaning, seed.
       shard_rows: rows per shard.
       validation_rows: rows set apart as validation.parquet.
-      exclude: files whose texts, cleaned, must not occur, e.g. evaluation sets.
+      exclude: texts that must not occur, e.g. of evaluation sets.
       memory_bytes: for the whole process.
       workers: cleaning processes.
     """
@@ -51,7 +51,7 @@ class Plan:
     reading: Reading
     shard_rows: int = 1_000_000
     validation_rows: int = 0
-    exclude: Sequence[str] = ()
+    exclude: Sequence[exclusion.Excluded] = ()
     memory_bytes: int = 4 << 30
     workers: int = 1
 
@@ -61,7 +61,7 @@ class Plan:
         reading["cleaner"]["rules"] = sorted(reading["cleaner"]["rules"])
         return {
             "inputs": [stamp(file) for file in self.files],
-            "exclude": [stamp(file) for file in self.exclude],
+            "exclude": [each.facts() for each in self.exclude],
             "reading": reading,
             "shard_rows": self.shard_rows,
             "validation_rows": self.validation_rows,
@@ -89,6 +89,7 @@ def prepare(plan: Plan) -> dict[str, Any]:
             "choose another --output or remove that folder"
         )
     try:
+        _clear_output(plan.output)
         work = _work_folder(plan.output, digest)
         with tqdm(desc="cleaning", unit="row", unit_scale=True, disable=None, delay=1) as bar:
             stage = Stage(work, plan.reading, plan.workers)
@@ -96,13 +97,35 @@ def prepare(plan: Plan) -> dict[str, Any]:
         counts = [stage.counts(number) for number in range(len(plan.files))]
         shards, duplicates, excluded = _write_shards(plan, stage, sum(c["kept"] for c in counts))
         result = _manifest(plan, digest, counts, shards, duplicates, excluded)
+        manifests.write(work, result)  # tells whose shards those are, should this stop half-way
         for shard in shards:
             os.replace(work / shard["part"], plan.output / shard["file"])
-        manifests.write(plan.output, result)
+        os.replace(work / manifests.NAME, plan.output / manifests.NAME)
     except OSError as error:
         raise UserError(f"{plan.output}: {error.strerror or error}; nothing was finished") from None
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _clear_output(output: Path) -> None:
+    """Removes shards that an interrupted run of ours left without a manifest; `UserError` for any others.
+
+    A task reads `train-*`, so what stays here would be trained on with the new shards.
+    """
+    manifest = manifests.read(output / ".prepare") or {"shards": []}
+    ours = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
+    found = [*output.glob("train-*"), *output.glob("validation.parquet")]
+    foreign = [
+        path for path in found if path.name not in ours or manifests.sha256(path) != ours[path.name]
+    ]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{min(foreign)}{more}: not listed by a {manifests.NAME}, so training would read it beside the "
+            "new shards; move it away or choose another --output"
+        )
+    for path in found:
+        path.unlink()
 
 
 def _work_folder(output: Path, digest: str) -> Path:
@@ -123,7 +146,7 @@ def _write_shards(plan: Plan, stage: Stage, expected: int) -> tuple[list[dict[st
     """Sorts, drops duplicates and excluded texts, writes shards under working names."""
     from tqdm import tqdm
 
-    excluded_keys = _excluded_keys(plan)
+    excluded_keys = exclusion.keys(plan.exclude, plan.reading)
     work = plan.output / ".prepare"
     shards = _Shards(work, plan.validation_rows, plan.shard_rows)
     keep_equal = "duplicates" not in plan.reading.cleaner.rules
@@ -195,19 +218,6 @@ def _mark_duplicates(
         seen.add(text)
     last = len(keys) - 1
     return int(keys[last]), seen if same[last] else {texts[last].as_py()}
-
-
-def _excluded_keys(plan: Plan) -> np.ndarray:
-    """Keys of the texts that must not occur, uint64."""
-    keys: set[int] = set()
-    for file in plan.exclude:
-        for chunk in tables.read_chunks(
-            file, [plan.reading.column], encoding=plan.reading.encoding
-        ):
-            for text in chunk[plan.reading.column]:
-                if isinstance(text, str):
-                    keys.add(text_key(plan.reading.cleaner.clean(text), plan.reading.seed))
-    return np.array(sorted(keys), np.uint64)
 
 
 class _Shards:
@@ -288,7 +298,7 @@ def _manifest(
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "settings": settings,
         "inputs": list(counts),
-        "excluded_texts_of": [os.path.basename(file) for file in plan.exclude],
+        "excluded_texts_of": [os.path.basename(each.file) for each in plan.exclude],
         "order": "by keyed blake2b-64 of the text: a global shuffle, a function of text and seed",
         "shards": [{k: shard[k] for k in shard if k not in ("split", "part")} for shard in shards],
     }

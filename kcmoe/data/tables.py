@@ -13,19 +13,22 @@ import dataclasses
 import io
 import itertools
 import json
+import lzma
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from kcmoe import resources
+from kcmoe import remote, resources
 from kcmoe.errors import UserError, near_misses
 
 CHUNK_ROWS = 4096
 # A cell of a text file larger than this is a missing line break or quote, not a text.
 MAX_CELL_BYTES = 64 << 20
 FORMATS = (".parquet", ".tsv", ".csv", ".jsonl", ".txt")
+# What a damaged compressed file raises; the last two are no OSErrors.
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 Chunk = dict[str, list[Any]]
 
@@ -57,11 +60,6 @@ class BadRow(Exception):
     """One row or row group cannot be read; becomes `UserError` in strict reading."""
 
 
-def is_remote(path: str) -> bool:
-    """Whether `path` is in a bucket or on a server."""
-    return "://" in path
-
-
 def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> list[str]:
     """The files that `patterns` name, in order, each pattern's matches sorted.
 
@@ -75,48 +73,43 @@ def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> li
     files: list[str] = []
     for pattern in patterns:
         if pattern.startswith("samples:"):
-            pattern = (
-                str(resources.find("kcmoe/samples" if _in_clone() else "samples"))
-                + "/"
-                + pattern[8:]
-            )
-        elif not is_remote(pattern):
-            pattern = os.path.join(os.fspath(data_dir), pattern)
-        files += _matches(pattern)
+            pattern = f"{resources.find('kcmoe/samples')}/{pattern[8:]}"
+        path = pattern if remote.is_remote(pattern) else os.path.join(data_dir, pattern)
+        found = _matches(path)
+        if not found:
+            below = " Is DATA_DIR right? `kcmoe data list` says what can be fetched"
+            raise UserError(_absent(path) + (below if path != pattern else ""))
+        files += found
     return list(dict.fromkeys(files))
 
 
-def _in_clone() -> bool:
-    return (resources.roots()[0] / "kcmoe" / "samples").is_dir()
-
-
 def _matches(pattern: str) -> list[str]:
-    if is_remote(pattern):
-        from kcmoe.data import remote
-
+    if remote.is_remote(pattern):
         try:
             filesystem, path = remote.fsspec().core.url_to_fs(pattern)
-            found = sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
+            return sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"{pattern} cannot be listed: {error}") from None
-    else:
-        base = Path(pattern)
-        if not any(c in pattern for c in "*?["):
-            found = [pattern] if base.is_file() else []
-        else:
-            import glob
+    if not _has_wildcard(pattern):
+        return [pattern] if os.path.isfile(pattern) else []
+    import glob
 
-            found = sorted(glob.glob(pattern, recursive=True))
-    if found:
-        return found
-    parent = os.path.dirname(pattern)
-    siblings = sorted(os.listdir(parent)) if not is_remote(parent) and os.path.isdir(parent) else []
-    where = "" if siblings else f" (there is no folder {parent})"
-    hint = near_misses(os.path.basename(pattern), siblings)
-    raise UserError(
-        f"no file matches {pattern}{where}.{hint} Is DATA_DIR right? "
-        "`kcmoe data list` says what can be fetched"
-    )
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def _has_wildcard(path: str) -> bool:
+    return any(c in path for c in "*?[")
+
+
+def _absent(pattern: str) -> str:
+    """That nothing matches, and what a look at its folder tells."""
+    folder = os.path.dirname(pattern) or "."
+    if remote.is_remote(pattern) or _has_wildcard(folder):
+        return f"no file matches {pattern}."
+    if not os.path.isdir(folder):
+        return f"no file matches {pattern}: there is no folder {folder}."
+    hint = near_misses(os.path.basename(pattern), sorted(os.listdir(folder)))
+    return f"no file matches {pattern}.{hint}"
 
 
 def format_of(path: str) -> str:
@@ -182,7 +175,7 @@ def read_chunks(
             f"{path} is not {encoding} text (byte {error.object[error.start]:#04x}).{guess} "
             "Set TASK_ENCODING (or --encoding) to its encoding"
         ) from None
-    except (OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     report.rows += len(rows)
     if rows:
@@ -196,24 +189,19 @@ def _chunk(rows: list[list[Any]], columns: Sequence[str]) -> Chunk:
 
 
 def _is_cp949(data: bytes) -> bool:
-    try:
-        # The decoder's buffer may end inside a character.
-        text = data[:4096].decode("cp949", errors="ignore")
-    except UnicodeDecodeError:
-        return False
+    # The decoder's buffer may end inside a character.
+    text = data[:4096].decode("cp949", errors="ignore")
     hangul = sum("가" <= c <= "힣" for c in text)
     return hangul > len(text) * 0.2
 
 
 def open_text(path: str, encoding: str) -> io.TextIOWrapper:
     """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators."""
-    from kcmoe.data import remote
-
     try:
         raw = remote.fsspec().open(path, "rb", compression="infer").open()
         start = raw.read(4)
         raw.seek(0)
-    except (OSError, ValueError, ImportError, EOFError) as error:
+    except (*_UNREADABLE, ValueError, ImportError) as error:
         raise UserError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None

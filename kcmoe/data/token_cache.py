@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe import remote
 from kcmoe.data import manifest as manifests
-from kcmoe.data import tables
 from kcmoe.data.labelled import held_out
 from kcmoe.errors import UserError
 
@@ -56,9 +56,7 @@ def stamp(path: str) -> dict[str, Any]:
       UserError: if the file is gone.
     """
     try:
-        if tables.is_remote(path):
-            from kcmoe.data import remote
-
+        if remote.is_remote(path):
             filesystem, name = remote.fsspec().core.url_to_fs(path)
             info = filesystem.info(name)
             version = info.get("md5Hash") or info.get("etag") or info.get("mtime")
@@ -79,7 +77,8 @@ class Shard:
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            text = (folder / "manifest.json").read_text(encoding="utf-8")
+            self.manifest: dict[str, Any] = json.loads(text)
             self.num_tokens: int = self.manifest["tokens"]
             self.num_documents: int = self.manifest["documents"]
             self.dtype = np.dtype(self.manifest["dtype"])

@@ -23,6 +23,7 @@ import numpy as np
 
 from kcmoe.data import manifest as manifests
 from kcmoe.data import tables
+from kcmoe.data.cleaning import MAX_CHARACTERS
 from kcmoe.data.token_cache import Shard, Source, TokenCache, stamp
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
@@ -30,8 +31,6 @@ from kcmoe.vocabulary import Vocabulary
 _VERSION = 1
 # Below this a process takes longer to start than to tokenize.
 _BYTES_PER_PROCESS = 64 << 20
-# A longer document is a missing line break; SentencePiece would take gigabytes for it.
-_MAX_CHARACTERS = 1_000_000
 _EXPECTED = {"empty", "null"}  # left out of every corpus without a word
 _log = logging.getLogger(__name__)
 
@@ -198,7 +197,8 @@ def _write(
         "places": report.places,
         "files": files,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1))
+    text = json.dumps(manifest, ensure_ascii=False, indent=1)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def _encoded(
@@ -221,7 +221,7 @@ def _encoded(
                 report.drop("not text", place)
             elif not text or text.isspace():
                 report.drop("empty", place)
-            elif len(text) > _MAX_CHARACTERS:
+            elif len(text) > MAX_CHARACTERS:
                 report.drop("too long", place)
             elif source.keeps(text):
                 texts.append(text)

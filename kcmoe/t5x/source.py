@@ -17,6 +17,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from kcmoe import remote
 from kcmoe.data import labelled, tables
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.tasks import Task
@@ -56,7 +57,7 @@ class TextSource(seqio.DataSource):
     def list_shards(self, split: str) -> Sequence[str]:
         """The files that hold `split`; `UserError` where there is none."""
         files = labelled.split_files(self._task, split, self._data_dir)
-        return [file if tables.is_remote(file) else os.path.abspath(file) for file in files]
+        return [file if remote.is_remote(file) else os.path.abspath(file) for file in files]
 
     def get_dataset(
         self,

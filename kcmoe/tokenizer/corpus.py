@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
+from kcmoe import remote
 from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
 from kcmoe.tokenizer import normalization
@@ -65,10 +66,8 @@ def _bytes_of(path: str) -> int:
     """Size of a text file once unpacked, roughly."""
     with tables.open_text(path, "utf-8"):  # names what is wrong with a file that does not open
         pass
-    if tables.is_remote(path):
-        import fsspec
-
-        filesystem, name = fsspec.core.url_to_fs(path)
+    if remote.is_remote(path):
+        filesystem, name = remote.fsspec().core.url_to_fs(path)
         size = int(filesystem.size(name) or 0)
     else:
         size = os.path.getsize(path)

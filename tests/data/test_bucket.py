@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and copying from Google Cloud Storage, against a small server that speaks its JSON interface."""
+"""Reading and copying from buckets: Google's, by a small server that speaks its JSON interface, and any."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def objects(monkeypatch) -> Iterator[dict[str, bytes]]:
     import fsspec
     import gcsfs.core
 
-    # Without its gRPC extension, whoever imported it first; see kcmoe/data/remote.py.
+    # Without its gRPC extension, whoever imported it first; see kcmoe/remote.py.
     fsspec.register_implementation("gs", gcsfs.core.GCSFileSystem, clobber=True)
     held: dict[str, bytes] = {}
     handler = type("Handler", (Bucket,), {"objects": held})
@@ -104,3 +104,44 @@ def test_parquet_is_read_from_a_bucket(objects, tmp_path):
     assert [f.rpartition("/")[2] for f in files] == ["x.parquet"]
     chunks = list(tables.read_chunks(files[0], ["text"]))
     assert [text for chunk in chunks for text in chunk["text"]] == ["가", "나", "다"]
+
+
+@pytest.fixture
+def bucket():
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/checkpoint/a", b"a" * 1000)
+    memory.pipe("/bucket/checkpoint/below/b", b"b" * 5000)
+    return "memory://bucket/checkpoint"
+
+
+def test_a_bucket_folder_is_copied_checked_and_resumed(bucket, tmp_path, monkeypatch):
+    said: list[str] = []
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "b.part").write_bytes(b"b" * 2000)
+    starts = []
+    real = download._blocks
+    monkeypatch.setattr(
+        download,
+        "_blocks",
+        lambda fs, name, start, *rest: starts.append(start) or real(fs, name, start, *rest),
+    )
+    download.copy_bucket(bucket, tmp_path, said.append)
+    assert (tmp_path / "a").read_bytes() == b"a" * 1000
+    assert (tmp_path / "below" / "b").read_bytes() == b"b" * 5000
+    assert starts == [0, 2000]
+    download.copy_bucket(bucket, tmp_path, said.append)
+    assert starts == [0, 2000], "nothing is copied twice"
+    with pytest.raises(UserError, match="is empty or not public"):
+        download.copy_bucket("memory://bucket/nothing", tmp_path)
+
+
+def test_a_bucket_file_with_another_checksum_is_refused(bucket, tmp_path):
+    import fsspec
+
+    info = {"size": 1000, "md5Hash": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    memory = fsspec.filesystem("memory")
+    with pytest.raises(UserError, match="another checksum than the bucket's"):
+        download._copy_file(memory, "/bucket/checkpoint/a", info, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

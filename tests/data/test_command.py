@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -70,6 +71,30 @@ def test_the_sample_is_prepared_and_then_trained_on(capsys, tmp_path):
     assert "<extra_id_0>" in out
 
 
+def test_inspect_shows_rows_as_the_model_gets_them(capsys):
+    """What a cut removes is not shown: of KorNLI's prompt, the hypothesis at the end."""
+    nli = ["--gin_file=configs/tasks/sample_nli.gin", "--split=validation", "--examples=1"]
+    status, whole, _ = run(capsys, "inspect", *nli)
+    assert status == 0
+    assert "가설:" in whole
+    assert "cut, " not in whole
+    short = "--gin.TASK_FEATURE_LENGTHS={'inputs': 20, 'targets': 8}"
+    status, out, _ = run(capsys, "inspect", *nli, short)
+    assert status == 0
+    shown = next(line for line in out.splitlines() if " inputs   " in line)
+    assert re.search(r"전제: .* <- cut, 20 of \d+ tokens$", shown)
+    assert "가설:" not in shown
+
+
+@pytest.mark.parametrize("task", ["sample_pretrain", "sample_nli"])
+def test_inspect_without_examples(capsys, task):
+    gin = f"--gin_file=configs/tasks/{task}.gin"
+    status, out, _ = run(capsys, "inspect", gin, "--split=validation", "--examples=0")
+    assert status == 0
+    assert " inputs   " not in out
+    assert not out.endswith("\n\n")
+
+
 def test_inspect_a_labelled_task_with_a_plot(capsys, tmp_path):
     png = tmp_path / "lengths.png"
     gin = "--gin_file=configs/tasks/sample_reviews.gin"
@@ -87,11 +112,18 @@ def test_inspect_a_labelled_task_with_a_plot(capsys, tmp_path):
         (["lst"], "no action lst. Did you mean list"),
         (["download", "nsmk"], "nothing is called nsmk. Did you mean nsmc"),
         (["prepare", "--output=x"], "give either input files or --sample"),
-        (["prepare", "nowhere.txt", "--output=x"], "no file matches nowhere.txt"),
+        (["prepare", "nowhere.txt", "--output=x"], "no file matches nowhere.txt.\n"),
+        (
+            ["prepare", "--sample", "--output=x", "--exclude=no.tsv:text"],
+            "no file matches no.tsv.\n",
+        ),
         (["prepare", "--sample", "--output=gs://b/x"], "is in a bucket"),
         (["prepare", "--sample", "--output=x", "--memory=lots"], "--memory=lots is no size"),
         (["prepare", "--sample", "--output=x", "--without=url"], "Did you mean urls"),
         (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--splt=test"], "--splt=test"),
+        (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--examples=-1"], "--examples must be"),
+        (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--scan_rows=-1"], "--scan_rows must be"),
+        (["download", "nsmc", "--mirror=example.org/x"], "--mirror=example.org/x is no address"),
         (["inspect", "--gin.DATA_DIRR='x'", "--gin_file=configs/tasks/nsmc.gin"], "DATA_DIRR"),
     ],
 )

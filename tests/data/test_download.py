@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +256,55 @@ def test_a_set_becomes_parquet_with_a_manifest(server, small, tmp_path):
     assert found["shards"][0]["rows"] == 2
 
 
+def test_what_is_whole_is_not_made_again(server, small, tmp_path):
+    downloads.download(small, tmp_path, say=lambda line: None)
+    table, manifest = tmp_path / "small/train.parquet", tmp_path / "small/manifest.json"
+    whole, about = table.read_bytes(), manifest.read_bytes()
+    for path in (table, manifest):
+        os.utime(path, ns=(1, 1))
+    said: list[str] = []
+    downloads.download(small, tmp_path, say=said.append)
+    assert said[1] == f"{table}: 2 rows, already there, checksum is right"
+    assert (table.stat().st_mtime_ns, manifest.stat().st_mtime_ns) == (1, 1)
+    assert len(server.asked) == 1
+
+    table.write_bytes(whole[:-1])
+    downloads.download(small, tmp_path, say=lambda line: None)
+    assert table.read_bytes() == whole, "a damaged one is"
+    manifest.write_bytes(about[:-9])
+    downloads.download(small, tmp_path, say=lambda line: None)
+    assert manifest.read_bytes() == about
+    renamed = dataclasses.replace(small.tables[0], columns={"text": "document"}, types={})
+    downloads.download(dataclasses.replace(small, tables=(renamed,)), tmp_path)
+    assert pq.read_table(table).column_names == ["text"], "one of another catalogue is"
+
+
+@pytest.mark.parametrize("mirror", ["example.org/x", "https://[::1/x", "ftp://example.org"])
+def test_a_mirror_is_an_address(server, small, tmp_path, mirror):
+    with pytest.raises(UserError, match=r"--mirror=.* is no address; it begins with https://"):
+        downloads.download(small, tmp_path, [mirror])
+    assert server.asked == []
+
+
+def test_a_mirror_may_be_a_mounted_folder(server, small, tmp_path):
+    mirrored = tmp_path / "mirror" / "small" / "ratings.txt"
+    mirrored.parent.mkdir(parents=True)
+    mirrored.write_bytes(server.files["/official/ratings.txt"])
+    downloads.download(small, tmp_path, [f"file://{tmp_path}/mirror"])
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("fails_in", ["__init__", "write"])
+def test_a_disk_that_refuses_the_table_is_named(server, small, tmp_path, monkeypatch, fails_in):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(downloads.parquet.Writer, fails_in, full)
+    with pytest.raises(UserError, match=r"train.parquet cannot be written: .*No space left"):
+        downloads.download(small, tmp_path)
+    assert [path.name for path in (tmp_path / "small").iterdir()] == ["raw"]
+
+
 def test_sets_behind_a_login_say_what_to_do(tmp_path):
     with pytest.raises(
         UserError, match=r"comments cannot be fetched by itself. Kaggle.*data prepare"
@@ -269,44 +320,3 @@ def test_the_catalogue_is_complete():
         assert bool(each.files) + bool(each.bucket) + bool(each.by_hand) == 1
         assert {name for t in each.tables for name in t.sources} == {f.name for f in each.files}
         assert all(len(f.git_blob) == 40 for f in each.files)
-
-
-@pytest.fixture
-def bucket():
-    import fsspec
-
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/checkpoint/a", b"a" * 1000)
-    memory.pipe("/bucket/checkpoint/below/b", b"b" * 5000)
-    return "memory://bucket/checkpoint"
-
-
-def test_a_bucket_folder_is_copied_checked_and_resumed(bucket, tmp_path, monkeypatch):
-    said: list[str] = []
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "b.part").write_bytes(b"b" * 2000)
-    starts = []
-    real = downloads._blocks
-    monkeypatch.setattr(
-        downloads,
-        "_blocks",
-        lambda fs, name, start, *rest: starts.append(start) or real(fs, name, start, *rest),
-    )
-    downloads.copy_bucket(bucket, tmp_path, said.append)
-    assert (tmp_path / "a").read_bytes() == b"a" * 1000
-    assert (tmp_path / "below" / "b").read_bytes() == b"b" * 5000
-    assert starts == [0, 2000]
-    downloads.copy_bucket(bucket, tmp_path, said.append)
-    assert starts == [0, 2000], "nothing is copied twice"
-    with pytest.raises(UserError, match="is empty or not public"):
-        downloads.copy_bucket("memory://bucket/nothing", tmp_path)
-
-
-def test_a_bucket_file_with_another_checksum_is_refused(bucket, tmp_path):
-    import fsspec
-
-    info = {"size": 1000, "md5Hash": "AAAAAAAAAAAAAAAAAAAAAA=="}
-    memory = fsspec.filesystem("memory")
-    with pytest.raises(UserError, match="another checksum than the bucket's"):
-        downloads._copy_file(memory, "/bucket/checkpoint/a", info, tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []

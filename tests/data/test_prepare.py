@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kcmoe.data import staging
+from kcmoe.data import exclusion, staging
 from kcmoe.data.cleaning import RULES, Cleaner
 from kcmoe.data.prepare import MIN_MEMORY_BYTES, Plan, prepare
 from kcmoe.data.staging import Reading
@@ -22,6 +24,7 @@ from kcmoe.errors import UserError
     ("rule", "text", "cleaned"),
     [
         ("control", "가\x00나\t다\u2028라", "가 나 다 라"),
+        ("compose", unicodedata.normalize("NFD", "값진 영화, café ㅋㅋ"), "값진 영화, cafe ㅋㅋ"),
         ("charset", "좋아요★…“최고”漢字ひ", "좋아요 최고 漢字"),
         ("charset", "최고예요😀👍🏽❤️👨‍👩‍👧", "최고예요😀👍🏽❤️👨‍👩‍👧"),
         ("urls", "보세요 https://www.example.com/a?b=1 지금", "보세요 지금"),
@@ -36,7 +39,8 @@ def test_each_rule_changes_what_it_says_and_can_be_switched_off(rule, text, clea
 
 
 def test_texts_of_ten_characters_are_dropped_and_rules_are_checked():
-    assert Cleaner().reason_to_drop("열글자입니다정말임") == "short"
+    assert Cleaner().reason_to_drop("가나다라마바사아자차") == "short"
+    assert Cleaner().reason_to_drop("가나다라마바사아자차카") is None
     assert Cleaner.without(["short"]).reason_to_drop("짧다") is None
     assert Cleaner.without(["short"]).reason_to_drop(" ") == "empty"
     assert Cleaner(max_characters=20).reason_to_drop("가" * 21) == "too long"
@@ -155,23 +159,90 @@ def test_done_is_done_and_other_settings_need_another_folder(inputs, tmp_path):
         prepare(plan(inputs, tmp_path / "out", shard_rows=500))
 
 
+def test_a_run_killed_before_its_manifest_leaves_nothing_for_the_next(
+    inputs, tmp_path, monkeypatch
+):
+    real = os.replace
+
+    def killed(source, target):
+        if str(target).endswith("out/manifest.json"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(plan(inputs, tmp_path / "out"))
+    assert "train-00002-of-00003.parquet" in shards(tmp_path / "out"), "the danger is real"
+    prepare(plan(inputs, tmp_path / "out", shard_rows=500, validation_rows=0))
+    prepare(plan(inputs, tmp_path / "whole", shard_rows=500, validation_rows=0))
+    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert len(shards(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00007.parquet", "validation.parquet"])
+def test_files_of_others_stay_and_are_not_mixed_in(inputs, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"theirs")
+    with pytest.raises(UserError, match=rf"{name}: not listed by a manifest.json.*--output"):
+        prepare(plan(inputs, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_excluded_texts_and_kept_duplicates(inputs, tmp_path):
     held = tmp_path / "held.txt"
     texts = "\n".join([text_number(1).replace(" ", "   "), text_number(2), "없는 글"])
     held.write_text(texts, encoding="utf-8")
-    manifest = prepare(plan(inputs, tmp_path / "out", exclude=[str(held)]))
+    manifest = prepare(plan(inputs, tmp_path / "out", exclude=exclusion.parse(str(held))))
     assert manifest["dropped"]["excluded"] == 2
     assert manifest["rows_kept"] == 998
     keeping = Reading(Cleaner.without(["duplicates"]))
     assert prepare(plan(inputs, tmp_path / "two", reading=keeping))["rows_kept"] == 1301
 
 
+@pytest.mark.parametrize(
+    ("argument", "pattern", "columns"),
+    [
+        ("data/nsmc/test.parquet:document", "data/nsmc/test.parquet", ("document",)),
+        ("gs://b/kornli/*:premise,hypothesis", "gs://b/kornli/*", ("premise", "hypothesis")),
+        ("b.tsv.gz:text", "b.tsv.gz", ("text",)),
+        ("gs://b/test.parquet", "gs://b/test.parquet", ()),
+        ("C:\\sets\\nsmc.v1\\test.parquet", "C:\\sets\\nsmc.v1\\test.parquet", ()),
+        ("samples:comments.txt", "samples:comments.txt", ()),
+        ("2024-01-01T10:20:00.jsonl", "2024-01-01T10:20:00.jsonl", ()),
+    ],
+)
+def test_columns_of_excluded_files(argument, pattern, columns, monkeypatch):
+    monkeypatch.setattr(exclusion.tables, "expand", lambda patterns: patterns)
+    assert exclusion.parse(argument) == [exclusion.Excluded(pattern, columns)]
+
+
+def test_downloaded_sets_are_excluded_by_their_own_columns(inputs, tmp_path):
+    pairs = {"premise": [text_number(1), None], "hypothesis": [text_number(2), text_number(3)]}
+    pq.write_table(pa.table(pairs), tmp_path / "test.parquet")
+    excluded = exclusion.parse(f"{tmp_path}/test.parquet:premise,hypothesis")
+    assert prepare(plan(inputs, tmp_path / "out", exclude=excluded))["dropped"]["excluded"] == 3
+    with pytest.raises(UserError, match="has no column text"):
+        prepare(plan(inputs, tmp_path / "two", exclude=exclusion.parse(f"{tmp_path}/test.parquet")))
+    (tmp_path / "ratings.txt").write_text("id\tdocument\n1\t글\n", encoding="utf-8")
+    with pytest.raises(UserError, match="read as lines without columns"):
+        exclusion.parse(f"{tmp_path}/ratings.txt:document")
+
+
+def test_lenient_reading_reaches_excluded_files(inputs, tmp_path):
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text(json.dumps({"text": text_number(1)}) + "\n{\n", encoding="utf-8")
+    excluded = exclusion.parse(str(damaged))
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        prepare(plan(inputs, tmp_path / "out", exclude=excluded))
+    lenient = Reading(Cleaner(), strict=False)
+    manifest = prepare(plan(inputs, tmp_path / "two", exclude=excluded, reading=lenient))
+    assert manifest["dropped"]["excluded"] == 1
+
+
 def test_equal_keys_are_told_apart_by_their_text(inputs, tmp_path, monkeypatch):
     """All texts in four keys: what counts as a duplicate is the text, not its hash."""
-    from kcmoe.data import prepare as module
-
     monkeypatch.setattr(staging, "text_key", lambda text, seed: len(text) % 4)
-    monkeypatch.setattr(module, "text_key", lambda text, seed: len(text) % 4)
     manifest = prepare(plan(inputs, tmp_path / "out"))
     assert manifest["rows_kept"] == 1000
     assert manifest["dropped"]["duplicate"] == 301

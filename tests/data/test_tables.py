@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -162,6 +164,28 @@ def test_hundreds_of_mutated_files_never_do_worse_than_a_message(tmp_path):
     assert refused > 100
 
 
+@pytest.mark.parametrize(
+    ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
+)
+def test_every_flipped_byte_of_a_compressed_file_is_at_worst_a_message(tmp_path, ending, compress):
+    right = [f"{n}번째 댓글" for n in range(20)]
+    good = compress("\n".join(right).encode())
+    path = tmp_path / f"bad.txt.{ending}"
+    refused = 0
+    for place in range(len(good)):
+        for flip in (0xFF, 0x06):
+            path.write_bytes(good[:place] + bytes([good[place] ^ flip]) + good[place + 1 :])
+            try:
+                assert read(path)[0]["text"] == right  # e.g. the time in a header
+            except UserError:
+                refused += 1
+        path.write_bytes(good[: place + 1])
+        if place + 1 < len(good):
+            with pytest.raises(UserError, match="cannot be read"):
+                read(path)
+    assert refused > len(good)
+
+
 def test_files_are_found_in_order_and_absence_is_explained(tmp_path):
     for name in ("b-1.txt", "b-0.txt", "a.txt"):
         (tmp_path / name).write_text("가\n", encoding="utf-8")
@@ -169,8 +193,14 @@ def test_files_are_found_in_order_and_absence_is_explained(tmp_path):
     assert [f.rsplit("/", 1)[1] for f in found] == ["b-0.txt", "b-1.txt", "a.txt"]
     with pytest.raises(UserError, match=r"no file matches .*c.txt. Did you mean a.txt"):
         tables.expand(["c.txt"], tmp_path)
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match=r"there is no folder .*/x\. Is DATA_DIR right"):
         tables.expand(["x/*.txt"], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no file matches .*/empty/\*.txt\. Is DATA_DIR right"):
+        tables.expand(["empty/*.txt"], tmp_path)
+    with pytest.raises(UserError) as absent:  # says nothing of a DATA_DIR that nobody gave
+        tables.expand([str(tmp_path / "empty" / "a.txt")])
+    assert str(absent.value) == f"no file matches {tmp_path}/empty/a.txt."
     with pytest.raises(UserError, match="not read"):
         tables.format_of("a.xlsx")
 
@@ -185,5 +215,9 @@ def test_buckets_are_read_through_fsspec(tmp_path):
     assert [f.rsplit("/", 1)[1] for f in files] == ["a.txt", "b.parquet"]
     assert read(files[0])[0]["text"] == ["가", "나"]
     assert len(read(files[1])[0]["text"]) == 300
-    with pytest.raises(UserError, match="no file matches memory://corpus/c"):
+    with pytest.raises(UserError, match=r"^no file matches memory://corpus/c\*\.$"):
         tables.expand(["memory://corpus/c*"])
+    with pytest.raises(
+        UserError, match=r"^no file matches memory://corpus/c\*\. Is DATA_DIR right"
+    ):
+        tables.expand(["c*"], "memory://corpus")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +94,21 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(corpus, vocabulary, tmp
     assert calls == [corpus[0], corpus[1], corpus[1], corpus[2]]
 
 
+def test_korean_is_written_whatever_the_locale(tmp_path):
+    """The column's name stands in the manifest; a bare container has an ASCII locale."""
+    (tmp_path / "a.tsv").write_text("본문\n정말 재밌네요\n", encoding="utf-8")
+    program = f"""
+from kcmoe.data.token_cache import Source
+from kcmoe.data.tokenizing import open_cache
+from kcmoe.vocabulary import Vocabulary
+folder, column = {str(tmp_path)!r}, {"본문"!a}
+cache = open_cache([folder + "/a.tsv"], Source(column=column), Vocabulary(), folder + "/cache")
+assert cache.shards[0].manifest["settings"]["column"] == column
+"""
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | ascii_only)
+
+
 @pytest.mark.slow
 def test_several_processes_build_the_same_cache(corpus, vocabulary, tmp_path):
     one = opened(corpus, vocabulary, tmp_path)
@@ -174,6 +191,18 @@ def test_manifest_beside_the_shards(corpus, vocabulary, tmp_path):
     with pytest.raises(UserError, match=r"train-3.txt is gone"):
         opened(files, vocabulary, tmp_path)
     opened(files, vocabulary, tmp_path, strict=False)
+
+    manifests.write(tmp_path, {"shards": shards})
+    stray = tmp_path / "train-00003-of-00004.txt"  # left by another run
+    stray.write_text("다른 댓글입니다\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"00004.txt is none of the shards written.*; move it away, or"
+    ):
+        opened([*files, str(stray)], vocabulary, tmp_path)
+    opened([*files, str(stray)], vocabulary, tmp_path, strict=False)
+    other = tmp_path / "validation.txt"  # of a split that the manifest knows nothing of
+    other.write_text("검증 댓글입니다\n", encoding="utf-8")
+    opened([*files, str(other)], vocabulary, tmp_path)
     manifests.write(tmp_path, {"shards": shards})
 
     content = (tmp_path / names[0]).read_bytes()
