@@ -34,7 +34,6 @@ T5X_ONLY = {
     "MODEL_PARALLEL_SUBMESH": "T5X's other way to say it",
     "USE_CACHED_TASKS": "SeqIO's offline caches; the engine keeps its own",
     "INFER_OUTPUT_DIR": "where t5x.infer writes",
-    "EVAL_OUTPUT_DIR": "where t5x.eval writes",
     "EVAL_SPLIT": "split that t5x.eval and t5x.infer read",
     "INFER_MODE": "what t5x.infer does: 'predict', 'score' or 'predict_with_aux'",
 }

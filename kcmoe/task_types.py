@@ -11,10 +11,11 @@ import string
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from kcmoe.errors import UserError
+from kcmoe.errors import UserError, near_misses
 
 SPLITS = ("train", "validation", "test")
 METRICS = ("accuracy", "macro_f1", "pearson", "spearman")
+STEPS = (0.1, 0.2, 0.5, 1.0)  # those that one decimal can write and that divide 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,10 @@ class Task:
       target: column of the answer.
       labels: value in the `target` column (as text) -> Korean word the model generates, in order. Empty
         where the answer is free text or a number.
-      target_step: answers are numbers rounded to this step and written with one decimal; 0 for words.
+      target_step: answers are numbers rounded to this step, one of `STEPS`, and written with one decimal; 0
+        for words.
       target_range: lowest and highest of those numbers.
-      metrics: names from `METRICS`.
+      metrics: names from `METRICS` that suit the answers, see `suitable_metrics`.
       id_column: column that names an example; "" numbers them.
       holdout: share of `train` held out as `validation` where no validation file exists; a row is held
         out by the hash of its inputs, so equal texts are on one side.
@@ -76,6 +78,15 @@ class Task:
         """Whether `split` is cut from the training files rather than read from files of its own."""
         return split == "validation" and not self.files.get("validation") and self.holdout > 0
 
+    @property
+    def suitable_metrics(self) -> tuple[str, ...]:
+        """The metrics that mean something for answers of this kind."""
+        if self.kind == "span_corruption":
+            return ()
+        if self.target_step:
+            return ("pearson", "spearman")
+        return ("accuracy", "macro_f1") if self.labels else ("accuracy",)
+
     def inputs(self, row: Mapping[str, Any]) -> str:
         """The prompt for one row of input columns."""
         return self.prompt.format_map({name: cell_text(row[name]) for name in self.input_columns})
@@ -102,6 +113,43 @@ class Mixture:
 
     name: str
     weights: tuple[tuple[Task, float], ...]
+
+
+def check(task: Task) -> None:
+    """Raises `UserError` for fields that are missing or do not go together; names their macros."""
+    if not task.files:
+        raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
+    if task.kind == "labelled" and not task.input_columns:
+        raise UserError(
+            f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}"
+        )
+    if task.kind == "labelled" and not task.target:
+        raise UserError(f"task {task.name} needs TASK_TARGET_COLUMN, the column of the answer")
+    if not 0 <= task.holdout < 1:
+        raise UserError(f"TASK_HOLDOUT = {task.holdout} must be at least 0 and below 1")
+    if len(set(task.label_words)) < len(task.labels):
+        raise UserError(f"TASK_LABELS of {task.name} gives two values the same word")
+    if task.target_step not in (0, *STEPS):
+        raise UserError(
+            f"TASK_TARGET_STEP = {task.target_step} of {task.name}: answers have one decimal, so the "
+            f"step is one of {', '.join(map(str, STEPS))}"
+        )
+    for metric in task.metrics:
+        if metric not in METRICS:
+            raise UserError(f"TASK_METRICS: no metric {metric}.{near_misses(metric, METRICS)}")
+        if metric not in task.suitable_metrics:
+            raise UserError(
+                f"TASK_METRICS: {metric} does not suit {task.name}, {_answers_are(task)}; "
+                f"take {' or '.join(task.suitable_metrics) or 'none'}"
+            )
+
+
+def _answers_are(task: Task) -> str:
+    if task.kind == "span_corruption":
+        return "which is plain text for pretraining"
+    if task.target_step:
+        return "whose answers are numbers (TASK_TARGET_STEP)"
+    return "whose answers are labels" if task.labels else "whose answers are free text"
 
 
 def format_number(value: float, step: float) -> str:

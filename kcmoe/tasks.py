@@ -13,11 +13,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe import task_types
 from kcmoe.config import GinConfig, macro
 from kcmoe.errors import UserError, near_misses
 from kcmoe.task_types import METRICS, SPLITS, Mixture, Task, cell_text, format_number
 
-__all__ = ["TASKS", "Mixture", "Task", "TaskSettings", "format_number", "get_task", "named_task"]
+__all__ = [
+    "TASKS",
+    "Mixture",
+    "Task",
+    "TaskSettings",
+    "format_number",
+    "get_task",
+    "named_task",
+    "one_task",
+]
 
 
 def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
@@ -193,6 +203,24 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     return Mixture(settings.name, tuple((task, float(weight)) for task, weight in pairs))
 
 
+def one_task(macros: Mapping[str, Any]) -> Task:
+    """The task that the macros describe; of a mixture, the one that has the mixture's name.
+
+    Raises:
+      UserError: as `get_task`, and for a mixture none of whose tasks has its name.
+    """
+    found = get_task(macros)
+    if isinstance(found, Task):
+        return found
+    tasks = {task.name: task for task, _ in found.weights}
+    if found.name not in tasks:
+        raise UserError(
+            f"{found.name} is a mixture; say which of its tasks is meant, {', '.join(tasks)}, "
+            "by --task or MIXTURE_OR_TASK_NAME"
+        )
+    return tasks[found.name]
+
+
 def _is_weight(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
@@ -226,23 +254,5 @@ def _build(name: str, fields: Mapping[str, Any]) -> Task:
         if "validation" not in fields.get("files", {}):
             defaults["holdout"] = 0.05
         task = Task(name=name, **{**defaults, **fields})
-    _check(task)
+    task_types.check(task)
     return task
-
-
-def _check(task: Task) -> None:
-    if not task.files:
-        raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
-    if task.kind == "labelled" and not task.input_columns:
-        raise UserError(
-            f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}"
-        )
-    if task.kind == "labelled" and not task.target:
-        raise UserError(f"task {task.name} needs TASK_TARGET_COLUMN, the column of the answer")
-    if not 0 <= task.holdout < 1:
-        raise UserError(f"TASK_HOLDOUT = {task.holdout} must be at least 0 and below 1")
-    if len(set(task.label_words)) < len(task.labels):
-        raise UserError(f"TASK_LABELS of {task.name} gives two values the same word")
-    for metric in task.metrics:
-        if metric not in METRICS:
-            raise UserError(f"TASK_METRICS: no metric {metric}.{near_misses(metric, METRICS)}")

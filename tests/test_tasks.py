@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import gin_files, tasks
+from kcmoe import gin_files, task_types, tasks
 from kcmoe.errors import UserError
+from kcmoe.inference.answers import answers
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/tasks/*.gin"))
 
@@ -90,6 +91,51 @@ def test_mixtures():
     ]
     with pytest.raises(UserError, match="above zero"):
         own(MIXTURE_OR_TASK_NAME="m", MIXTURE={"pretrain": 0})
+
+
+def test_a_mixture_means_the_task_of_its_own_name():
+    mixture = {"MIXTURE": {"mine": 1, "nsmc": 2}, "MIXTURE_OR_TASK_NAME": "mine"}
+    fields = {"TASK_TRAIN_FILES": "a.csv", "TASK_PROMPT": "{a}", "TASK_TARGET_COLUMN": "b"}
+    macros = gin_files.parse().replace(**mixture, **fields)
+    assert tasks.one_task(macros).prompt == "{a}"
+    assert tasks.one_task(gin_files.parse().replace(MIXTURE_OR_TASK_NAME="nsmc")).name == "nsmc"
+    with pytest.raises(UserError, match=r"m is a mixture; .* meant, nsmc, korsts, by --task or"):
+        tasks.one_task(
+            gin_files.parse([], ["MIXTURE_OR_TASK_NAME='m'", "MIXTURE={'nsmc': 1, 'korsts': 1}"])
+        )
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.name)
+def test_listed_tasks_are_sound(task):
+    task_types.check(task)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.2, 0.5, 1])
+def test_every_step_gives_as_many_answers_as_numbers(step):
+    task = own(MIXTURE_OR_TASK_NAME="korsts", TASK_TARGET_STEP=step)
+    found = answers(task)
+    assert len(set(found)) == len(found) == round(5 / step) + 1
+    assert all(task.answer(text) == text for text in found)
+
+
+@pytest.mark.parametrize("step", [2, 0.25, 0.05, 0.3, -0.5])
+def test_steps_that_one_decimal_cannot_write(step):
+    with pytest.raises(UserError, match=rf"TASK_TARGET_STEP = {step}.* one of 0.1, 0.2, 0.5, 1.0"):
+        own(MIXTURE_OR_TASK_NAME="korsts", TASK_TARGET_STEP=step)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "metric", "said"),
+    [
+        ("nsmc", {}, "spearman", "whose answers are labels; take accuracy or macro_f1"),
+        ("korsts", {}, "accuracy", "are numbers .*; take pearson or spearman"),
+        ("nsmc", {"TASK_LABELS": {}}, "macro_f1", "whose answers are free text; take accuracy"),
+        ("pretrain", {}, "accuracy", "which is plain text for pretraining; take none"),
+    ],
+)
+def test_metrics_suit_the_answers(task, changes, metric, said):
+    with pytest.raises(UserError, match=f"TASK_METRICS: {metric} does not suit {task}, .*{said}"):
+        own(MIXTURE_OR_TASK_NAME=task, TASK_METRICS=[metric], **changes)
 
 
 @pytest.mark.parametrize(

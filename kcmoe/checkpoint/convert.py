@@ -8,20 +8,17 @@ written.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kcmoe.checkpoint import sizes
+from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.leaves import OPTIMIZER_PREFIX, PARAMETER_PREFIX, ShapeDtype, named_dtype
 from kcmoe.checkpoint.reader import Reader, describe_problems, open_checkpoint
 from kcmoe.checkpoint.restoring import checked_leaves
-from kcmoe.checkpoint.run_config import find_config
-from kcmoe.checkpoint.safetensors import CONFIG
-from kcmoe.checkpoint.storage import is_remote
+from kcmoe.checkpoint.sizes import sizes_of
 from kcmoe.checkpoint.writer import write_checkpoint
 from kcmoe.errors import UserError
 
@@ -54,10 +51,9 @@ def convert(
     }
     after = {path: _with_dtype(path, leaf, dtype) for path, leaf in before.items()}
     step = reader.step
-    extras = {name: text for name, text in reader.extras().items() if name != CONFIG}
-    if format == "safetensors":
-        macros = sizes.model_macros(after, _config_beside(reader)) or _old_macros(reader)
-        extras[CONFIG] = sizes.config_json(macros, step)
+    # The copy leaves config.gin behind, so it takes along what loading it needs.
+    config = run_config.to_json(run_config.to_keep(reader.path, sizes_of(after)), step)
+    extras = {**reader.extras(), run_config.JSON_FILE: config}
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None
     leaves = _checked(reader, list(before), after, advance)
     return write_checkpoint(final, format, after, leaves, step=step, extras=extras)
@@ -80,12 +76,3 @@ def _with_dtype(path: str, leaf: ShapeDtype, dtype: str | None) -> ShapeDtype:
     if dtype is None or not path.startswith(PARAMETER_PREFIX) or leaf.dtype.kind in "biu":
         return leaf
     return ShapeDtype(leaf.shape, named_dtype(dtype))
-
-
-def _config_beside(reader: Reader) -> str | None:
-    return None if is_remote(reader.path) else find_config(reader.path)
-
-
-def _old_macros(reader: Reader) -> dict[str, object]:
-    content = reader.extras().get(CONFIG, b"{}")
-    return {name: value for name, value in json.loads(content).items() if name.isupper()}

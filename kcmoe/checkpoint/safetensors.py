@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""safetensors: one file of raw arrays behind a JSON header, and a `config.json` with the sizes.
+"""safetensors: one file of raw arrays behind a JSON header.
 
 Read and written leaf by leaf at its offset, so memory stays at one leaf. Names of tensors are the
 paths of T5X's tree. Also reads folders whose tensors are spread over several files with
@@ -24,7 +24,6 @@ from kcmoe.errors import UserError
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
 _WORDS = {
     "BOOL": "bool",
     **{

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's sizes, read off the shapes of its parameters, under the macro names of the gin files.
 
-Used to say in words how two trees differ, and to write `config.json` beside safetensors. What no
+Used to say in words how two trees differ, and to record the sizes with a converted checkpoint. What no
 shape tells (how many experts a token takes, capacity factors) is not guessed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from kcmoe import gin_files
 from kcmoe.checkpoint.leaves import PARAMETER_PREFIX, ShapeDtype
-from kcmoe.config import ModelConfig
-from kcmoe.errors import UserError
 
 _LAYER = re.compile(r"target/(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
@@ -67,27 +61,3 @@ def explain_difference(here: Mapping[str, ShapeDtype], wanted: Mapping[str, Shap
         return ""
     listed = ", ".join(f"{name} {theirs[name]} here, {ours[name]} expected" for name in names)
     return f" (another size: {listed}; take the gin file of that checkpoint's size)"
-
-
-def model_macros(tree: Mapping[str, ShapeDtype], config_gin: str | None) -> dict[str, Any]:
-    """Returns the model's macros: those of a `config.gin` (ours or T5X's), and the tree's sizes.
-
-    Raises `UserError` if the file and the tree disagree.
-    """
-    sizes = sizes_of(tree)
-    if config_gin is None:
-        return sizes
-    written = gin_files.parse([config_gin], foreign=True)
-    names = [field.metadata["macro"] for field in dataclasses.fields(ModelConfig)]
-    macros = {name: written[name] for name in names if name in written}
-    unequal = [name for name in sizes if name in macros and macros[name] != sizes[name]]
-    if unequal:
-        listed = ", ".join(f"{name} is {macros[name]}, not {sizes[name]}" for name in unequal)
-        raise UserError(f"{config_gin} does not belong to the checkpoint beside it: {listed}")
-    return {**macros, **sizes}
-
-
-def config_json(macros: Mapping[str, Any], step: int) -> bytes:
-    """Returns the content of the `config.json` that goes with safetensors."""
-    fields = {"model_type": "kcmoe", "step": step, **dict(sorted(macros.items()))}
-    return json.dumps(fields, indent=2).encode() + b"\n"

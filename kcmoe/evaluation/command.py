@@ -22,6 +22,7 @@ from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
     from kcmoe.data.labelled import Example
+    from kcmoe.data.settings import DataConfig
     from kcmoe.evaluation.protocol import Outcome, Questions
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks import Task
@@ -35,9 +36,9 @@ protocols:
   generate  the label word is generated and must match exactly, as published
 
 examples:
-  kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc/checkpoint_14000"' --gin.DATA_DIR='"data"'
+  kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc_tiny/checkpoint_14000"' --gin.DATA_DIR='"data"'
   kcmoe evaluate --gin_file=configs/runs/eval_nsmc_base.gin --split=test \\
-    --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1010000"' --gin.EVAL_OUTPUT_DIR='"scores"'
+    --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1001000"' --gin.EVAL_OUTPUT_DIR='"scores"'
 
 The validation split is for choosing among checkpoints; read the test split once, at the end.
 """
@@ -77,11 +78,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--limit={args.limit} must be at least 1")
     checkpoint = loading.find_checkpoint(given.require("CHECKPOINT_PATH"))
     macros = loading.read_settings(checkpoint, given=given)
-    task, data_dir, examples = _examples(macros, args.split or "validation")
+    task, data, examples = _examples(macros, args.split or "validation")
     model_dir = (
         os.path.dirname(os.path.abspath(checkpoint)) if "://" not in checkpoint else checkpoint
     )
-    folder = report_lib.output_folder(model_dir, macros.get("EVAL_OUTPUT_DIR"))
+    chosen_folder = loading.InferenceConfig.from_macros(macros).eval_output_dir
+    folder = report_lib.output_folder(model_dir, chosen_folder)
     if args.predictions:
         _check_writable(args.predictions)
 
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     compilation_cache.enable()
     loaded = loading.load(checkpoint, given=given)
     chosen = spread(examples, args.limit or len(examples))
-    report, questions = _evaluate(loaded, task, chosen, len(examples), args, data_dir, model_dir)
+    report, questions = _evaluate(loaded, task, chosen, len(examples), args, data, model_dir)
     print(report.table())
     print(f"written: {report_lib.write(report, folder)}")
     if args.predictions:
@@ -99,22 +101,19 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _examples(macros: Any, split: str) -> tuple[Task, str, list[Example]]:
+def _examples(macros: Any, split: str) -> tuple[Task, DataConfig, list[Example]]:
     from kcmoe.data.labelled import labelled_examples
     from kcmoe.data.settings import DataConfig
-    from kcmoe.tasks import Mixture, get_task
+    from kcmoe.tasks import one_task
 
     data = DataConfig.from_macros(macros)
-    task = get_task(macros)
-    if isinstance(task, Mixture):
-        names = ", ".join(one.name for one, _ in task.weights)
-        raise UserError(f"{task.name} is a mixture; set MIXTURE_OR_TASK_NAME to one of {names}")
+    task = one_task(macros)
     if task.kind != "labelled":
         raise UserError(
             f"task {task.name} has no labels to evaluate; its held-out loss is in metrics.jsonl of the "
             "run. Set MIXTURE_OR_TASK_NAME to a task with labels"
         )
-    return task, data.data_dir, labelled_examples(task, split, data.data_dir, strict=data.strict)
+    return task, data, labelled_examples(task, split, data.data_dir, strict=data.strict)
 
 
 def _evaluate(
@@ -123,7 +122,7 @@ def _evaluate(
     examples: Sequence[Example],
     of_examples: int,
     args: argparse.Namespace,
-    data_dir: str,
+    data: DataConfig,
     model_dir: str,
 ) -> tuple[Any, Questions]:
     from tqdm import tqdm
@@ -163,7 +162,7 @@ def _evaluate(
         settings={"routing": loaded.config.routing, "activations": loaded.config.activation_dtype},
         outcomes=outcomes,
         seconds=seconds,
-        selection=selection(task, loaded.macros, data_dir, model_dir),
+        selection=selection(task, loaded.macros, data, model_dir),
     )
     return report, questions
 

@@ -80,9 +80,20 @@ def class_metric(name: str, predicted: np.ndarray, true: np.ndarray, classes: in
       true: int [N], 0 to classes - 1.
       classes: number of classes.
     """
-    if name == "accuracy":
-        value = accuracy(predicted, true)
-        return Estimate(value, float(np.sqrt(value * (1 - value) / len(true))))
+    function: Callable[[np.ndarray, np.ndarray, int], Estimate] = {
+        "accuracy": _accuracy,
+        "macro_f1": _macro_f1,
+    }[name]
+    return function(predicted, true, classes)
+
+
+def _accuracy(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate:
+    del classes
+    value = accuracy(predicted, true)
+    return Estimate(value, float(np.sqrt(value * (1 - value) / len(true))))
+
+
+def _macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate:
     counts = confusion(predicted, true, classes)
     # Resampling examples is drawing the cells of the confusion matrix from a multinomial distribution.
     shares = counts.reshape(-1) / counts.sum()

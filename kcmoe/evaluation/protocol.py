@@ -138,14 +138,12 @@ class Questions:
         return {name: metrics.number_metric(name, known, true) for name in self.task.metrics}
 
     def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Estimate]:
-        """Free text: every distinct text is a class of its own, which only accuracy can use."""
+        """Free text is right or wrong: every distinct text is a class of its own."""
         right = np.array([text == true for text, true in zip(texts, self.true, strict=True)])
+        ones = np.ones(len(right), np.int64)
         return {
-            name: metrics.class_metric(
-                name, right.astype(np.int64), np.ones(len(right), np.int64), 2
-            )
+            name: metrics.class_metric(name, right.astype(np.int64), ones, 2)
             for name in self.task.metrics
-            if name == "accuracy"
         }
 
 
@@ -194,16 +192,3 @@ def training_metric(
         return None
     measure = rank_metric(config, task, examples, vocabulary, max_inputs)
     return None if measure is None else (measure, task.metrics)
-
-
-def evaluate_rank(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    task: Task,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    max_inputs: int = 512,
-) -> dict[str, float]:
-    """`rank_metric` for one set of parameters; {} where there is nothing to rank."""
-    measure = rank_metric(config, task, examples, vocabulary, max_inputs)
-    return {} if measure is None else measure(params)

@@ -16,6 +16,7 @@ from kcmoe.errors import UserError
 from kcmoe.evaluation.metrics import Estimate
 from kcmoe.evaluation.protocol import Outcome
 from kcmoe.evaluation.selection import Selection
+from kcmoe.remote import is_remote
 
 FOLDER = "evaluation"
 
@@ -124,9 +125,14 @@ def output_folder(model_dir: str, chosen: str | None) -> Path:
     """Where reports go, made and known to be writable before anything is computed.
 
     Raises:
-      UserError: if it cannot be written to.
+      UserError: if it is in a bucket or cannot be written to.
     """
-    if chosen is None and "://" in model_dir:
+    if chosen is not None and is_remote(chosen):
+        raise UserError(
+            f"EVAL_OUTPUT_DIR = {chosen!r} is not on this machine: write to a local folder, then copy it "
+            "there"
+        )
+    if chosen is None and is_remote(model_dir):
         raise UserError(
             f"the checkpoint is in a bucket ({model_dir}); say where the report goes with "
             "--gin.EVAL_OUTPUT_DIR='\"dir\"'"

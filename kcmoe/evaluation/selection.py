@@ -12,13 +12,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kcmoe import gin_files
 from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.data.labelled import labelled_examples, split_files
 from kcmoe.errors import UserError
 from kcmoe.tasks import Task
+
+if TYPE_CHECKING:
+    from kcmoe.data.settings import DataConfig
 
 BEST = "best.json"
 
@@ -64,9 +67,9 @@ class Selection:
         return {"rule": self.rule, "examples": len(self.ids), "used": self.used, "best": best}
 
 
-def selection(task: Task, macros: Mapping[str, Any], data_dir: str, model_dir: str) -> Selection:
+def selection(task: Task, macros: Mapping[str, Any], data: DataConfig, model_dir: str) -> Selection:
     """Reads the held-out examples of `task` and the choice recorded in `model_dir`."""
-    rule, ids = _held_out(task, data_dir)
+    rule, ids = _held_out(task, data)
     # What the run evaluated on is its own config.gin's to say; `macros` are those of this evaluation.
     with contextlib.suppress(UserError):
         macros = gin_files.parse([os.path.join(model_dir, CONFIG_FILE)], foreign=True)
@@ -74,23 +77,24 @@ def selection(task: Task, macros: Mapping[str, Any], data_dir: str, model_dir: s
     return Selection(rule, ids, min(len(ids), used or len(ids)), _read_best(model_dir))
 
 
-def _held_out(task: Task, data_dir: str) -> tuple[str, tuple[str, ...]]:
+def _held_out(task: Task, data: DataConfig) -> tuple[str, tuple[str, ...]]:
     if "validation" not in task.splits:
         return f"nothing, {task.name} has no validation split", ()
+    source = "train" if task.is_held_out("validation") else "validation"
+    files, unread = list(task.files[source]), ""
+    ids: tuple[str, ...] = ()
     try:
-        files = split_files(task, "validation", data_dir)
-        ids = tuple(example.id for example in labelled_examples(task, "validation", data_dir))
-    except UserError:
-        files, ids = (
-            list(task.files["train" if task.is_held_out("validation") else "validation"]),
-            (),
-        )
+        files = split_files(task, "validation", data.data_dir)
+        examples = labelled_examples(task, "validation", data.data_dir, strict=data.strict)
+        ids = tuple(example.id for example in examples)
+    except UserError as error:
+        unread = f" (not listed: {error})"
     names = ", ".join(map(os.path.basename, files[:3])) + (", …" if len(files) > 3 else "")
     if task.is_held_out("validation"):
         rule = f"{task.holdout:.0%} of {names}, by the hash of the input text; never trained on"
     else:
         rule = f"all rows of {names}; never trained on"
-    return rule + ("" if ids else f" (not in {data_dir}, so not listed)"), ids
+    return rule + unread, ids
 
 
 def _read_best(model_dir: str) -> Mapping[str, Any] | None:

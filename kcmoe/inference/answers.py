@@ -24,7 +24,6 @@ def answers(task: Task) -> tuple[str, ...]:
             f"TASK_TARGET_RANGE = {task.target_range!r} of {task.name} must be two numbers, "
             "the lower one first"
         )
-    count = round((highest - lowest) / task.target_step) + 1
-    return tuple(
-        format_number(lowest + i * task.target_step, task.target_step) for i in range(count)
-    )
+    per_unit = round(1 / task.target_step)
+    numbers = range(round(lowest * per_unit), round(highest * per_unit) + 1)
+    return tuple(format_number(number / per_unit, task.target_step) for number in numbers)

@@ -25,7 +25,7 @@ _LINES_AT_ONCE = 8192  # results held back until all of these are done, so that 
 
 _EPILOG = """\
 examples:
-  echo '정말 재밌어요' | kcmoe predict --checkpoint=runs/nsmc/checkpoint_14000 --task=nsmc
+  echo '정말 재밌어요' | kcmoe predict --checkpoint=runs/nsmc_tiny/checkpoint_14000 --task=nsmc
   {"text": "정말 재밌어요", "label": "긍정적", "probabilities": {"부정적": 0.02, "긍정적": 0.98}}
 
   echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny --task=generate
@@ -61,7 +61,6 @@ def _parser() -> arguments.Parser:
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe predict --help`."""
     args, macros = arguments.parse_with_gin(_parser(), argv)
-    _check_choice(args.task)
     logging.basicConfig(format="kcmoe predict: %(message)s")
     from kcmoe.inference import texts
 
@@ -71,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"kcmoe predict: {args.file} has no lines", file=sys.stderr)
         return 0
 
+    _check_choice(args, macros)
     from kcmoe.inference.predict import LanguageModel
 
     model = LanguageModel.load(args.checkpoint, config=args.config, **dict(macros))
@@ -79,16 +79,19 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_choice(task: str | None) -> None:
-    """Finds a misspelt task before anything is loaded."""
+def _check_choice(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Finds a misspelt task before the weights are read."""
     from kcmoe.errors import near_misses
+    from kcmoe.inference import loading
     from kcmoe.tasks import TASKS
 
-    if task in (None, GENERATE, *TASKS):
-        return
-    close = near_misses(str(task), [GENERATE, *TASKS])
-    if close:
-        raise UserError(f"no task is called {task}.{close}")
+    checkpoint = loading.find_checkpoint(args.checkpoint)
+    settings = loading.read_settings(checkpoint, args.config, given)
+    own = settings.get("MIXTURE_OR_TASK_NAME")
+    known = dict.fromkeys((GENERATE, *([own] if own else []), *TASKS))
+    if args.task is not None and args.task not in known:
+        close = near_misses(args.task, known)
+        raise UserError(f"no task is called {args.task}.{close} Known: {', '.join(known)}")
 
 
 def _utf8(stream: TextIO) -> TextIO:

@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the path of a checkpoint to what inference needs: settings, parameters, vocabulary.
 
-Settings are those of `config.gin` beside the checkpoint (or a file named instead), and over them those of
-the caller. Routing is dropless unless the caller says otherwise, whatever the training run had: only then
+Settings are those recorded beside the checkpoint (or a file named instead), and over them those of the
+caller. Routing is dropless unless the caller says otherwise, whatever the training run had: only then
 is a line's answer its own. Optimizer state is not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kcmoe import config as configs
 from kcmoe import gin_files
-from kcmoe.checkpoint import manage
-from kcmoe.checkpoint.run_config import CONFIG_FILE, check_vocabulary, find_config
+from kcmoe.checkpoint import manage, run_config
 from kcmoe.config import GinConfig, ModelConfig, macro
 from kcmoe.errors import UserError
 from kcmoe.inference.bucketing import inference_config
+from kcmoe.tasks import TaskSettings
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,10 +31,15 @@ _LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferenceConfig(GinConfig):
-    """How prediction and evaluation compute, never what."""
+    """How prediction and evaluation compute and where they write, never what."""
 
     checkpoint_path: str | None = macro(
         "CHECKPOINT_PATH", default=None, help="checkpoint to evaluate: dir/checkpoint_N"
+    )
+    eval_output_dir: str | None = macro(
+        "EVAL_OUTPUT_DIR",
+        default=None,
+        help="folder of evaluation reports; None is evaluation/ beside the checkpoint",
     )
     tokens: int | None = macro(
         "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"
@@ -98,31 +102,31 @@ def read_settings(
       UserError: if no config is beside the checkpoint and none is named, or a given name is unknown.
     """
     given = given or {}
-    found = config or find_config(checkpoint)
-    beside = _safetensors_settings(checkpoint) if found is None else {}
-    if found is None and "NUM_ENCODER_LAYERS" not in {**beside, **given}:
-        raise UserError(
-            f"there is no {CONFIG_FILE} beside {checkpoint}, so its sizes are unknown; "
-            "name a gin file that has them, e.g. configs/sizes/base.gin, as config"
-        )
+    found = config or run_config.find_config(checkpoint)
+    beside = run_config.read_json(checkpoint) if found is None else {}
     files = [BASE] if found is None else [BASE, found]
     # `foreign`: T5X's config.gin has imports and bindings beside the macros.
     macros = gin_files.parse(files, foreign=True)
     if given:
         configs.check_names(gin_files.parse().replace(**given))
-    return macros.replace(**{**beside, "ROUTING": "dropless", **given})
+    dropped = _of_another_task(macros, given)
+    macros = macros.replace(**{**beside, "ROUTING": "dropless", **dropped, **given})
+    names = [field.metadata["macro"] for field in dataclasses.fields(ModelConfig)]
+    unknown = [name for name in names if name not in macros]
+    if found is None and unknown:
+        raise UserError(
+            f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
+            "name a gin file that has it, e.g. configs/sizes/base.gin, as config"
+        )
+    return macros
 
 
-def _safetensors_settings(checkpoint: str) -> dict[str, Any]:
-    """The macros in the config.json that `kcmoe checkpoint convert` writes beside safetensors, or {}."""
-    try:
-        with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
-            fields = json.load(file)
-    except (OSError, ValueError):
+def _of_another_task(macros: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, None]:
+    """TASK_… and MIXTURE taken back where `given` names a task that the run's do not describe."""
+    name, *rest = (field.metadata["macro"] for field in dataclasses.fields(TaskSettings))
+    if given.get(name, macros.get(name)) == macros.get(name):
         return {}
-    if not isinstance(fields, dict) or fields.get("model_type") != "kcmoe":
-        return {}
-    return {name: value for name, value in fields.items() if name.isupper()}
+    return {other: None for other in rest if other in macros}
 
 
 def load(
@@ -153,7 +157,7 @@ def load(
             f"{vocabulary.path} has {vocabulary.size:,} pieces, but the embedding of {checkpoint} "
             f"has {model.num_embeddings:,} rows; set VOCABULARY_FILE to the vocabulary it was trained with"
         )
-    check_vocabulary(checkpoint, vocabulary)
+    run_config.check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
     params = jax.device_put(_read_params(reader, model))
     tokens = InferenceConfig.from_macros(macros).tokens or _default_tokens(params)

@@ -19,7 +19,7 @@ from kcmoe.errors import UserError
 from kcmoe.inference import batched, loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks import Mixture, Task, get_task
+from kcmoe.tasks import Task, named_task, one_task
 
 _log = logging.getLogger(__name__)
 _LONGEST_TARGET = 512  # tokens that `score` takes; training never saw longer ones
@@ -135,10 +135,7 @@ class LanguageModel:
         own = macros.get("MIXTURE_OR_TASK_NAME")
         if task is None and own is None:
             raise UserError(f'{self.loaded.checkpoint} names no task; say which, e.g. task="nsmc"')
-        found = get_task(macros if task in (None, own) else str(task))
-        if isinstance(found, Mixture):
-            raise UserError(f"{found.name} is a mixture; name one of its tasks")
-        return found
+        return one_task(macros) if task in (None, own) else named_task(str(task))
 
     def answers(self, task: Task) -> tuple[str, ...]:
         """What `classify` chooses among; `UserError` if the task has no labels."""

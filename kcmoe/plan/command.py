@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +88,7 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
         raise UserError(f"NUM_MODEL_PARTITIONS = {partitions!r}, but it must be a whole number")
     if stack == "engine" and partitions > 1:
         raise UserError("NUM_MODEL_PARTITIONS is T5X's; the engine divides rows and experts only")
-    start = args.start_step
-    named = re.search(r"checkpoint_(\d+)", str(macros.get("INITIAL_CHECKPOINT_PATH", "")))
-    if start is None:
-        start = int(named[1]) if named else 0
+    start = _start_step(macros) if args.start_step is None else args.start_step
     missing = {name: "not needed" for name in _NOT_NEEDED if name in macros.required}
     settings = Settings.from_macros(macros.replace(**missing))
     steps = settings.run.train_steps - start
@@ -104,6 +100,23 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     utilisation = args.utilisation or default
     packed = bool(macros.get("PACK", False))
     return Planner(settings, hardware, stack, utilisation, packed), partitions, steps
+
+
+def _start_step(macros: Macros) -> int:
+    """Steps already done when the run begins, which TRAIN_STEPS includes."""
+    from kcmoe.checkpoint.manage import step_of
+
+    path = macros.get("INITIAL_CHECKPOINT_PATH")
+    if not path and "INITIAL_CHECKPOINT_PATH" not in macros.required:
+        return 0
+    step = step_of(str(path))
+    if step is None:
+        asked = f"{path} does not say its step" if path else "INITIAL_CHECKPOINT_PATH is not set"
+        raise UserError(
+            f"{asked}, and TRAIN_STEPS includes the steps before the run; add --start_step=N or "
+            "--gin.INITIAL_CHECKPOINT_PATH='\"dir/checkpoint_N\"'"
+        )
+    return step
 
 
 def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
@@ -123,6 +136,7 @@ def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
         "active_parameters": active,
         "batch_size": choice.batch_size,
         "tokens_per_step": tokens,
+        "start_step": run.train_steps - steps,
         "steps": steps,
         "tokens": tokens * steps,
         "flops_per_step": estimate.step_flops,
@@ -163,7 +177,8 @@ def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None
         why = "one-hot dispatch masks" if planner.stack == "t5x" else "recomputation (REMAT)"
         share = report["extra_flops_per_step"] / report["flops_per_step"]
         print(f"             and {report['extra_flops_per_step']:.3g} FLOP ({share:.0%}) of {why}")
-    print(f"run          {report['steps']:,} steps, {report['tokens']:.3g} tokens")
+    after = f" after {report['start_step']:,} already done" if report["start_step"] else ""
+    print(f"run          {report['steps']:,} steps{after}, {report['tokens']:.3g} tokens")
     print("memory of one device")
     for name, size in dataclasses.asdict(memory).items():
         if size:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
+from kcmoe.checkpoint import run_config
+from kcmoe.checkpoint.convert import convert
 from kcmoe.errors import UserError
 
 State = dict[str, np.ndarray]
@@ -94,6 +96,18 @@ def test_a_checkpoint_in_a_bucket(
     same(state, checkpoint.restore(reader, expected))
     with pytest.raises(UserError, match=r"is a model directory.*checkpoint_7"):
         checkpoint.open_checkpoint(f"gs://bucket/{format}")
+
+
+def test_a_conversion_from_a_bucket_brings_the_settings(
+    state: State, bucket: Path, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (bucket / "pod").mkdir()
+    write(state).rename(bucket / "pod/checkpoint_7")
+    bare = convert("gs://bucket/pod/checkpoint_7", tmp_path / "bare", "safetensors")
+    assert "NUM_SELECTED_EXPERTS" not in run_config.recorded(str(bare))
+    (bucket / "pod/config.gin").write_text("import seqio\nNUM_SELECTED_EXPERTS = 2\n")
+    full = convert("gs://bucket/pod/checkpoint_7", tmp_path / "full", "safetensors")
+    assert run_config.recorded(str(full))["NUM_SELECTED_EXPERTS"] == 2
 
 
 def test_an_unfinished_save_in_a_bucket(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
+from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.leaves import ShapeDtype
 from kcmoe.checkpoint.writer import write_checkpoint
 from kcmoe.cli import run
@@ -91,6 +92,27 @@ def test_safetensors_come_with_the_models_macros(
     assert run(arguments) == 2
     assert "config.gin does not belong to the checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_what_is_recorded_survives_conversions(
+    state: State, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write(state, name="run/checkpoint_7")
+    kept = {
+        "NUM_SELECTED_EXPERTS": 2,
+        "GROUP_SIZE": 64,
+        "ACTIVATION_DTYPE": "bfloat16",
+        "VOCABULARY_SHA256": "12ab",
+        "TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 4},
+    }
+    lines = [f"{name} = {value!r}" for name, value in kept.items()]
+    (tmp_path / "run/config.gin").write_text("\n".join(lines))
+    for number, format in enumerate(["safetensors", "safetensors", "t5x_orbax", "safetensors"]):
+        new = str(tmp_path / f"{number}/checkpoint_7")
+        assert run(["checkpoint", "convert", str(path), new, f"--format={format}"]) == 0
+        found = run_config.recorded(new)
+        assert {name: found[name] for name in kept} == kept, format
+        path = Path(new)
 
 
 def test_parameters_alone_in_half_precision(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kcmoe import resources
+from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.run_config import check_vocabulary, find_config
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
@@ -47,7 +48,22 @@ def test_without_a_digest_the_named_file_is_read(checkpoint: Path) -> None:
     check_vocabulary(str(checkpoint), Vocabulary(PLAIN))
 
 
+def test_a_converted_checkpoint_knows_its_vocabulary(checkpoint: Path) -> None:
+    shipped = Vocabulary()
+    config = run_config.to_json({"VOCABULARY_SHA256": shipped.digest}, step=8)
+    (checkpoint / "config.json").write_bytes(config)
+    check_vocabulary(str(checkpoint), shipped)
+    with pytest.raises(
+        UserError, match=rf"another vocabulary \(sha256 {shipped.digest[:12]}.*set VOCAB"
+    ):
+        check_vocabulary(str(checkpoint), Vocabulary(PLAIN))
+
+
 def test_nothing_to_compare_with(checkpoint: Path) -> None:
     check_vocabulary(str(checkpoint), Vocabulary())
+    (checkpoint / "config.json").write_text('{"model_type": "t5", "VOCABULARY_SHA256": "0"}')
+    check_vocabulary(str(checkpoint), Vocabulary())
+    (checkpoint / "config.json").write_bytes(run_config.to_json({}, step=8))  # as written at first
+    check_vocabulary(str(checkpoint), Vocabulary(PLAIN))
     (checkpoint.parent / "config.gin").write_text("VOCABULARY_FILE = '/elsewhere/other.model'\n")
     check_vocabulary(str(checkpoint), Vocabulary())

@@ -122,7 +122,8 @@ def test_t5x_restores_ours_and_goes_on_as_from_its_own(
     values = dict(
         checkpoint.open_checkpoint(theirs).read_all(checkpoint.open_checkpoint(theirs).tree())
     )
-    ours = write(values, format, name=f"run/checkpoint_{STEP}", extras={"training.json": b"{}"})
+    extras = {"training.json": b"{}", "config.json": b"{}"}  # of a run, and of a conversion
+    ours = write(values, format, name=f"run/checkpoint_{STEP}", extras=extras)
     restored = t5x.restore(ours)
     same(values, t5x.flat(restored))
     same(t5x.flat(t5x.next_step(restored)), t5x.flat(t5x.next_step(t5x.restore(theirs))))

@@ -106,6 +106,16 @@ def test_one_protocol(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
     assert list(json.loads(file.read_text("utf-8"))["protocols"]) == ["rank"]
 
 
+def test_own_task_of_a_mixture(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    places = [f"--gin.EVAL_OUTPUT_DIR='{tmp_path}'", "--limit=2", "--protocol=rank"]
+    mixture = "--gin.MIXTURE={'sample_reviews': 1.0, 'sample_nli': 1.0}"
+    own = "--gin.TASK_PROMPT='평: {document}'"
+    assert evaluate(model_dir, *places, mixture, own) == 0
+    assert "sample_reviews, validation split" in capsys.readouterr().out
+    assert evaluate(model_dir, *places, mixture, "--gin.MIXTURE_OR_TASK_NAME='both'") == 2
+    assert "both is a mixture; say which" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -121,6 +131,8 @@ def test_one_protocol(model_dir: Path, tmp_path: Path, capsys: Any) -> None:
             "--predictions=none/answers.jsonl cannot be written",
         ),
         (["--gin.EVAL_OUTPUT_DIR='/dev/null/x'"], "set EVAL_OUTPUT_DIR to another place"),
+        (["--gin.EVAL_OUTPUT_DIR='gs://bucket/x'"], "'gs://bucket/x' is not on this machine"),
+        (["--gin.EVAL_OUTPUT_DIR=5"], "EVAL_OUTPUT_DIR = 5, but it must be a text in quotes"),
     ],
 )
 def test_mistakes(model_dir: Path, arguments: list[str], said: str, capsys: Any) -> None:

@@ -61,6 +61,14 @@ def test_correlation_with_a_constant_is_no_number() -> None:
     assert np.isnan(estimate.standard_error)
 
 
+def test_a_metric_of_another_kind_is_refused() -> None:
+    classes, numbers = np.array([0, 1]), np.array([0.0, 1.0])
+    with pytest.raises(KeyError):
+        metrics.class_metric("spearman", classes, classes, 2)
+    with pytest.raises(KeyError):
+        metrics.number_metric("accuracy", numbers, numbers)
+
+
 def test_accuracy_has_the_binomial_standard_error() -> None:
     predicted, true = answers(0, count=1000)
     estimate = metrics.class_metric("accuracy", predicted, true, 3)

@@ -22,14 +22,17 @@ LINES = ["정말 재미 있다", "", "<extra_id_0> 최악 {document}", "배우 �
 
 @pytest.fixture
 def predict(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: LanguageModel,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, list[Any], str]]:
     """Runs the verb on a model loaded once; returns status, JSON lines and stderr."""
     monkeypatch.setattr(LanguageModel, "load", lambda *args, **kwargs: model)
     monkeypatch.setattr(command.logging, "basicConfig", lambda **_: None)
 
     def run(*arguments: str) -> tuple[int, list[Any], str]:
-        status = cli.run(["predict", "--checkpoint=checkpoint_7", *arguments])
+        status = cli.run(["predict", f"--checkpoint={model_dir}/checkpoint_7", *arguments])
         out, err = capsys.readouterr()
         return status, [json.loads(line) for line in out.splitlines()], err
 
@@ -61,9 +64,28 @@ def test_parts_of_a_long_file_give_the_same(
     assert predict("--task=nsmc", str(file)) == whole
 
 
-def test_korean_is_written_as_korean(predict: Any, file: Path, capsys: Any) -> None:
-    cli.run(["predict", "--checkpoint=checkpoint_7", "--task=nsmc", str(file)])
+@pytest.mark.usefixtures("predict")
+def test_korean_is_written_as_korean(model_dir: Path, file: Path, capsys: Any) -> None:
+    cli.run(["predict", f"--checkpoint={model_dir}", "--task=nsmc", str(file)])
     assert '{"text": "정말 재미 있다", "label": "' in capsys.readouterr().out
+
+
+def test_a_task_of_ones_own_by_its_name(
+    toy: types.ModuleType, tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {
+        "MIXTURE_OR_TASK_NAME": "my_reviews",
+        "TASK_TRAIN_FILES": "my_reviews/train.csv",
+        "TASK_PROMPT": "평: {text}",
+        "TASK_TARGET_COLUMN": "rating",
+        "TASK_LABELS": {"bad": "불만", "good": "만족"},
+    }
+    checkpoint = f"--checkpoint={toy.make_model_dir(tmp_path / 'own', **own)}"
+    assert cli.run(["predict", checkpoint, "--task=my_reviews", str(file)]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert set(first["probabilities"]) == {"불만", "만족"}
+    assert cli.run(["predict", checkpoint, "--task=my_review", str(file)]) == 2
+    assert "no task is called my_review. Did you mean my_reviews or" in capsys.readouterr().err
 
 
 def test_generate(predict: Any, file: Path, model: LanguageModel) -> None:

@@ -116,6 +116,38 @@ def test_accumulation_divides_activations_and_adds_the_sum_of_gradients() -> Non
 
 
 @pytest.mark.parametrize(
+    "start",
+    ["--start_step=10000", "--gin.INITIAL_CHECKPOINT_PATH='gs://bucket/tiny/checkpoint_10000/'"],
+)
+def test_steps_before_fine_tuning_are_not_counted(
+    start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["plan", "--gin_file=configs/runs/finetune_nsmc_tiny.gin", "--hardware=h100"]
+    assert cli.run([*tune, start, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["start_step"], report["steps"]) == (10_000, 4_000)
+    assert cli.run([*tune, start]) == 0
+    assert "4,000 steps after 10,000 already done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "INITIAL_CHECKPOINT_PATH is not set, and TRAIN_STEPS includes"),
+        (["--gin.INITIAL_CHECKPOINT_PATH='exported'"], "exported does not say its step"),
+    ],
+)
+def test_unknown_steps_before_fine_tuning_are_asked_for(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["plan", "--gin_file=configs/runs/finetune_nsmc_base.gin", "--hardware=v5e-8"]
+    assert cli.run([*tune, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "add --start_step=N" in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--hardware=v4-32", "--stack=engine"], "one host"),

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said to be held out is what training held out, and why where it cannot be listed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kcmoe.data.settings import DataConfig
+from kcmoe.evaluation.selection import selection
+from kcmoe.tasks import TASKS, Task
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    """Reviews of which the second has no label."""
+    rows = "document\tlabel\n좋다\t1\n뭐지\t\n별로\t0\n"
+    (tmp_path / "validation.tsv").write_text(rows, encoding="utf-8")
+    files = {"validation": ("validation.tsv",)}
+    return dataclasses.replace(TASKS["sample_reviews"], files=files)
+
+
+def test_rows_left_out_of_training_are_left_out_here(task: Task, tmp_path: Path) -> None:
+    data = DataConfig(data_dir=str(tmp_path), strict=False)
+    found = selection(task, {}, data, str(tmp_path))
+    assert found.ids == ("validation-0", "validation-2")
+    assert found.rule == "all rows of validation.tsv; never trained on"
+
+
+def test_the_reason_is_said(task: Task, tmp_path: Path) -> None:
+    found = selection(task, {}, DataConfig(data_dir=str(tmp_path)), str(tmp_path))
+    assert found.ids == ()
+    assert "validation.tsv, row 2: column label" in found.rule
+    assert "set DATA_STRICT = False" in found.rule

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which settings a checkpoint is used with, wherever it was copied to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import kcmoe
+from kcmoe import resources
+from kcmoe.checkpoint.convert import convert
+from kcmoe.errors import UserError
+from kcmoe.inference import loading
+from kcmoe.inference.predict import LanguageModel
+from kcmoe.tasks import TASKS, one_task
+
+PLAIN = str(resources.find("vocab/kcmoe_32k.model"))
+
+
+def test_a_converted_checkpoint_needs_no_config_gin(
+    model: LanguageModel, model_dir: Path, tmp_path: Path
+) -> None:
+    source = model_dir / "checkpoint_7"
+    for number, format in enumerate(("safetensors", "safetensors", "t5x_orbax", "t5x_legacy")):
+        source = convert(source, tmp_path / str(number) / "checkpoint_7", format)
+        loaded = kcmoe.load(str(source)).loaded
+        assert loaded.config == model.loaded.config, format
+        assert loaded.lengths == model.loaded.lengths, format
+        with pytest.raises(
+            UserError, match=r"was trained with another vocabulary .*set VOCABULARY_FILE"
+        ):
+            kcmoe.load(str(source), VOCABULARY_FILE=PLAIN)
+
+
+def test_sizes_alone_are_not_enough(model_dir: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare" / "checkpoint_7"
+    bare.parent.mkdir()
+    bare.symlink_to(model_dir / "checkpoint_7")
+    exported = convert(bare, tmp_path / "exported", "safetensors")
+    assert json.loads((exported / "config.json").read_text())["EMBED_DIM"] == 16
+    with pytest.raises(
+        UserError, match=r"no config.gin beside .*so NUM_SELECTED_EXPERTS is unknown"
+    ):
+        loading.read_settings(str(exported))
+    given = loading.read_settings(str(exported), config=str(model_dir / "config.gin"))
+    assert given["NUM_SELECTED_EXPERTS"] == 2
+
+
+def test_another_task_leaves_the_runs_own_behind(toy: ModuleType, tmp_path: Path) -> None:
+    own = {"TASK_PROMPT": "평: {document}", "MIXTURE": {"nsmc": 1.0, "kornli": 1.0}}
+    checkpoint = str(toy.make_model_dir(tmp_path, **own) / "checkpoint_7")
+    assert one_task(loading.read_settings(checkpoint)).prompt == "평: {document}"
+    other = loading.read_settings(checkpoint, given={"MIXTURE_OR_TASK_NAME": "kornli"})
+    assert one_task(other) == TASKS["kornli"]
+    model = LanguageModel.load(checkpoint)
+    assert model.task(None).prompt == model.task("nsmc").prompt == "평: {document}"
+    assert model.task("kornli") == TASKS["kornli"]
