@@ -17,7 +17,10 @@ cd "$(dirname "$0")/.."
 source scripts/tpu_common.sh
 
 RUN=train ACCELERATOR='' VERSION='' SPOT='' WATCH=''
-RESTARTS_ALLOWED=3 # while the TPU VM itself is well; after that the fault is in the run
+RESTARTS_ALLOWED=3         # while the TPU VM itself is well; after that the fault is in the run
+LOOKS_OF_A_GOOD_RUN=10     # a run seen running so often since its start goes well; it may fail anew
+ENDED_WELL=100 GAVE_UP=101 # statuses that neither gcloud nor ssh ends with
+restarts=0 looks=0 BARE='' # BARE: the TPU VM was made here, and its setup has not ended well yet
 
 VERB=${1:-}
 [[ $# -eq 0 ]] || shift
@@ -56,32 +59,44 @@ worker() {
   on_worker "$1" "$(quoted bash "$TREE/scripts/tpu_worker.sh" "$2" "$RUN" "${@:3}")"
 }
 
+# Below here every step says `|| return`: bash forgets `set -e` in a function whose status is looked at.
 start() {
-  worker all start "${COMMAND[@]}"
+  worker all start "${COMMAND[@]}" || return
   [[ -n $DRY_RUN ]] || echo "Started. Follow it with: bash scripts/tpu_launch.sh tail --tpu=$TPU --run=$RUN"
 }
 
-# Prints "running", "ended 0", "ended N", "killed" or "absent", as worker 0 has it.
+# Prints "running", "ended 0", "ended N", "killed" or "absent", as worker 0 has it; nothing where it is not reached.
 run_state() {
-  DRY_RUN='' worker 0 state
+  DRY_RUN='' worker 0 state || true
 }
 
-# Prints READY, PREEMPTED, …, or nothing where there is no such TPU VM.
+# Prints READY, PREEMPTED, …, nothing where there is no such TPU VM, or UNKNOWN where gcloud could not say.
 tpu_state() {
-  DRY_RUN='' tpu_vm describe "$TPU" "--format=value(state)" 2>/dev/null || true
+  local complaint
+  { complaint=$(DRY_RUN='' tpu_vm describe "$TPU" "--format=value(state)" 2>&1 >&3) && return; } 3>&1
+  [[ $complaint == *NOT_FOUND* ]] && return
+  echo "$complaint" >&2
+  echo UNKNOWN
+}
+
+setup_and_start() {
+  bash scripts/tpu_setup.sh "--tpu=$TPU" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"} \
+    ${DRY_RUN:+--dry-run} || return
+  BARE=''
+  start
 }
 
 create_and_start() {
   [[ -n $ACCELERATOR && -n $VERSION ]] ||
     fail "the TPU VM $TPU is ${1:-not there}; to make it again say --accelerator-type=TYPE --version=IMAGE"
-  [[ -z $1 ]] || tpu_vm delete "$TPU" --quiet
-  tpu_vm create "$TPU" "--accelerator-type=$ACCELERATOR" "--version=$VERSION" ${SPOT:+--spot}
-  bash scripts/tpu_setup.sh "--tpu=$TPU" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"} ${DRY_RUN:+--dry-run}
-  start
+  if [[ -n $1 ]]; then tpu_vm delete "$TPU" --quiet || return; fi
+  tpu_vm create "$TPU" "--accelerator-type=$ACCELERATOR" "--version=$VERSION" ${SPOT:+--spot} || return
+  BARE=1
+  setup_and_start
 }
 
-# Looks once and does what is needed; status 0 while there is something to watch, 3 when the run ended well.
-restarts=0
+# Looks once and does what is needed. Status 0: well so far; ENDED_WELL and GAVE_UP: nothing more to watch; any
+# other: a command failed, or gcloud could not say; look again.
 resume_once() {
   local state run_now
   state=$(tpu_state)
@@ -89,27 +104,47 @@ resume_once() {
   READY)
     run_now=$(run_state)
     case $run_now in
-    running) echo "$(date +%H:%M:%S) $RUN is running" ;;
-    "ended 0") echo "$RUN has ended well" && return 3 ;;
+    running)
+      echo "$(date +%H:%M:%S) $RUN is running"
+      looks=$((looks + 1))
+      [[ $looks -lt $LOOKS_OF_A_GOOD_RUN ]] || restarts=0
+      ;;
+    "ended 0") echo "$RUN has ended well" && return "$ENDED_WELL" ;;
     *)
-      restarts=$((restarts + 1))
-      if [[ $restarts -gt $RESTARTS_ALLOWED ]]; then
-        echo "${0##*/}: $RUN failed $RESTARTS_ALLOWED times on a healthy TPU VM; see why with: tail" >&2
+      if [[ -n $BARE ]]; then
+        try_again "$TPU is new and its setup has not ended well: again" setup_and_start
+      elif [[ -z $run_now ]]; then
+        echo "$(date +%H:%M:%S) $TPU is $state, but its worker gives no answer (was scripts/tpu_setup.sh run?): waiting"
         return 1
+      else
+        try_again "$RUN is $run_now: starting it" start
       fi
-      echo "$RUN is $run_now: starting it"
-      start
       ;;
     esac
     ;;
   "" | PREEMPTED | TERMINATED)
     echo "$TPU is ${state:-not there}: making it again"
-    restarts=0
+    restarts=0 looks=0
     create_and_start "$state"
     ;;
   STOPPED) tpu_vm start "$TPU" && start ;;
+  UNKNOWN)
+    echo "$(date +%H:%M:%S) the state of $TPU is not known: waiting"
+    return 1
+    ;;
   *) echo "$(date +%H:%M:%S) $TPU is $state: waiting" ;;
   esac
+}
+
+# try_again WHY FUNCTION: does it, unless the run failed too often since it last went well.
+try_again() {
+  if [[ $restarts -ge $RESTARTS_ALLOWED ]]; then
+    echo "${0##*/}: $RUN failed $RESTARTS_ALLOWED times on a healthy TPU VM; see why with: tail" >&2
+    return "$GAVE_UP"
+  fi
+  restarts=$((restarts + 1)) looks=0
+  echo "$1"
+  "$2"
 }
 
 resume() {
@@ -122,10 +157,10 @@ resume() {
   while true; do
     outcome=0
     resume_once || outcome=$?
-    [[ $outcome -ne 3 ]] || return 0
+    [[ $outcome -ne $ENDED_WELL ]] || return 0
+    [[ $outcome -ne $GAVE_UP ]] || return 1
     # A TPU VM that is preempted this very moment makes single commands fail; look again.
-    [[ $outcome -eq 0 || -n $WATCH && $restarts -le $RESTARTS_ALLOWED ]] || return "$outcome"
-    [[ -n $WATCH ]] || return 0
+    [[ -n $WATCH ]] || return "$outcome"
     sleep "$WATCH"
   done
 }

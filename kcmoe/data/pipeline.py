@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
@@ -84,7 +87,8 @@ class Batches:
             steps = steps.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD
-                )
+                ),
+                _start_worker,
             )
         iterator = iter(steps)
         warned: set[str] = set()
@@ -125,6 +129,22 @@ class Batches:
             )
         first = int(position["row"]) - int(position["step"]) * self.batch_size
         return dataclasses.replace(self, first_row=first)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """In a worker: what asks the whole process group to stop is the parent's to answer."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker of Grain's would wait for a parent that was killed until the machine stops."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _Steps:

@@ -105,6 +105,7 @@ def initial_checkpoint() -> str | list[str]:
     """INITIAL_CHECKPOINT_PATH after checking every leaf's shape; [] means to begin from scratch."""
     macros = settings()
     checks.periods_divide(macros)
+    checks.microbatches_divide(macros, jax.device_count())
     path = macros.get("INITIAL_CHECKPOINT_PATH")
     return checks.checkpoint_fits(path, macros, optimizer=True) if path else []
 

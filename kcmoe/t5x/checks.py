@@ -20,7 +20,7 @@ from kcmoe.vocabulary import Vocabulary
 
 _T = TypeVar("_T")
 # Where T5X would silently do something else: macro -> the only value it agrees with.
-_ENGINE_ONLY: Mapping[str, Any] = {"ROUTING": "capacity", "FREEZE": ()}
+_ENGINE_ONLY: Mapping[str, Any] = {"ROUTING": "capacity", "FREEZE": (), "STEP_OFFSET": 0}
 
 
 def refuse_engine_only(macros: Mapping[str, Any]) -> None:
@@ -45,17 +45,9 @@ def vocabulary_fits(vocabulary: Vocabulary, macros: gin_files.Macros) -> None:
 
 def partitions_divide(macros: gin_files.Macros, num_devices: int) -> None:
     """Raises `UserError` where NUM_MODEL_PARTITIONS, NUM_EXPERTS or BATCH_SIZE does not divide."""
-    partitions, submesh = macros.get("NUM_MODEL_PARTITIONS"), macros.get("MODEL_PARALLEL_SUBMESH")
-    if (partitions is None) == (submesh is None):
-        raise UserError("one of NUM_MODEL_PARTITIONS and MODEL_PARALLEL_SUBMESH must be None")
-    said = (
-        f"MODEL_PARALLEL_SUBMESH = {submesh}" if submesh else f"NUM_MODEL_PARTITIONS = {partitions}"
-    )
-    model_axis = partitions if submesh is None else math.prod(submesh)
+    model_axis, said = _model_axis(macros, num_devices)
     split = {name: macros.require(name) for name in ("NUM_HEADS", "MLP_DIM", "EXPERT_MLP_DIM")}
     split["NUM_EMBEDDINGS"] = macros.require("NUM_EMBEDDINGS")
-    if not isinstance(model_axis, int) or model_axis < 1 or num_devices % model_axis:
-        raise UserError(f"{said} does not divide the {num_devices} devices here")
     for name, value in split.items():
         if value % model_axis:
             raise UserError(f"{said} does not divide {name} = {value:,}, which it would split")
@@ -74,6 +66,35 @@ def partitions_divide(macros: gin_files.Macros, num_devices: int) -> None:
             f"NUM_EXPERTS = {experts} cannot be divided over {expert_axis} devices; set "
             f"NUM_EXPERT_PARTITIONS to a divisor of both {experts} and {data_axis}"
         )
+
+
+def microbatches_divide(macros: gin_files.Macros, num_devices: int) -> None:
+    """Raises `UserError` where a microbatch is no whole number of rows for each device.
+
+    Training only: evaluation and inference read NUM_MICROBATCHES in a run's file and do not use it.
+    """
+    model_axis, said = _model_axis(macros, num_devices)
+    microbatches, batch = macros.get("NUM_MICROBATCHES") or 1, macros.require("BATCH_SIZE")
+    multiple = microbatches * (num_devices // model_axis)
+    if batch % multiple:
+        raise UserError(
+            f"BATCH_SIZE = {batch} is not a multiple of {multiple}, which is NUM_MICROBATCHES = "
+            f"{microbatches} times the devices ({num_devices}) divided by {said}"
+        )
+
+
+def _model_axis(macros: gin_files.Macros, num_devices: int) -> tuple[int, str]:
+    """Devices that share a matrix, and the setting that says so; `UserError` if it cannot be."""
+    partitions, submesh = macros.get("NUM_MODEL_PARTITIONS"), macros.get("MODEL_PARALLEL_SUBMESH")
+    if (partitions is None) == (submesh is None):
+        raise UserError("one of NUM_MODEL_PARTITIONS and MODEL_PARALLEL_SUBMESH must be None")
+    said = (
+        f"MODEL_PARALLEL_SUBMESH = {submesh}" if submesh else f"NUM_MODEL_PARTITIONS = {partitions}"
+    )
+    model_axis = partitions if submesh is None else math.prod(submesh)
+    if not isinstance(model_axis, int) or model_axis < 1 or num_devices % model_axis:
+        raise UserError(f"{said} does not divide the {num_devices} devices here")
+    return model_axis, said
 
 
 def periods_divide(macros: gin_files.Macros) -> None:

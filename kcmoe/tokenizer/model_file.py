@@ -7,11 +7,10 @@ A model file is a protocol buffer, read with the definition that SentencePiece s
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from kcmoe.checkpoint import durable
 from kcmoe.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -82,27 +81,14 @@ def add_sentinels(model: bytes, count: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is either complete or, whenever the process dies, as it was before.
+    """Writes a file, with its folder, that is either complete or, whenever the process dies, as it was.
 
     Raises:
-      UserError: if the folder cannot be written.
+      UserError: if it cannot be written.
     """
-    try:
+    with durable.user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    durable.write_file(path, data)
 
 
 def sha256(data: bytes) -> str:

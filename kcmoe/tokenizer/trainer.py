@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a corpus to the two model files: sample, mark morphemes, choose seeds, fit, finish.
 
-Nothing is written beside the models before both are whole, so an interrupted run leaves the previous
-ones. The same corpus, settings and versions give the same bytes: files are read in order, the sample is
-seeded, processes return in order, and no path or time enters a model.
+Model, twin and record are written when all three are made, each at once or not at all, the record with the
+checksums of both last: a run that is interrupted leaves the previous three, or in that moment a record
+whose checksums show that they do not belong together. The same corpus, settings and versions give the
+same bytes: files are read in order, the sample is seeded, processes return in order, and no path or time
+enters a model.
 """
 
 from __future__ import annotations

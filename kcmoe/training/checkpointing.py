@@ -4,7 +4,7 @@
 A checkpoint holds T5X's train state and `training.json`: the data position and the validation
 metrics of that step. `best.json` in the model directory names the best checkpoint; it is worked out
 from the checkpoints themselves at every start and save, so a kill between the two files cannot make
-it lie.
+it lie. A run without validation leaves it, and what it names, as they are.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
-from kcmoe.checkpoint import durable
+from kcmoe.checkpoint import durable, run_config
 from kcmoe.checkpoint.wording import human_bytes
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
 from kcmoe.training.model_dir import existing
+from kcmoe.training.settings import Settings
 from kcmoe.training.state import Flat, TrainState
 from kcmoe.training.validation import Chooser
 
@@ -66,7 +67,9 @@ class Checkpoints:
         """Writes `best.json`, removes what is neither new nor best; returns what `best.json`
         holds."""
         best = self._find_best()
-        if best is not None:
+        if best is None:
+            best = read_best(self.model_dir)
+        else:
             content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
             durable.write_file(self.model_dir / BEST, content)
         protect = [best["checkpoint"]] if best else []
@@ -117,10 +120,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def restore(path: str | Path, shardings: Mapping[str, Any], config: ModelConfig) -> TrainState:
+def restore(
+    path: str | Path, shardings: Mapping[str, Any], config: ModelConfig
+) -> tuple[TrainState, bool]:
     """The train state saved at `path`, every leaf checked, on the devices that `shardings` say.
 
-    A checkpoint without optimizer state (safetensors) starts a fresh one at its step.
+    Returns:
+      The state, and whether its optimizer state is from `path` too; where that has none
+      (safetensors), it is a fresh one at the checkpoint's step.
 
     Raises:
       UserError: listing all leaves that are missing, misshapen or damaged.
@@ -128,7 +135,7 @@ def restore(path: str | Path, shardings: Mapping[str, Any], config: ModelConfig)
     expected = states.to_flat(states.state_shapes(config))
     reader = checkpoints.open_checkpoint(path)
     if any(leaf.startswith("state/param_states/") for leaf in reader.scan()[0]):
-        return states.from_flat(checkpoints.restore(reader, expected, sharding=shardings))
+        return states.from_flat(checkpoints.restore(reader, expected, sharding=shardings)), True
     restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=shardings)
     fresh = {
         leaf: jnp.zeros(shape.shape, shape.dtype)
@@ -137,7 +144,36 @@ def restore(path: str | Path, shardings: Mapping[str, Any], config: ModelConfig)
     }
     fresh["state/step"] = jnp.asarray(reader.step, jnp.int32)
     placed = {leaf: jax.device_put(value, shardings[leaf]) for leaf, value in fresh.items()}
-    return states.from_flat({**placed, **restored})
+    return states.from_flat({**placed, **restored}), False
+
+
+def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
+    """One warning per factor of the gradients (see step.py) that was another where `path` was
+    trained, up to `step`: the second moments restored from there hold its square."""
+    try:
+        recorded = run_config.recorded(str(path))
+    except UserError:
+        return []  # nothing that can be read from here
+    run, warnings = settings.run, []
+    memory = max(step, 1) ** settings.optimizer.decay_rate  # steps that a second moment averages
+    for name, gradients, now in (
+        ("NUM_MICROBATCHES", "gradients", run.microbatches),
+        ("NUM_EXPERT_PARTITIONS", "gradients of experts", run.num_expert_partitions),
+    ):
+        before = recorded.get(name, now) or 1
+        if before == now or (name == "NUM_EXPERT_PARTITIONS" and not settings.model.is_sparse):
+            continue
+        if before > now:
+            effect = f"large, which divides the learning rate by up to {before / now:g}"
+        else:
+            effect = f"small, which multiplies the learning rate by up to {now / before:g}"
+        warnings.append(
+            f"warning     {name} was {before} where {path} was trained and is {now} here: it "
+            f"multiplies {gradients}, so their second moments start "
+            f"{max(before / now, now / before) ** 2:g} times too {effect}, for about {memory:,.0f} "
+            f"steps; set {name} = {before} to avoid it"
+        )
+    return warnings
 
 
 def check_space(model_dir: Path, shapes: TrainState) -> int:

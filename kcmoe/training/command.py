@@ -12,7 +12,6 @@ from kcmoe import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
-    from kcmoe.training.config import TrainConfig
     from kcmoe.training.inputs import Inputs
     from kcmoe.training.loop import Outcome
     from kcmoe.training.settings import Settings
@@ -57,7 +56,9 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(_out_of_memory(settings.run)) from error
+        import jax
+
+        raise UserError(_out_of_memory(settings, jax.local_device_count())) from error
     _report(settings.run.model_dir, outcome)
     return 0
 
@@ -83,11 +84,17 @@ def _stopped(folder: str, error: Exception) -> str:
     return f"stopped, {error}; {kept}. Lower LEARNING_RATE to go on from there"
 
 
-def _out_of_memory(run: TrainConfig) -> str:
+def _out_of_memory(settings: Settings, devices: int) -> str:
+    """What to change that is not set already and divides; first what changes no result."""
+    run = settings.run
+    more = range(run.microbatches + 1, run.batch_size // devices + 1)
+    fitting = [count for count in more if run.batch_size % (count * devices) == 0]
+    advice = [] if settings.model.remat else ["REMAT = True"]
+    advice += [f"NUM_MICROBATCHES = {count}" for count in fitting[:1]]
+    advice.append("or a smaller BATCH_SIZE" if advice else "a smaller BATCH_SIZE")
     return (
         f"the device ran out of memory with BATCH_SIZE = {run.batch_size} and NUM_MICROBATCHES = "
-        f"{run.microbatches}; set NUM_MICROBATCHES = {2 * run.microbatches}, REMAT = True, "
-        "or a smaller BATCH_SIZE"
+        f"{run.microbatches}; set {', '.join(advice)}"
     )
 
 

@@ -45,7 +45,9 @@ class CollapseAlarm:
     """Watches the load of each sparse layer over `WINDOW_STEPS` and speaks once per layer."""
 
     def __init__(self, num_experts: int, num_selected_experts: int):
-        self._threshold = max(1.1 * num_selected_experts, num_experts / 4)
+        lowest = 1.1 * num_selected_experts
+        # Where nearly all experts are chosen anyway, even an even load is close to the lowest number.
+        self._threshold = max(lowest, num_experts / 4) if lowest < num_experts else 0.0
         self._num_experts = num_experts
         self._recent: dict[str, collections.deque[np.ndarray]] = {}
         self._told: set[str] = set()

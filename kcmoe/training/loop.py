@@ -26,7 +26,14 @@ from kcmoe.training import kept_memory, report, sharding
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import programs as programs_lib
 from kcmoe.training import state as states
-from kcmoe.training.checkpointing import Checkpoints, check_space, read_best, read_extra, restore
+from kcmoe.training.checkpointing import (
+    Checkpoints,
+    check_space,
+    other_factors,
+    read_best,
+    read_extra,
+    restore,
+)
 from kcmoe.training.freezing import frozen_paths
 from kcmoe.training.inputs import Inputs, open_inputs
 from kcmoe.training.progress import Progress
@@ -48,7 +55,7 @@ class Outcome:
     Attributes:
       step: the last step done, which is saved.
       state: the state after it.
-      best: what `best.json` holds, None without validation.
+      best: what `best.json` holds, None where there never was validation.
       stopped_by: name of the signal that ended it early, "" if it ran to TRAIN_STEPS.
     """
 
@@ -73,8 +80,6 @@ def train(
     """
     run = settings.run
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(StopRequest())
-
         # --- Devices: rows of a batch over all of them, experts over some.
         mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
         sharding.check_batch(run.batch_size, run.microbatches, mesh)
@@ -93,16 +98,22 @@ def train(
         for line in [*inputs.lines, *changes]:
             say(line)
 
-        # --- The state to start from, and the batches that belong to it. From here on we write.
-        held.enter_context(model_dirs.locked(folder))
+        # --- The state to start from, and the batches that belong to it. From here on we write, so
+        # Ctrl-C no longer interrupts.
+        stop = held.enter_context(StopRequest())
+        held.enter_context(model_dirs.locked(folder, say))
         checkpoints_lib.clean(folder)
         shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
-        state, origin = _restored(settings, folder, shardings, inputs.vocabulary)
+        state, origin, optimizer = _restored(settings, folder, shardings, inputs.vocabulary)
         start_step = int(state.step) if state else 0
+        settings.check_start(start_step)
         batches = _batches_from(inputs, origin, start_step)
+        say(report.start(start_step, origin, run.random_seed, optimizer=optimizer))
+        if origin and optimizer:
+            for line in other_factors(origin, start_step, settings):
+                say(line)
         cut_after(folder, start_step)
         model_dirs.write_config(folder, _recorded(settings, inputs))
-        say(report.start(start_step, origin, run.random_seed))
         if state and start_step >= run.train_steps:
             return Outcome(start_step, state, read_best(folder))
         say(report.plan(settings, start_step, checkpoint_bytes))
@@ -138,7 +149,7 @@ def train(
             log.flush()  # nothing is saved that has not been looked at
             kept_memory.give_back()  # evaluating and saving need some, too
             values = None
-            if validation and eval_due:
+            if validation and eval_due and not stopping:  # who asks to stop may not wait for it
                 values = validation.run(state.params)
                 recorder.write("eval", step, values)
                 progress.say(report.validation(step, values, validation.chooser.metric))
@@ -153,8 +164,10 @@ def train(
 
 def _restored(
     settings: Settings, folder: Path, shardings: states.Flat, vocabulary: Any
-) -> tuple[TrainState | None, Path | str | None]:
-    """The state to go on from, and where it is from; refuses weights of another vocabulary.
+) -> tuple[TrainState | None, Path | str | None, bool]:
+    """The state to go on from, where it is from, and whether its optimizer state is, too.
+
+    Refuses weights of another vocabulary.
 
     Precedence:
       1. The newest checkpoint in MODEL_DIR: the run goes on.
@@ -165,7 +178,7 @@ def _restored(
     newest = checkpoints_lib.latest(folder)
     origin = newest or run.initial_checkpoint_path
     if not origin:
-        return None, None
+        return None, None, False
     if vocabulary:
         check_vocabulary(str(origin), vocabulary)
     if newest is None:
@@ -177,7 +190,8 @@ def _restored(
                 f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
                 f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
             )
-    return restore(origin, shardings, settings.model), origin
+    state, optimizer = restore(origin, shardings, settings.model)
+    return state, origin, optimizer
 
 
 def _recorded(settings: Settings, inputs: Inputs) -> Macros:

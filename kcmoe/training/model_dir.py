@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:
             f"MODEL_DIR {path} cannot be written to: {above} is no folder one may write"
         )
     config = path / CONFIG_FILE
-    if not config.exists():
+    if not os.path.exists(config):
         return path, []
     # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
     before = gin_files.parse([str(config.absolute())], foreign=True)
@@ -69,23 +69,33 @@ def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:
 def existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    # `os.path.exists`, as `Path.exists` raises where one may not look.
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind."""
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind.
+
+    Where the file system has no locks, it only says so with `say`.
+    """
+    lock = path / ".lock"
     with durable.user_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    lock = path / ".lock"
-    with open(lock, "w") as file:
+        file = open(lock, "w")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"another kcmoe train is writing to MODEL_DIR {path}; wait for it, stop it, "
                 "or take another MODEL_DIR"
             ) from None
+        except OSError as error:
+            say(
+                f"warning     {path} cannot be locked ({error.strerror}): nothing keeps a second "
+                "kcmoe train out of it, so start none"
+            )
         try:
             yield
         finally:

@@ -34,7 +34,8 @@ class Recorder:
 
     def __init__(self, model_dir: Path):
         self._model_dir = model_dir
-        self._lines = open(model_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        with durable.user_errors(model_dir):
+            self._lines = open(model_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: dict[str, Any] = {}
 
     def write(self, split: str, step: int, values: Values) -> None:
@@ -66,10 +67,11 @@ class Recorder:
 def cut_after(model_dir: Path, step: int) -> None:
     """Removes every record later than `step`, and a last record that was cut short by a kill."""
     lines = model_dir / "metrics.jsonl"
-    if lines.exists():
-        _truncate(lines, _end_of_lines(lines, step))
-    for events in sorted(model_dir.glob("*/events.out.tfevents.*")):
-        _truncate(events, _end_of_events(events, step))
+    with durable.user_errors(model_dir):
+        if lines.exists():
+            _truncate(lines, _end_of_lines(lines, step))
+        for events in sorted(model_dir.glob("*/events.out.tfevents.*")):
+            _truncate(events, _end_of_events(events, step))
 
 
 def _truncate(path: Path, size: int) -> None:
@@ -136,9 +138,8 @@ def _event(step: int, values: Values) -> Any:
     for name, value in values.items():
         many = isinstance(value, list)
         for index, item in enumerate(value if many else [value]):
-            if isinstance(item, int | float):
+            named = isinstance(item, str) and item in ("nan", "inf", "-inf")  # see `_plain`
+            if named or isinstance(item, int | float):
                 tag = f"{name}/{index:02d}" if many else name
-                scalars.append(Summary.Value(tag=tag, simple_value=item))
-            elif isinstance(item, str) and item in ("nan", "inf", "-inf"):
-                scalars.append(Summary.Value(tag=name, simple_value=float(item)))
+                scalars.append(Summary.Value(tag=tag, simple_value=float(item)))
     return Event(step=step, wall_time=time.time(), summary=Summary(value=scalars))

@@ -77,10 +77,13 @@ def memory(compiled: Any) -> str:
     )
 
 
-def start(step: int, origin: Path | str | None, seed: int) -> str:
-    """Where the weights are from: a checkpoint of this run (Path), of another (str), or a seed."""
+def start(step: int, origin: Path | str | None, seed: int, *, optimizer: bool) -> str:
+    """Where the weights are from: a checkpoint of this run (Path), of another (str), or a seed;
+    `optimizer` says whether the optimizer state is from there, too."""
     if origin is None:
         return f"start       step {step:,}, fresh weights from RANDOM_SEED {seed}"
+    if not optimizer:
+        return f"start       step {step:,}, weights of {origin}, fresh optimizer state"
     word = "continued from" if isinstance(origin, Path) else "weights and optimizer state of"
     return f"start       step {step:,}, {word} {origin}"
 

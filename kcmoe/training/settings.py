@@ -52,6 +52,16 @@ class Settings:
                 f"{run.microbatches}; set NUM_MICROBATCHES to a divisor of {run.batch_size}"
             )
 
+    def check_start(self, step: int) -> None:
+        """Raises `UserError` if STEP_OFFSET is past `step`: the decay of the first update would be
+        no number."""
+        offset = self.optimizer.step_offset
+        if offset > step:
+            raise UserError(
+                f"STEP_OFFSET = {offset:,} is past step {step:,}, where this run starts; set it to "
+                f"{step} or less"
+            )
+
     def check_vocabulary(self, path: str, size: int) -> None:
         """Raises `UserError` if the vocabulary has pieces that the embedding has no rows for."""
         if size > self.model.num_embeddings:

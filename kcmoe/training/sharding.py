@@ -79,12 +79,8 @@ def state_shardings(mesh: Mesh, flat_shapes: Mapping[str, Any]) -> dict[str, Nam
 
 
 def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
-    """Raises `UserError` unless each microbatch divides over the devices."""
-    if num_microbatches < 1 or batch_size % num_microbatches:
-        raise UserError(
-            f"BATCH_SIZE = {batch_size} does not divide by NUM_MICROBATCHES = {num_microbatches}; "
-            f"{_suggest(batch_size, num_microbatches)}"
-        )
+    """Raises `UserError` unless each microbatch, a whole one by `Settings.check`, divides over the
+    devices."""
     rows = batch_size // num_microbatches
     if rows % mesh.size:
         microbatch = f"a microbatch of {rows} rows (BATCH_SIZE {batch_size} / NUM_MICROBATCHES "
@@ -96,10 +92,8 @@ def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
 
 def _suggest(batch_size: int, multiple: int) -> str:
     """Names the nearest batch sizes that are a multiple of `multiple`."""
-    below = batch_size // multiple * multiple if multiple > 0 else 0
+    below = batch_size // multiple * multiple
     sizes = [size for size in (below, below + multiple) if size > 0]
-    if multiple < 1:
-        return "NUM_MICROBATCHES must be at least 1"
     return "set BATCH_SIZE to " + " or ".join(str(size) for size in dict.fromkeys(sizes))
 
 

@@ -4,8 +4,11 @@
 Gradient accumulation follows T5X (t5x@cc342d4:t5x/trainer.py::accumulate_grads_microbatched): each
 microbatch normalises its loss by its own target tokens, and the gradients are summed, not averaged.
 So the gradient of M microbatches is about M times that of one batch, and a microbatch with few
-target tokens weighs as much as a full one. Adafactor divides by the gradient's own size and does
-not see the factor; the reported loss is the mean over microbatches, comparable whatever M.
+target tokens weighs as much as a full one. Routing groups, and with them what fits into an expert,
+are those of a microbatch. Adafactor divides by the gradient's own size and does not see the factor
+as long as it stays the same: second moments that are restored hold M^2 of the run that saved them
+and forget it in about step^0.8 steps (`checkpointing.other_factors` warns). The reported loss is
+the mean over microbatches.
 
 Expert gradients are multiplied by NUM_EXPERT_PARTITIONS (t5x@cc342d4:t5x/contrib/moe/trainer.py), a
 correction for pjit of old that T5X still applies: without it the second moments of a run that

@@ -1,31 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and Ctrl-C ask a run to stop after the step it is in; a second one stops it at once."""
+"""SIGTERM and Ctrl-C ask a run to stop after the step it is in; a second one stops it at once.
+
+Python's handlers wait until XLA returns, which may take minutes. A thread need not wait: it answers
+the first signal with a line and gives both back their default, by which the second one kills.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
+import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TWICE_S = 0.2  # a launcher may pass on the Ctrl-C that the whole process group gets anyway
+
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT only sets `name`; Python's handlers return
-    after."""
+    """A context in which the first SIGTERM or SIGINT sets `name`; what was done before is done after
+    it."""
 
     def __init__(self) -> None:
         self.name = ""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._heard, self._told = os.pipe()  # Python writes the number of each signal to it
+        os.set_blocking(self._told, False)
+        self._told_before = signal.set_wakeup_fd(self._told)
+        for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name:  # the second: saving hangs, or the person is in a hurry
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         self.name = signal.Signals(number).name
+
+    def _answer(self) -> None:
+        from tqdm import tqdm
+
+        while number := os.read(self._heard, 1):
+            if number[0] not in _SIGNALS:
+                continue
+            line = f"{signal.Signals(number[0]).name}: stopping after this step and saving"
+            tqdm.write(f"{line}; again to stop at once", file=sys.stderr)
+            time.sleep(_TWICE_S)
+            libc = ctypes.CDLL(None)  # Python's own `signal` is for the main thread
+            libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+            for each in _SIGNALS:
+                libc.signal(each, None)  # SIG_DFL
+            return
 
     def __exit__(
         self,
@@ -33,6 +62,10 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.set_wakeup_fd(self._told_before)
+        os.close(self._told)
+        self._thread.join()
+        os.close(self._heard)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -8,7 +8,14 @@ import dataclasses
 import itertools
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +112,50 @@ def test_worker_processes_change_nothing(vocabulary, folder):
         made = list(iterator)
     assert len(made) == 7
     assert all(equal(batch, one.at(5 + n)) for n, batch in enumerate(made))
+
+
+def test_workers_leave_signals_to_the_run(vocabulary, folder):
+    """Ctrl-C reaches every process of the terminal; the run still needs the batch it asked for."""
+    one = batches(corpus_task(), vocabulary, folder)
+    with contextlib.closing(one.iterate(0, 40, workers=1)) as iterator:
+        next(iterator)
+        (worker,) = [c for c in multiprocessing.active_children() if "grain" in c.name]
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+        assert sum(1 for _ in iterator) == 39
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from kcmoe import tasks
+from kcmoe.data import pipeline
+from kcmoe.vocabulary import Vocabulary
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    task = tasks.Task(name="c", kind="span_corruption", files={"train": ("c0.txt",)}, text_column="text")
+    lengths = {"inputs": 64, "targets": 20}
+    cache = folder + "/cache"
+    steps = pipeline.train_batches(task, Vocabulary(), lengths, 8, 3, True, folder, cache_dir=cache)
+    iterator = steps.iterate(0, 1000, workers=1)
+    next(iterator)
+    (worker,) = [c for c in multiprocessing.active_children() if "grain" in c.name]
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_end_with_a_run_that_is_killed(folder):
+    (folder / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(folder / "killed.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    status = Path(f"/proc/{int(done.stdout)}/stat")
+    end = time.monotonic() + 10
+    # Gone, or dead and not yet collected.
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end, "the worker lives on"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -99,6 +99,11 @@ def test_a_case_with_an_unknown_macro_is_refused(tmp_path, capsys):
     assert "NUM_EXPERTS" in capsys.readouterr().err
 
 
+def test_what_a_dense_model_does_not_have_is_not_compared():
+    one = {"loss": np.ones(()), "grads/encoder/layers_0/mlp/wo/kernel": np.ones((2, 2))}
+    assert [line.quantity for line in compare.of_outputs(one, one)] == ["loss", "gradients"]
+
+
 def test_errors_are_relative_and_shapes_must_agree():
     expected = np.array([100.0, -200.0])
     assert compare.error(np.array([101.0, -200.0]), expected) == pytest.approx(1 / 200)

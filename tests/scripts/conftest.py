@@ -18,8 +18,17 @@ printf '%s\n' "$*" >>"$FAKE/calls"
 [[ "$1 $2 $3" == "compute tpus tpu-vm" ]] || exit 9
 verb=$4
 shift 4
+if [[ -s $FAKE/fail_$verb ]]; then # each line is one failure to come
+  head -n 1 "$FAKE/fail_$verb" >&2
+  sed -i 1d "$FAKE/fail_$verb"
+  exit 1
+fi
 case $verb in
-describe) cat "$FAKE/state" ;;
+describe)
+  grep . "$FAKE/state" && exit
+  echo "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource '$1' was not found" >&2
+  exit 1
+  ;;
 create) echo READY >"$FAKE/state" ;;
 delete) rm -rf "$FAKE/state" "$FAKE/home" && mkdir "$FAKE/home" ;;
 scp) cp "$1" "$FAKE/home/${2#*:}" ;;
@@ -63,6 +72,10 @@ class Cloud:
 
     def set_state(self, state: str) -> None:
         (self.folder / "state").write_text(f"{state}\n")
+
+    def fail(self, verb: str, message: str, times: int = 1) -> None:
+        """The next `times` calls of `verb` fail with this line."""
+        (self.folder / f"fail_{verb}").write_text(f"{message}\n" * times)
 
     def run(self, script: str, arguments: str) -> subprocess.CompletedProcess[str]:
         """bash scripts/SCRIPT ARGUMENTS, with the fakes first on the path."""

@@ -194,3 +194,86 @@ def test_watching_gives_up_when_the_run_itself_fails(cloud: Any) -> None:
     done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=1 {NEW} -- false")
     assert done.returncode == 1
     assert "train failed 3 times on a healthy TPU VM" in done.stderr
+
+
+NO_CAPACITY = "ERROR: there is no more capacity in the zone"
+NO_NETWORK = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) There was a problem refreshing tokens"
+NO_SSH = "ERROR: [0] ssh exited with return code [255]."
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", ""])
+def test_resume_stops_where_no_tpu_can_be_made(state: str, cloud: Any) -> None:
+    cloud.set_state(state)
+    cloud.fail("create", NO_CAPACITY)
+    cloud.fail("ssh", NO_SSH, times=5)
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- echo back")
+    assert done.returncode == 1
+    assert cloud.verbs[-1] == "create", "nothing is installed or started on a TPU that is not there"
+    assert "Started" not in done.stdout
+    assert NO_CAPACITY in done.stderr
+
+
+def test_a_start_that_fails_does_not_say_started(cloud: Any) -> None:
+    cloud.run("tpu_launch.sh", "start --tpu=t -- false")
+    wait_for(lambda: "ended 1" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout)
+    (cloud.home / "kcmoe/scripts/tpu_worker.sh").write_text("[[ $1 == state ]] && echo ended 1\n")
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- echo back")
+    assert done.returncode == 1
+    assert "train is ended 1: starting it" in done.stdout
+    assert "Started" not in done.stdout
+
+
+@pytest.mark.parametrize("new", ["", NEW])
+def test_a_describe_that_fails_is_no_missing_tpu(new: str, cloud: Any) -> None:
+    cloud.run("tpu_launch.sh", "start --tpu=t -- sleep 60")
+    before = len(cloud.calls)
+    cloud.fail("describe", NO_NETWORK)
+    once = cloud.run("tpu_launch.sh", f"resume --tpu=t {new} -- sleep 60")
+    assert once.returncode == 1
+    assert NO_NETWORK in once.stderr
+    assert cloud.verbs[before:] == ["describe"], "the live TPU VM and its run are left alone"
+    cloud.run("tpu_launch.sh", "stop --tpu=t")
+
+
+@pytest.mark.parametrize(("verb", "message"), [("describe", NO_NETWORK), ("ssh", NO_SSH)])
+def test_watching_outlives_hiccups_and_does_not_count_them(
+    verb: str, message: str, cloud: Any
+) -> None:
+    command = "bash -c 'echo x >>../tries; until [[ -e ../enough ]]; do sleep 0.1; done'"
+    cloud.run("tpu_launch.sh", f"start --tpu=t -- {command}")
+    wait_for((cloud.home / "tries").exists)
+    cloud.fail(verb, message, times=5)
+    # The first look that is answered ends the run.
+    script = cloud.home / "kcmoe/scripts/tpu_worker.sh"
+    script.write_text(f"touch ~/enough\n{script.read_text()}")
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=0 -- {command}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("waiting") == 5
+    assert (cloud.home / "tries").read_text() == "x\n", "never started a second time"
+
+
+def test_watching_sets_a_new_tpu_up_again_where_that_failed(cloud: Any) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git clone, so there is no commit to copy")
+    cloud.set_state("PREEMPTED")
+    cloud.fail("scp", NO_SSH)
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=1 {NEW} -- echo back")
+    assert done.returncode == 0, done.stderr
+    assert "its setup has not ended well: again" in done.stdout
+    assert (cloud.home / "kcmoe-runs/train.log").read_text() == "back\n"
+
+
+def test_a_run_that_went_well_may_fail_anew(cloud: Any) -> None:
+    # Of six starts only the third is seen running for long; the sixth ends well.
+    command = """bash -c '
+      looks() { grep -c "state train" $FAKE/calls; }
+      echo x >>../tries
+      n=$(wc -l <../tries)
+      if [[ $n -eq 3 ]]; then
+        end=$(($(looks) + 12))
+        until [[ $(looks) -ge $end ]]; do sleep 0.05; done
+      fi
+      [[ $n -eq 6 ]]'"""
+    done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=0 -- {command}")
+    assert done.returncode == 0, done.stderr
+    assert (cloud.home / "tries").read_text() == "x\n" * 6

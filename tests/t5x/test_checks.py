@@ -39,7 +39,9 @@ def saved(macros: gin_files.Macros, tmp_path: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("change", [{"ROUTING": "dropless"}, {"FREEZE": ["encoder/.*"]}])
+@pytest.mark.parametrize(
+    "change", [{"ROUTING": "dropless"}, {"FREEZE": ["encoder/.*"]}, {"STEP_OFFSET": 9}]
+)
 def test_settings_that_t5x_would_ignore_are_refused(
     change: dict[str, object], checks: ModuleType, macros: gin_files.Macros
 ) -> None:
@@ -111,6 +113,20 @@ def test_what_divides_passes(
     devices: int, change: dict[str, object], checks: ModuleType, macros: gin_files.Macros
 ) -> None:
     checks.partitions_divide(macros.replace(**change), devices)
+
+
+def test_microbatches_that_do_not_divide_are_refused(
+    checks: ModuleType, macros: gin_files.Macros
+) -> None:
+    macros = macros.replace(BATCH_SIZE=32)
+    checks.microbatches_divide(macros, 8)
+    checks.microbatches_divide(macros.replace(NUM_MICROBATCHES=4), 8)
+    checks.microbatches_divide(macros.replace(NUM_MICROBATCHES=8, NUM_MODEL_PARTITIONS=2), 8)
+    for count in (3, 8):
+        with pytest.raises(
+            UserError, match=f"BATCH_SIZE = 32 is not a multiple of {8 * count}, .*"
+        ):
+            checks.microbatches_divide(macros.replace(NUM_MICROBATCHES=count), 8)
 
 
 @pytest.mark.parametrize(

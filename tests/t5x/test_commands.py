@@ -153,12 +153,13 @@ def test_inference_writes_every_answer_in_order(
             {"NUM_MODEL_PARTITIONS": 3},
             "NUM_MODEL_PARTITIONS = 3 does not divide the 1 devices here",
         ),
+        ({"NUM_MICROBATCHES": 3}, "BATCH_SIZE = 8 is not a multiple of 3, which is NUM_MICROB"),
         (
             {"INITIAL_CHECKPOINT_PATH": "PRETRAINED", "NUM_EXPERTS": 8},
             "NUM_EXPERTS 4 here, 8 expected",
         ),
     ],
-    ids=["name", "partitions", "size"],
+    ids=["name", "partitions", "microbatches", "size"],
 )
 def test_a_mistake_stops_before_anything_is_compiled(
     change: dict[str, Any],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,7 +79,31 @@ def test_out_of_memory_says_what_to_change(
     monkeypatch.setattr(loop, "train", full)
     status, line = train(capsys, SAMPLE, f"--gin.MODEL_DIR='{tmp_path}/run'")
     assert status == 2
-    assert "set NUM_MICROBATCHES = 2, REMAT = True" in line
+    assert "set REMAT = True, NUM_MICROBATCHES = 2, or a smaller BATCH_SIZE" in line
+
+
+@pytest.mark.parametrize(
+    ("batch", "microbatches", "devices", "remat", "advice"),
+    [
+        (16, 1, 4, False, "set REMAT = True, NUM_MICROBATCHES = 2, or a smaller BATCH_SIZE"),
+        (96, 2, 4, True, "set NUM_MICROBATCHES = 3, or a smaller BATCH_SIZE"),
+        (16, 16, 1, False, "set REMAT = True, or a smaller BATCH_SIZE"),
+        (8, 2, 4, True, "set a smaller BATCH_SIZE"),
+    ],
+)
+def test_what_out_of_memory_advises_is_possible(
+    toy: ModuleType,
+    tmp_path: Path,
+    batch: int,
+    microbatches: int,
+    devices: int,
+    remat: bool,
+    advice: str,
+) -> None:
+    from kcmoe.training.command import _out_of_memory
+
+    macros = {"BATCH_SIZE": batch, "NUM_MICROBATCHES": microbatches, "REMAT": remat}
+    assert _out_of_memory(toy.settings(tmp_path, **macros), devices).endswith(advice)
 
 
 def test_loss_that_is_not_finite_exits_1_and_names_the_last_good_checkpoint(

@@ -45,3 +45,9 @@ def test_what_is_not_finite_is_named_with_its_step(name: str) -> None:
     health.check_finite(7, values)
     with pytest.raises(health.NonFiniteError, match=f"{name} is nan at step 7"):
         health.check_finite(7, {**values, name: float("nan")})
+
+
+def test_a_choice_of_all_experts_is_no_collapse() -> None:
+    alarm = health.CollapseAlarm(num_experts=4, num_selected_experts=4)
+    for step in range(1, 200):
+        assert alarm.observe(step, {"layer": np.full(4, 1 / 4)}) == []

@@ -20,6 +20,7 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
+from kcmoe.training.checkpointing import other_factors
 from kcmoe.training.health import NonFiniteError
 from kcmoe.training.loop import Outcome, train
 
@@ -121,9 +122,12 @@ def test_stopped_and_resumed_is_never_stopped(
     assert "continued from" in (tmp_path / "said.txt").read_text()
     assert same_bits(leaves(tmp_path, 6), leaves(whole, 6))
     assert not same_bits(leaves(tmp_path, 6), {**leaves(whole, 4)})
-    for split in ("train", "eval"):
-        resumed = without_times(toy.records(tmp_path, split))
-        assert resumed == without_times(toy.records(whole, split))
+    resumed, expected = without_times(toy.records(tmp_path)), without_times(toy.records(whole))
+    assert resumed == expected
+    # Who asks to stop does not wait for an evaluation, though one was due after step 2.
+    evaluations = [r for r in toy.records(whole, "eval") if r["step"] != stop_at]
+    assert toy.records(tmp_path, "eval") == evaluations
+    assert len(evaluations) == (2 if stop_at == 2 else 3)
 
 
 def test_killed_between_checkpoints_repeats_no_record(
@@ -168,6 +172,25 @@ def test_best_checkpoint_is_named_and_outlives_newer_ones(toy: ModuleType, tmp_p
     assert kept == ["checkpoint_4", "checkpoint_8", "checkpoint_10"]
 
 
+def test_a_resume_without_validation_keeps_the_best(toy: ModuleType, tmp_path: Path) -> None:
+    scores = iter([0.9, 0.1])
+
+    def task_metric(settings: Any, inputs: Any) -> Any:
+        del settings, inputs
+        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+
+    settings = toy.settings(tmp_path, TRAIN_STEPS=4, CHECKPOINTS_TO_KEEP=1)
+    train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
+    best = (tmp_path / "best.json").read_text()
+    settings = toy.settings(tmp_path, TRAIN_STEPS=6, CHECKPOINTS_TO_KEEP=1, EVAL_PERIOD=0)
+    blind = dataclasses.replace(toy.inputs(), held_out=())  # as `open_inputs` for EVAL_PERIOD = 0
+    outcome = train(settings, blind, say=lambda line: None)
+    assert (tmp_path / "best.json").read_text() == best
+    assert outcome.best == json.loads(best)
+    kept = [path.name for path in checkpoints.all_checkpoints(tmp_path)]
+    assert kept == [json.loads(best)["checkpoint"], "checkpoint_6"] == ["checkpoint_2", kept[1]]
+
+
 def test_non_finite_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     toy: ModuleType, tmp_path: Path
 ) -> None:
@@ -201,6 +224,50 @@ def test_fine_tuning_restores_everything_and_counts_on(
     # data starts at its first batch, wherever the step counter stands
     extra = json.loads((tmp_path / "tuned/checkpoint_7/training.json").read_text())
     assert extra["data_position"] == {"step": 7, "row": 8}
+
+
+def test_weights_alone_start_a_fresh_optimizer_and_say_so(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    weights = {p: x for p, x in leaves(whole, 6).items() if p.startswith("target/")}
+    start = checkpoints.save(tmp_path / "bare", 6, {**weights, "state/step": np.int32(6)})
+    changes = {"INITIAL_CHECKPOINT_PATH": str(start), "NUM_MICROBATCHES": 2}
+    run(toy, tmp_path / "tuned", TRAIN_STEPS=7, **changes)
+    said = (tmp_path / "tuned/said.txt").read_text()
+    assert f"step 6, weights of {start}, fresh optimizer state" in said
+    assert "warning" not in said
+
+
+def test_another_factor_of_the_gradients_is_told_once(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    def warnings(folder: Path, **changes: Any) -> list[str]:
+        run(toy, folder, **changes)
+        lines = (folder / "said.txt").read_text().splitlines()
+        return [line for line in lines if line.startswith("warning ")]
+
+    start = {"INITIAL_CHECKPOINT_PATH": str(whole / "checkpoint_6")}
+    (first,) = warnings(tmp_path, TRAIN_STEPS=7, NUM_MICROBATCHES=2, **start)
+    assert f"NUM_MICROBATCHES was 1 where {whole}/checkpoint_6 was trained and is 2 here" in first
+    assert "start 4 times too small, which multiplies the learning rate by up to 2" in first
+    assert warnings(tmp_path, TRAIN_STEPS=8, NUM_MICROBATCHES=2) == []
+    (back,) = warnings(tmp_path, TRAIN_STEPS=9)
+    assert (
+        "start 4 times too large, which divides the learning rate by up to 2, for about 5" in back
+    )
+    assert back.endswith("steps; set NUM_MICROBATCHES = 2 to avoid it")
+    (experts,) = other_factors(
+        whole / "checkpoint_6", 6, toy.settings(whole, NUM_EXPERT_PARTITIONS=1)
+    )
+    assert "NUM_EXPERT_PARTITIONS was 4" in experts
+    assert "multiplies gradients of experts, so their second moments start 16 times" in experts
+
+
+def test_a_decay_that_starts_later_than_the_run_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"STEP_OFFSET = 1 is past step 0, .*; set it to 0 or less"):
+        run(toy, tmp_path / "new", STEP_OFFSET=1)
+    assert not (tmp_path / "new").exists()
+    toy.settings(tmp_path, STEP_OFFSET=6).check_start(6)
 
 
 def test_other_sizes_are_refused_with_what_differs(

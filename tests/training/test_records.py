@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ import pytest
 from kcmoe.training.records import Recorder, cut_after
 
 
-def event_steps(model_dir: Path, split: str = "train") -> list[int]:
-    """Steps with values, as TensorBoard's own format says."""
+def events(model_dir: Path, split: str = "train") -> list[Any]:
+    """The events with values, as TensorBoard's own format says."""
     from tensorboardX.proto.event_pb2 import Event
 
-    steps = []
+    found = []
     for path in sorted((model_dir / split).glob("events*")):
         content = path.read_bytes()
         at = 0
@@ -24,10 +25,14 @@ def event_steps(model_dir: Path, split: str = "train") -> list[int]:
             length = int.from_bytes(content[at : at + 8], "little")
             event = Event.FromString(content[at + 12 : at + 12 + length])
             if event.summary.value:
-                steps.append(event.step)
+                found.append(event)
             at += 12 + length + 4
         assert at == len(content)
-    return steps
+    return found
+
+
+def event_steps(model_dir: Path) -> list[int]:
+    return [event.step for event in events(model_dir)]
 
 
 def line_steps(model_dir: Path) -> list[int]:
@@ -53,6 +58,15 @@ def test_values_come_back(tmp_path: Path) -> None:
     assert (first["dead"], first["load"]) == (3, [0.5, 0.5])
     assert second["loss"] == "nan"
     assert event_steps(tmp_path) == [1, 2]
+
+
+def test_no_number_in_an_array_keeps_its_place(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.write("train", 1, {"load": np.float32([0.5, np.nan]), "loss": np.float32(np.inf)})
+    recorder.close()
+    (event,) = events(tmp_path)
+    values = {value.tag: value.simple_value for value in event.summary.value}
+    np.testing.assert_equal(values, {"load/00": 0.5, "load/01": np.nan, "loss": np.inf})
 
 
 @pytest.mark.parametrize("restored", [0, 1, 4, 9])

@@ -84,3 +84,19 @@ def test_vocabulary_larger_than_the_embedding() -> None:
     settings = Settings.from_macros(macros("pretrain_tiny", [*GIVEN, "NUM_EMBEDDINGS = 32000"]))
     with pytest.raises(UserError, match=r"32,100 pieces, but NUM_EMBEDDINGS = 32,000"):
         settings.check_vocabulary("vocab.model", 32100)
+
+
+def test_a_default_of_every_run_has_one_home() -> None:
+    """A later file would win over an earlier one without a word."""
+
+    def own(path: Path) -> set[str]:
+        return set(re.findall(r"^([A-Z][A-Z0-9_]*) *=", path.read_text("utf-8"), re.MULTILINE))
+
+    configs_dir = RUNS.parent
+    sizes = set().union(*map(own, (configs_dir / "sizes").glob("*.gin")))
+    tasks = set().union(*map(own, (configs_dir / "tasks").glob("*.gin")))
+    assert {"DECAY_RATE", "NUM_EXPERTS"} <= sizes
+    for kind in ("pretrain", "finetune", "eval"):
+        parts = [own(RUNS / f"{kind}.gin"), own(RUNS / "common.gin"), sizes, tasks]
+        parts.append(own(RUNS.parents[1] / ENGINE))
+        assert sum(map(len, parts)) == len(set().union(*parts)), kind

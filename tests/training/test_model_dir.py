@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model directory: what the disk refuses is one line, and a lock is asked of every file system."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kcmoe.errors import UserError
+from kcmoe.training import model_dir
+from kcmoe.training.records import Recorder, cut_after
+
+
+def nobody(line: str) -> None:
+    raise AssertionError(line)
+
+
+def test_a_folder_one_may_not_look_into_is_one_line(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below another person's home, also where the tests run as root."""
+    closed, stat, access = tmp_path / "closed", os.stat, os.access
+    closed.mkdir()
+
+    def refusing(path: Any, *args: Any, **options: Any) -> Any:
+        if closed in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    macros = toy.settings(closed / "a/run").macros
+    with pytest.raises(UserError, match=f"run cannot be written to: {closed} is no folder"):
+        model_dir.open_model_dir(macros)
+
+
+def test_a_name_that_is_too_long_is_one_line(toy: ModuleType, tmp_path: Path) -> None:
+    folder, _ = model_dir.open_model_dir(toy.settings(tmp_path / ("x" * 300)).macros)
+    with (
+        pytest.raises(UserError, match=r"cannot be written: .*File name too long"),
+        model_dir.locked(folder, nobody),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"cannot be written: .*{name}"):  # noqa: SIM117
+        with model_dir.locked(tmp_path, nobody):
+            Recorder(tmp_path)
+    if name == "metrics.jsonl":
+        with pytest.raises(UserError, match=f"cannot be written: .*{name}"):
+            cut_after(tmp_path, 1)
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said: list[str] = []
+    with model_dir.locked(tmp_path / "run", said.append):
+        (tmp_path / "run/config.gin").touch()
+    (line,) = said
+    assert "cannot be locked (No locks available): nothing keeps a second kcmoe train out" in line
+
+
+def test_a_second_run_is_refused(tmp_path: Path) -> None:
+    with (
+        model_dir.locked(tmp_path, nobody),
+        pytest.raises(UserError, match="another kcmoe train is writing"),
+        model_dir.locked(tmp_path, nobody),
+    ):
+        pass
