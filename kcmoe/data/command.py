@@ -44,7 +44,7 @@ def _data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(argv: Sequence[str]) -> int:
-    from kcmoe.data.download import present
+    from kcmoe.data.download import presence
 
     parser = Parser(
         prog="kcmoe data list",
@@ -53,8 +53,9 @@ def _list(argv: Sequence[str]) -> int:
     )
     _data_dir(parser)
     args = parser.parse_args(argv)
+    here = {each.name: presence(each, Path(args.data_dir)) for each in DATA_SETS.values()}
+    width = max(map(len, here.values()))
     for each in DATA_SETS.values():
-        here = "present" if present(each, Path(args.data_dir)) else "absent"
         if each.by_hand:
             size, checked = "size not known", "not verified: no public checksum"
         elif each.bucket:
@@ -64,7 +65,7 @@ def _list(argv: Sequence[str]) -> int:
             unknown = sum(not file.size for file in each.files)
             more = f" and {unknown} file(s) of unknown size" if unknown else ""
             size, checked = f"{known / 1e6:.1f} MB{more}", "verified by git blob id"
-        print(f"{each.name:<12} {here:<8} {each.about}")
+        print(f"{each.name:<12} {here[each.name]:<{width}}  {each.about}")
         print(f"{'':<12} {each.licence}; {size}; {checked}; {each.bucket or each.homepage}")
     return 0
 
@@ -139,7 +140,8 @@ def _prepare(argv: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="FILE[:COLUMN,…]",
-        help="drop texts that occur in these columns of FILE (default --column); may be repeated",
+        help="drop texts that, cleaned, equal exactly a cleaned text in these columns of FILE (default "
+        "--column); may be repeated",
     )
     add("--shard_rows", type=int, default=1_000_000, help="rows per shard (default 1,000,000)")
     add("--seed", type=int, default=0, help="of the order (default 0)")
@@ -185,8 +187,12 @@ def _run_prepare(args: argparse.Namespace) -> int:
     print(f"{args.output}: {result['rows_kept']:,} of {result['rows_read']:,} texts in")
     for shard in result["shards"]:
         print(f"  {shard['file']}  {shard['rows']:,} rows, {shard['bytes']:,} bytes")
-    for reason, count in result["dropped"].items():
-        print(f"  left out: {count:,} {reason}")
+    dropped = ({"excluded": 0} if args.exclude else {}) | result["dropped"]
+    for reason, count in dropped.items():
+        of = ""
+        if reason == "excluded" and "excluded_texts" in result:
+            of = f" ({result['excluded_texts']:,} texts of {', '.join(args.exclude)})"
+        print(f"  left out: {count:,} {reason}{of}")
     print(f"  {args.output}/manifest.json has counts, checksums and settings")
     return 0
 

@@ -40,6 +40,21 @@ def present(each: DataSet, data_dir: Path) -> bool:
     return any(path.is_file() for path in data_dir.glob(each.present))
 
 
+def presence(each: DataSet, data_dir: Path) -> str:
+    """ "present", "absent" or which tables are there; of a corpus made by `data prepare`, its rows."""
+    if not present(each, data_dir):
+        found = [Path(t.file).stem for t in each.tables if (data_dir / t.file).is_file()]
+        return f"partly: {', '.join(found)}" if found else "absent"
+    if each.tables or each.bucket:
+        return "present"
+    try:
+        made = manifest.read((data_dir / each.present).parent)
+        rows = None if made is None else sum(shard["rows"] for shard in made["shards"])
+    except (UserError, KeyError, TypeError):
+        return f"present, damaged {manifest.NAME}"
+    return f"present, no {manifest.NAME}" if rows is None else f"present, {rows:,} rows"
+
+
 def download(
     each: DataSet, data_dir: Path, mirrors: Sequence[str] = (), say: Callable[[str], object] = print
 ) -> None:

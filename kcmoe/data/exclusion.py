@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe.data import tables
-from kcmoe.data.staging import Reading, text_key
+from kcmoe.data.staging import LENIENT, Reading, text_key
 from kcmoe.data.token_cache import stamp
 from kcmoe.errors import UserError
 
@@ -57,21 +57,24 @@ def parse(argument: str) -> list[Excluded]:
     return [Excluded(file, columns) for file in files]
 
 
-def keys(excluded: Sequence[Excluded], reading: Reading) -> np.ndarray:
-    """Keys (`staging.text_key`) of the texts that must not occur, uint64, sorted.
+def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, int]:
+    """Keys (`staging.text_key`) of the texts that must not occur, uint64, sorted; and how many were read.
 
     Raises:
       UserError: a missing column or file; in strict reading also a bad row.
     """
     found: set[int] = set()
+    count = 0
     for each in excluded:
         for chunk in tables.read_chunks(
             each.file,
             each.columns or (reading.column,),
             strict=reading.strict,
             encoding=reading.encoding,
+            lenient=LENIENT,
         ):
             for texts in chunk.values():
-                cleaned = (reading.cleaner.clean(text) for text in texts if isinstance(text, str))
+                cleaned = [reading.cleaner.clean(text) for text in texts if isinstance(text, str)]
                 found.update(text_key(text, reading.seed) for text in cleaned)
-    return np.array(sorted(found), np.uint64)
+                count += len(cleaned)
+    return np.array(sorted(found), np.uint64), count

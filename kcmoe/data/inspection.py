@@ -133,7 +133,7 @@ def _inspect_labelled(
         f"unknown pieces: {(inputs.tokens == vocabulary.unk_id).mean():.3%} of tokens",
         *(
             f"{name}: mean {sizes[name].mean():.1f}, 99 % within {np.percentile(sizes[name], 99):.0f}, "
-            f"longest {sizes[name].max()}; cut at {limits[name]}: {(sizes[name] > limits[name]).mean():.2%}"
+            f"longest {sizes[name].max()}; cut at {limits[name]}: {_share(sizes[name] > limits[name])}"
             for name in sizes
         ),
         *(
@@ -155,6 +155,12 @@ def _inspect_labelled(
             f"{name} targets  {_as_read(targets, number, lengths.targets, vocabulary)}",
         ]
     return Findings(f"{task.name} {split}", lines, sizes, limits, texts)
+
+
+def _share(rows: np.ndarray) -> str:
+    """How many of the rows, bool [N], are meant; one of very many is still to be seen."""
+    count = int(rows.sum())
+    return f"{count:,} row{'' if count == 1 else 's'} ({rows.mean():.2%})"
 
 
 def _as_read(whole: Ragged, number: int, limit: int, vocabulary: Vocabulary) -> str:

@@ -43,18 +43,24 @@ def open_file(path: str) -> Any:
 
 
 def read_chunks(
-    path: str, columns: Sequence[str], strict: bool, report: tables.Report
+    path: str, columns: Sequence[str], strict: bool, report: tables.Report, lenient: str
 ) -> Iterator[tables.Chunk]:
     """Yields `columns` of every row group as lists; see `tables.read_chunks`."""
     file = open_file(path)
     with file:
         _check_columns(file, path, columns)
         for group in range(file.metadata.num_row_groups):
-            yield from _read_group(file, path, group, columns, strict, report)
+            yield from _read_group(file, path, group, columns, strict, report, lenient)
 
 
 def _read_group(
-    file: Any, path: str, group: int, columns: Sequence[str], strict: bool, report: tables.Report
+    file: Any,
+    path: str,
+    group: int,
+    columns: Sequence[str],
+    strict: bool,
+    report: tables.Report,
+    lenient: str,
 ) -> Iterator[tables.Chunk]:
     import pyarrow as pa
 
@@ -79,9 +85,9 @@ def _read_group(
     except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
         place = f"{path}, row group {group}"
         if strict:
+            way = f", or {lenient} to leave such row groups out" if lenient else ""
             raise UserError(
-                f"{place} is damaged ({one_line(error)}); fetch the file again, or set DATA_STRICT = False "
-                "to leave such row groups out"
+                f"{place} is damaged ({one_line(error)}); fetch the file again{way}"
             ) from None
         report.drop("damaged row group", place, max(expected - rows, 0))
 

@@ -9,6 +9,7 @@ alone, not on workers, memory or where the run was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -88,23 +89,42 @@ def prepare(plan: Plan) -> dict[str, Any]:
             f"{plan.output} already holds a prepared corpus made from other files or settings; "
             "choose another --output or remove that folder"
         )
+    made = _missing_folders(plan.output / ".prepare")
     try:
         _clear_output(plan.output)
+        excluded_keys, excluded_texts = exclusion.keys(plan.exclude, plan.reading)
         work = _work_folder(plan.output, digest)
         with tqdm(desc="cleaning", unit="row", unit_scale=True, disable=None, delay=1) as bar:
             stage = Stage(work, plan.reading, plan.workers)
             stage.run(plan.files, bar.update)
         counts = [stage.counts(number) for number in range(len(plan.files))]
-        shards, duplicates, excluded = _write_shards(plan, stage, sum(c["kept"] for c in counts))
-        result = _manifest(plan, digest, counts, shards, duplicates, excluded)
+        expected = sum(c["kept"] for c in counts)
+        shards, duplicates, excluded = _write_shards(plan, stage, expected, excluded_keys)
+        result = _manifest(plan, digest, counts, shards, duplicates, excluded, excluded_texts)
         manifests.write(work, result)  # tells whose shards those are, should this stop half-way
         for shard in shards:
             os.replace(work / shard["part"], plan.output / shard["file"])
         os.replace(work / manifests.NAME, plan.output / manifests.NAME)
     except OSError as error:
         raise UserError(f"{plan.output}: {error.strerror or error}; nothing was finished") from None
+    finally:
+        _remove_empty(made)
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _missing_folders(path: Path) -> list[Path]:
+    """The folders that have to be made for `path` to be one, innermost first."""
+    return [each for each in (path, *path.parents) if not os.path.exists(each)]
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Removes folders that a run made and left without anything to go on from."""
+    for folder in made:
+        with contextlib.suppress(OSError):
+            if {path.name for path in folder.iterdir()} == {"plan"}:
+                (folder / "plan").unlink()
+            folder.rmdir()  # fails, as it should, where anything is in it
 
 
 def _clear_output(output: Path) -> None:
@@ -142,11 +162,12 @@ def _work_folder(output: Path, digest: str) -> Path:
     return work
 
 
-def _write_shards(plan: Plan, stage: Stage, expected: int) -> tuple[list[dict[str, Any]], int, int]:
+def _write_shards(
+    plan: Plan, stage: Stage, expected: int, excluded_keys: np.ndarray
+) -> tuple[list[dict[str, Any]], int, int]:
     """Sorts, drops duplicates and excluded texts, writes shards under working names."""
     from tqdm import tqdm
 
-    excluded_keys = exclusion.keys(plan.exclude, plan.reading)
     work = plan.output / ".prepare"
     shards = _Shards(work, plan.validation_rows, plan.shard_rows)
     keep_equal = "duplicates" not in plan.reading.cleaner.rules
@@ -262,6 +283,8 @@ class _Shards:
         self._finish()
         train = [shard for shard in self._written if shard["split"] == "train" and shard["rows"]]
         if not train:
+            # Other settings or files are another plan, which cannot go on from what was staged.
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(
                 "nothing is left to train on after cleaning and setting validation apart"
             )
@@ -283,6 +306,7 @@ def _manifest(
     shards: Sequence[dict[str, Any]],
     duplicates: int,
     excluded: int,
+    excluded_texts: int,
 ) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for each in counts:
@@ -299,6 +323,7 @@ def _manifest(
         "settings": settings,
         "inputs": list(counts),
         "excluded_texts_of": [os.path.basename(each.file) for each in plan.exclude],
+        "excluded_texts": excluded_texts,
         "order": "by keyed blake2b-64 of the text: a global shuffle, a function of text and seed",
         "shards": [{k: shard[k] for k in shard if k not in ("split", "part")} for shard in shards],
     }

@@ -25,6 +25,7 @@ from kcmoe.data import parquet, tables
 from kcmoe.data.cleaning import Cleaner
 from kcmoe.errors import UserError
 
+LENIENT = "give --lenient"
 _ROW_BITS = 40  # ordinal = file number << 40 | row: which of two equal texts came first
 
 
@@ -57,7 +58,10 @@ def clean_chunk(
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             if text is not None and reading.strict:
-                raise UserError(f"column {reading.column} holds {text!r}, not text")
+                raise UserError(
+                    f"column {reading.column} holds {text!r}, not text; mend it, or {LENIENT} to leave "
+                    "such rows out"
+                )
             dropped["null" if text is None else "not text"] += 1
             continue
         cleaned = reading.cleaner.clean(text)
@@ -145,7 +149,12 @@ class Stage:
         """Cleaned chunks in order, with the number of rows each was made of."""
         reading = self._reading
         chunks = tables.read_chunks(
-            file, [reading.column], strict=reading.strict, encoding=reading.encoding, report=report
+            file,
+            [reading.column],
+            strict=reading.strict,
+            encoding=reading.encoding,
+            report=report,
+            lenient=LENIENT,
         )
         waiting: collections.deque[tuple[int, concurrent.futures.Future[Any]]] = collections.deque()
         try:

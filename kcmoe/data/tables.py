@@ -8,6 +8,7 @@ skips and counts. This file knows formats, not tasks.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -129,6 +130,7 @@ def read_chunks(
     strict: bool = True,
     encoding: str = "utf-8",
     report: Report | None = None,
+    lenient: str = "set DATA_STRICT = False",
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
@@ -141,6 +143,7 @@ def read_chunks(
       strict: stop at what cannot be read rather than skip and count it.
       encoding: of text files; a byte order mark wins.
       report: counts are added here.
+      lenient: what a person does to have such places left out, for the message; "" if nothing.
 
     Raises:
       UserError: missing column, other encoding, unreadable file; in strict reading also a bad row.
@@ -152,7 +155,7 @@ def read_chunks(
     if kind == ".parquet":
         from kcmoe.data import parquet
 
-        yield from parquet.read_chunks(path, columns, strict, report)
+        yield from parquet.read_chunks(path, columns, strict, report, lenient)
         return
     readers = {".txt": _lines, ".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl}
     rows: list[list[Any]] = []
@@ -161,7 +164,8 @@ def read_chunks(
             for place, row in readers[kind](file, path, columns):
                 if isinstance(row, BadRow):
                     if strict:
-                        raise UserError(f"{path}, {place}: {row}")
+                        way = f"; mend it, or {lenient} to leave such places out" if lenient else ""
+                        raise UserError(f"{path}, {place}: {row}{way}")
                     report.drop(str(row).partition(" (")[0], f"{path}, {place}")
                     continue
                 rows.append(row)
@@ -170,11 +174,13 @@ def read_chunks(
                     yield _chunk(rows, columns)
                     rows = []
     except UnicodeDecodeError as error:
-        guess = " It looks like CP949 (EUC-KR)." if _is_cp949(error.object) else ""
-        raise UserError(
-            f"{path} is not {encoding} text (byte {error.object[error.start]:#04x}).{guess} "
-            "Set TASK_ENCODING (or --encoding) to its encoding"
-        ) from None
+        byte = f"{path} is not {encoding} text (byte {error.object[error.start]:#04x})."
+        guess = "Set TASK_ENCODING (or --encoding) to its encoding"
+        if _is_cp949(error, encoding):
+            guess = (
+                "It looks like CP949 (EUC-KR): set TASK_ENCODING = 'cp949' (or --encoding=cp949)"
+            )
+        raise UserError(f"{byte} {guess}") from None
     except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     report.rows += len(rows)
@@ -188,9 +194,12 @@ def _chunk(rows: list[list[Any]], columns: Sequence[str]) -> Chunk:
     }
 
 
-def _is_cp949(data: bytes) -> bool:
+def _is_cp949(error: UnicodeDecodeError, tried: str) -> bool:
+    name = codecs.lookup(tried).name
+    if name == "cp949" or (name == "utf-8" and not error.object[: error.start].isascii()):
+        return False  # good characters before the bad byte: UTF-8, but damaged
     # The decoder's buffer may end inside a character.
-    text = data[:4096].decode("cp949", errors="ignore")
+    text = error.object[:4096].decode("cp949", errors="ignore")
     hangul = sum("가" <= c <= "힣" for c in text)
     return hangul > len(text) * 0.2
 
@@ -229,7 +238,7 @@ def _positions(header: Sequence[str], path: str, columns: Sequence[str]) -> list
     if missing:
         hint = near_misses(missing[0], header)
         raise UserError(
-            f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header)}"
+            f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header) or 'none'}"
         )
     return [list(header).index(name) for name in columns]
 
@@ -260,7 +269,12 @@ def _csv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Ro
 def _cells(
     lines: Iterator[tuple[int, list[str]]], path: str, columns: Sequence[str]
 ) -> Iterator[_Row]:
-    _, header = next(lines, (0, []))
+    _, header = next(lines, (0, None))
+    if header is None or not any(name.strip() for name in header):
+        what = "is empty" if header is None else "has a blank first line"
+        raise UserError(
+            f"{path} {what}; leave it out, or give it a header that names {', '.join(columns)}"
+        )
     positions = _positions([name.strip() for name in header], path, columns)
     for number, cells in lines:
         place = f"line {number}"

@@ -36,14 +36,14 @@ def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarr
     return counts.reshape(classes, classes + 1)
 
 
-def f1_per_class(counts: np.ndarray) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN), 0 for 0/0: `confusion` [..., K, K + 1] -> float64 [..., K].
+def f1_per_class(counts: np.ndarray, absent: float = 0.0) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN), `absent` for 0/0: `confusion` [..., K, K + 1] -> float64 [..., K].
 
     An answer that is no label is a miss of the true class and a false alarm of none.
     """
     hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
     either = counts.sum(axis=-1) + counts[..., :-1].sum(axis=-2)
-    return np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
+    return np.divide(2 * hits, either, out=np.full_like(hits, absent), where=either > 0)
 
 
 def macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> float:
@@ -98,7 +98,9 @@ def _macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate
     # Resampling examples is drawing the cells of the confusion matrix from a multinomial distribution.
     shares = counts.reshape(-1) / counts.sum()
     draws = np.random.default_rng(SEED).multinomial(len(true), shares, RESAMPLES)
-    spread = f1_per_class(draws.reshape(RESAMPLES, *counts.shape)).mean(axis=-1)
+    # A draw without a class says nothing about its F1, so that of all examples stands in.
+    f1 = f1_per_class(draws.reshape(RESAMPLES, *counts.shape), absent=float("nan"))
+    spread = np.where(np.isnan(f1), f1_per_class(counts), f1).mean(axis=-1)
     return Estimate(macro_f1(predicted, true, classes), float(spread.std(ddof=1)))
 
 

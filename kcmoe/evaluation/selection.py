@@ -35,12 +35,14 @@ class Selection:
       ids: their ids, in file order; () where their files are not here.
       used: how many of them, evenly spread, each evaluation during training used.
       best: `best.json` of the model directory, or None.
+      trained_on: the task of the run where that is another one.
     """
 
     rule: str
     ids: tuple[str, ...]
     used: int
     best: Mapping[str, Any] | None
+    trained_on: str = ""
 
     def lines(self, checkpoint: str, ids_file: str) -> list[str]:
         """What to print under the scores of `checkpoint`; `ids_file` is where the ids are written."""
@@ -58,21 +60,27 @@ class Selection:
             chosen = f"{self.best['checkpoint']} by validation {self.best['metric']}"
             value = f"{float(self.best['value']):.4f}"
             verdict = "this one" if self.best["checkpoint"] == name else f"not {name}"
-            lines.append(f"chosen by these: {chosen} {value} ({verdict})")
+            by = f"chosen on {self.trained_on}" if self.trained_on else "chosen by these"
+            lines.append(f"{by}: {chosen} {value} ({verdict})")
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """For the JSON report."""
         best = None if self.best is None else dict(self.best)
-        return {"rule": self.rule, "examples": len(self.ids), "used": self.used, "best": best}
+        return {"rule": self.rule, "examples": len(self.ids), "used": self.used, "best": best,
+                "trained_on": self.trained_on}  # fmt: skip
 
 
 def selection(task: Task, macros: Mapping[str, Any], data: DataConfig, model_dir: str) -> Selection:
     """Reads the held-out examples of `task` and the choice recorded in `model_dir`."""
-    rule, ids = _held_out(task, data)
     # What the run evaluated on is its own config.gin's to say; `macros` are those of this evaluation.
     with contextlib.suppress(UserError):
         macros = gin_files.parse([os.path.join(model_dir, CONFIG_FILE)], foreign=True)
+    own = str(macros.get("MIXTURE_OR_TASK_NAME") or task.name)
+    if task.name not in (own, *(macros.get("MIXTURE") or ())):
+        rule = f"nothing of {task.name}, for this run was trained on {own}"
+        return Selection(rule, (), 0, _read_best(model_dir), trained_on=own)
+    rule, ids = _held_out(task, data)
     used = int(macros.get("EVAL_STEPS") or 0) * int(macros.get("BATCH_SIZE") or 0)
     return Selection(rule, ids, min(len(ids), used or len(ids)), _read_best(model_dir))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,6 +21,7 @@ from kcmoe.errors import UserError
 if TYPE_CHECKING:
     from kcmoe.inference.predict import LanguageModel
 
+_log = logging.getLogger(__name__)
 GENERATE = "generate"
 _LINES_AT_ONCE = 8192  # results held back until all of these are done, so that buckets fill
 
@@ -46,7 +48,8 @@ def _parser() -> arguments.Parser:
         "--checkpoint", required=True, metavar="DIR", help="dir/checkpoint_N, or dir for its newest"
     )
     parser.add_argument(
-        "--task", help="a task with labels, e.g. nsmc; or generate. Default: the task of the run"
+        "--task",
+        help="a task with labels, e.g. nsmc; or generate. Default: what the run was trained for",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="gin file with the sizes, if config.gin is not beside it"
@@ -64,13 +67,16 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="kcmoe predict: %(message)s")
     from kcmoe.inference import texts
 
+    _check_choice(args, macros)
+    if args.file == "-" and os.isatty(0):
+        print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
     output = _utf8(sys.stdout)
     if not lines:
-        print(f"kcmoe predict: {args.file} has no lines", file=sys.stderr)
+        place = "standard input" if args.file == "-" else args.file
+        print(f"kcmoe predict: {place} has no lines", file=sys.stderr)
         return 0
 
-    _check_choice(args, macros)
     from kcmoe.inference.predict import LanguageModel
 
     model = LanguageModel.load(args.checkpoint, config=args.config, **dict(macros))
@@ -91,7 +97,13 @@ def _check_choice(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     known = dict.fromkeys((GENERATE, *([own] if own else []), *TASKS))
     if args.task is not None and args.task not in known:
         close = near_misses(args.task, known)
-        raise UserError(f"no task is called {args.task}.{close} Known: {', '.join(known)}")
+        raise UserError(
+            f"no task is called {args.task}.{close} Known: {', '.join(known)}; a task of one's own needs its "
+            "gin file, --gin_file=FILE, or that of the run, --config=RUN/config.gin"
+        )
+    learnt = (None, GENERATE, own, *(settings.get("MIXTURE") or ()))
+    if own and args.task not in learnt:
+        _log.warning("%s was trained on %s, not on %s", args.checkpoint, own, args.task)
 
 
 def _utf8(stream: TextIO) -> TextIO:
@@ -110,10 +122,10 @@ def _results(
 
     empty = sum(not line.strip() for line in lines)
     if empty:
-        logging.getLogger(__name__).warning(
-            "%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}"
-        )
+        _log.warning("%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}")
     task = None if args.task == GENERATE else model.task(args.task)
+    if task is not None and task.kind == "span_corruption" and args.task is None:
+        task = None  # all that a pretrained run has learnt
     if task is None:
         ids = model.encode(lines, sentinels=True, name="lines")
     else:

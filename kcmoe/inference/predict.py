@@ -134,7 +134,9 @@ class LanguageModel:
         macros = self.loaded.macros
         own = macros.get("MIXTURE_OR_TASK_NAME")
         if task is None and own is None:
-            raise UserError(f'{self.loaded.checkpoint} names no task; say which, e.g. task="nsmc"')
+            raise UserError(
+                f'{self.loaded.checkpoint} names no task; say which, e.g. task="nsmc" (--task=nsmc)'
+            )
         return one_task(macros) if task in (None, own) else named_task(str(task))
 
     def answers(self, task: Task) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ from kcmoe.training.step_log import StepLog
 from kcmoe.training.stopping import StopRequest
 from kcmoe.training.validation import TaskMetric, Validation
 
+_INITIAL = "INITIAL_CHECKPOINT_PATH"
 # (settings, inputs) -> the task's own validation metrics and their names, or None where it has none
 MakeTaskMetric = Callable[[Settings, Inputs], tuple[TaskMetric, tuple[str, ...]] | None]
 
@@ -92,6 +93,8 @@ def train(
         # --- The model directory: begun with the same sizes, and room for a checkpoint.
         folder, changes = model_dirs.open_model_dir(settings.macros)
         checkpoint_bytes = check_space(folder, shapes)
+        if checkpoints_lib.latest(folder) is None and _INITIAL in settings.macros.required:
+            settings.macros.require(_INITIAL)  # refused before any data are read
 
         # --- Data: training batches by step, held-out batches for validation.
         inputs = inputs or open_inputs(settings)
@@ -113,9 +116,10 @@ def train(
             for line in other_factors(origin, start_step, settings):
                 say(line)
         cut_after(folder, start_step)
-        model_dirs.write_config(folder, _recorded(settings, inputs))
         if state and start_step >= run.train_steps:
+            say(f"plan        nothing: TRAIN_STEPS = {run.train_steps:,} is reached")
             return Outcome(start_step, state, read_best(folder))
+        model_dirs.write_config(folder, _recorded(settings, inputs))
         say(report.plan(settings, start_step, checkpoint_bytes))
 
         # --- The compiled update and evaluation, and fresh weights where nothing was restored.

@@ -116,7 +116,7 @@ def compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> li
             "weights, where the sizes are equal)"
         )
     return [
-        f"changed     {name} {before[name]!r} -> {now[name]!r} since this directory was begun"
+        f"changed     {name} {before[name]!r} -> {now[name]!r} since the last start"
         for name in changed
         if name != "MODEL_DIR"
     ]

@@ -47,6 +47,38 @@ def test_list_says_source_licence_and_presence(capsys, tmp_path):
     assert "not verified: no public checksum" in out
 
 
+def test_list_says_which_tables_and_how_many_rows(capsys, tmp_path):
+    for name in ("kornli/test", "kornli/validation", "comments/train-0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.parquet").touch()
+
+    def shown(name):
+        _, out, _ = run(capsys, "list", f"--data_dir={tmp_path}")
+        return next(line for line in out.splitlines() if line.startswith(name))[13:]
+
+    assert shown("kornli").startswith("partly: validation, test ")
+    assert shown("comments").startswith("present, no manifest.json ")
+    shards = [{"file": f"train-{i}", "bytes": 1, "sha256": "", "rows": 1500} for i in range(2)]
+    manifest = tmp_path / "comments" / "manifest.json"
+    manifest.write_text(json.dumps({"shards": shards}), encoding="utf-8")
+    assert shown("comments").startswith("present, 3,000 rows ")
+    manifest.write_text("{", encoding="utf-8")
+    assert shown("comments").startswith("present, damaged manifest.json ")
+
+
+@pytest.mark.parametrize(("text", "hits"), [("이런 글은 말뭉치에 없습니다", 0), ("", 1)])
+def test_exclude_says_what_it_did(capsys, tmp_path, text, hits):
+    corpus, held = tmp_path / "corpus.txt", tmp_path / "held.txt"
+    texts = ["첫째 댓글입니다 아주 좋네요", "둘째 댓글입니다 아주 좋네요"]
+    corpus.write_text("\n".join(texts), encoding="utf-8")
+    held.write_text(f"{text or texts[0]}\n아무 글\n", encoding="utf-8")
+    argv = ["prepare", corpus, f"--output={tmp_path}/out", f"--exclude={held}", "--workers=1"]
+    for _ in range(2):  # made, and found made
+        status, out, _ = run(capsys, *argv)
+        assert status == 0
+        assert f"  left out: {hits} excluded (2 texts of {held})\n" in out
+
+
 def test_the_sample_is_prepared_and_then_trained_on(capsys, tmp_path):
     status, out, _ = run(
         capsys, "prepare", "--sample", f"--output={tmp_path}", "--validation=50", "--workers=1"
@@ -82,6 +114,7 @@ def test_inspect_shows_rows_as_the_model_gets_them(capsys):
     status, out, _ = run(capsys, "inspect", *nli, short)
     assert status == 0
     shown = next(line for line in out.splitlines() if " inputs   " in line)
+    assert re.search(r"cut at 20: [\d,]+ rows \(", out)
     assert re.search(r"전제: .* <- cut, 20 of \d+ tokens$", shown)
     assert "가설:" not in shown
 
@@ -140,6 +173,13 @@ def test_sizes():
     assert command.parse_bytes("500MB") == 500 << 20
     assert command.parse_bytes("2.5GiB") == int(2.5 * (1 << 30))
     assert command.parse_bytes("1024") == 1024
+
+
+def test_one_cut_row_of_very_many_is_seen():
+    cut = np.zeros(50_000, bool)
+    assert inspection._share(cut) == "0 rows (0.00%)"
+    cut[7] = True
+    assert inspection._share(cut) == "1 row (0.00%)"
 
 
 def test_histograms_count_every_value():

@@ -233,7 +233,7 @@ def test_lenient_reading_reaches_excluded_files(inputs, tmp_path):
     damaged = tmp_path / "damaged.jsonl"
     damaged.write_text(json.dumps({"text": text_number(1)}) + "\n{\n", encoding="utf-8")
     excluded = exclusion.parse(str(damaged))
-    with pytest.raises(UserError, match="line 2: not JSON"):
+    with pytest.raises(UserError, match=r"line 2: not JSON.*--lenient"):
         prepare(plan(inputs, tmp_path / "out", exclude=excluded))
     lenient = Reading(Cleaner(), strict=False)
     manifest = prepare(plan(inputs, tmp_path / "two", exclude=excluded, reading=lenient))
@@ -254,7 +254,7 @@ def test_mistakes(inputs, tmp_path):
     with pytest.raises(UserError, match="no column body"):
         prepare(plan(inputs, tmp_path / "out", reading=Reading(Cleaner(), column="body")))
     (tmp_path / "n.jsonl").write_text('{"text": "글"}\n{"text": 5}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"n.jsonl: column text holds 5, not text"):
+    with pytest.raises(UserError, match=r"n.jsonl: column text holds 5, not text.*--lenient"):
         prepare(plan([str(tmp_path / "n.jsonl")], tmp_path / "out"))
     lenient = Reading(Cleaner.without(["short"]), strict=False)
     with pytest.raises(UserError, match="nothing is left to train on"):
@@ -262,6 +262,32 @@ def test_mistakes(inputs, tmp_path):
     one = plan([str(tmp_path / "n.jsonl")], tmp_path / "out", reading=lenient)
     manifest = prepare(dataclasses.replace(one, validation_rows=0))
     assert manifest["dropped"] == {"not text": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "a.csv is empty"),
+        ("a.jsonl", '{"text": "글"}\n{"txt": 5}\n', "line 2: no column text.*--lenient"),
+        ("a.txt", "짧다\n", "nothing is left"),
+    ],
+)
+def test_a_run_that_wrote_nothing_leaves_no_folders(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "mine").mkdir()
+    for output in (tmp_path / "new" / "out", tmp_path / "mine"):
+        with pytest.raises(UserError, match=message):
+            prepare(plan([str(tmp_path / name)], output))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_damaged_row_group_names_the_option(inputs, tmp_path):
+    data = bytearray(Path(inputs[1]).read_bytes())
+    data[40:400] = bytes(360)
+    Path(inputs[1]).write_bytes(data)
+    with pytest.raises(UserError, match=r"is damaged.*give --lenient to leave such row groups out"):
+        prepare(plan(inputs[1:], tmp_path / "out"))
 
 
 def test_rules_are_all_documented():

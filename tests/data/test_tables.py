@@ -61,12 +61,40 @@ def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
 def test_encodings(tmp_path):
     korean = "영화가 정말 재미있었어요\n" * 50
     path = written(tmp_path / "a.txt", korean, "cp949")
-    with pytest.raises(UserError, match=r"CP949.*TASK_ENCODING"):
+    with pytest.raises(UserError, match=r"CP949.*TASK_ENCODING = 'cp949' \(or --encoding=cp949\)"):
         read(path)
     assert len(read(path, encoding="cp949")[0]["text"]) == 50
     assert len(read(written(tmp_path / "b.txt", korean, "utf-16"))[0]["text"]) == 50
     with pytest.raises(UserError, match="no encoding is called utf-80"):
         read(path, encoding="utf-80")
+
+
+def test_a_bad_byte_in_utf8_is_not_called_cp949(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("영화가 정말 재미있었어요\n" * 50).encode() + b"\xff\n")
+    with pytest.raises(UserError, match=r"0xff\)\. Set TASK_ENCODING"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize(("content", "what"), [("", "is empty"), ("\n가\n", "has a blank first")])
+def test_a_table_without_a_header_is_called_so(tmp_path, name, content, what):
+    with pytest.raises(
+        UserError, match=f"{name} {what}.*leave it out, or .* header that names text"
+    ):
+        read(written(tmp_path / name, content))
+
+
+def test_the_caller_says_how_bad_rows_are_left_out(tmp_path):
+    path = written(tmp_path / "a.jsonl", '{"text": "가"}\n{\n')
+    with pytest.raises(
+        UserError, match=r"line 2: not JSON .*; mend it, or set DATA_STRICT = False"
+    ):
+        read(path)
+    with pytest.raises(UserError, match=r"; mend it, or give --lenient to leave such places out"):
+        read(path, lenient="give --lenient")
+    with pytest.raises(UserError, match=r"line 2: not JSON \(.*\)$"):
+        read(path, lenient="")
 
 
 @pytest.mark.parametrize(

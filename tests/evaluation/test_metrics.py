@@ -86,6 +86,15 @@ def test_bootstrap_of_macro_f1_is_the_one_over_examples() -> None:
     assert metrics.class_metric("macro_f1", predicted, true, 3) == estimate  # fixed seed
 
 
+def test_a_rare_class_adds_no_error_to_perfect_answers() -> None:
+    """Draws without the only example of class 1 say nothing about its F1."""
+    true = np.array([0] * 13 + [1])
+    for classes, value in ((2, 1.0), (3, 2 / 3)):  # of class 2 there is nothing at all
+        estimate = metrics.class_metric("macro_f1", true, true, classes)
+        assert estimate.value == pytest.approx(value)
+        assert estimate.standard_error == pytest.approx(0, abs=1e-12)
+
+
 def test_bootstrap_of_pearson_is_near_its_theory() -> None:
     rng = np.random.default_rng(3)
     true = rng.normal(size=800)

@@ -34,3 +34,21 @@ def test_the_reason_is_said(task: Task, tmp_path: Path) -> None:
     assert found.ids == ()
     assert "validation.tsv, row 2: column label" in found.rule
     assert "set DATA_STRICT = False" in found.rule
+
+
+def test_a_run_of_another_task_held_nothing_out_of_this_one(task: Task, tmp_path: Path) -> None:
+    (tmp_path / "config.gin").write_text("MIXTURE_OR_TASK_NAME = 'nsmc'\n")
+    best = '{"checkpoint": "checkpoint_5", "metric": "accuracy", "value": 0.8}'
+    (tmp_path / "best.json").write_text(best)
+    data = DataConfig(data_dir=str(tmp_path), strict=False)
+    found = selection(task, {"MIXTURE_OR_TASK_NAME": task.name}, data, str(tmp_path))
+    assert (found.ids, found.used, found.trained_on) == ((), 0, "nsmc")
+    assert "this run was trained on nsmc" in found.rule
+    said = found.lines("run/checkpoint_6", "")
+    assert (
+        said[-1] == "chosen on nsmc: checkpoint_5 by validation accuracy 0.8000 (not checkpoint_6)"
+    )
+    (tmp_path / "config.gin").write_text(
+        f"MIXTURE_OR_TASK_NAME = 'both'\nMIXTURE = {{'nsmc': 1, '{task.name}': 1}}\n"
+    )
+    assert selection(task, {}, data, str(tmp_path)).trained_on == ""

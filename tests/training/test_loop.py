@@ -149,9 +149,19 @@ def test_killed_between_checkpoints_repeats_no_record(
 
 
 def test_finished_run_has_nothing_to_do(toy: ModuleType, whole: Path) -> None:
-    before = (whole / "metrics.jsonl").read_bytes()
-    assert run(toy, whole).step == 6
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    files = [whole / "metrics.jsonl", whole / "config.gin"]
+    before = [file.read_bytes() for file in files]
+    assert run(toy, whole, LEARNING_RATE=0.5).step == 6
+    assert [file.read_bytes() for file in files] == before
+    assert "nothing: TRAIN_STEPS = 6 is reached" in (whole / "said.txt").read_text()
+
+
+def test_a_run_that_needs_weights_does_not_begin_without(toy: ModuleType, tmp_path: Path) -> None:
+    settings = toy.settings(tmp_path / "run")
+    settings.macros.required["INITIAL_CHECKPOINT_PATH"] = "configs/runs/finetune.gin:12"
+    with pytest.raises(UserError, match="INITIAL_CHECKPOINT_PATH is not set"):
+        train(settings, toy.inputs(settings.run.batch_size))
+    assert not (tmp_path / "run").exists()
 
 
 def test_best_checkpoint_is_named_and_outlives_newer_ones(toy: ModuleType, tmp_path: Path) -> None:
