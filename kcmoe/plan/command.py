@@ -30,6 +30,7 @@ _TPU_UTILISATION = 0.44  # the published run: 1.45 steps/s on a v3-8
 _OTHER_UTILISATION = 0.35  # assumed
 DAY_S = 86400
 # Macros that a run needs and a plan does not.
+_SHORT_STEP_S = 1e-3  # about what it takes to start a step on an accelerator
 _NOT_NEEDED = ("MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
 
 
@@ -182,14 +183,21 @@ def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None
     print("memory of one device")
     for name, size in dataclasses.asdict(memory).items():
         if size:
-            print(f"  {name:<11}{_gib(size):>10}")
+            print(f"  {name:<12}{_gib(size):>10}")
     usable = f"{kind.usable:.0%} of {kind.memory_gib:,.4g} GiB"
-    print(f"  {'in all':<11}{_gib(memory.total):>10}  of {_gib(report['usable_bytes'])} ({usable})")
+    print(f"  {'in all':<12}{_gib(memory.total):>10}  of {_gib(report['usable_bytes'])} ({usable})")
     print(f"checkpoint   {_gib(report['checkpoint_bytes'])} on disk")
+    rate = 1 / estimate.step_s
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     print(
-        f"time         {1 / estimate.step_s:.3g} steps/s, {_duration(estimate.step_s * report['steps'])}, "
+        f"time         {shown} steps/s, {_duration(estimate.step_s * report['steps'])}, "
         f"{report['device_hours']:,.1f} device-hours at {report['utilisation']:.0%} of the peak"
     )
+    if estimate.step_s < _SHORT_STEP_S:
+        print(
+            "             arithmetic alone: a step as short as this takes longer to be started, and the "
+            "run to compile"
+        )
 
 
 def _print_verdict(
@@ -205,8 +213,10 @@ def _print_verdict(
         return
     for other in remedies:
         time = _duration(other.step_s * report["steps"])
+        share = other.choice.batch_size / estimate.choice.batch_size
+        tokens = "" if share == 1 else f", {share:.0%} of the tokens"
         print(
-            f"  room with  {_changes(estimate, other)}: {_gib(other.memory.total)} per device, {time}"
+            f"  room with  {_changes(estimate, other)}: {_gib(other.memory.total)} per device, {time}{tokens}"
         )
     if not remedies:
         print("             no setting makes it fit; use larger or more devices")

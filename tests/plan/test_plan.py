@@ -202,3 +202,14 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
     gradients = memory.gradient_bytes(parameters, kept, 1)
     assert gradients + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("size", "said"), [("tiny", True), ("base", False)])
+def test_time_of_arithmetic_alone_is_called_so(
+    size: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"--gin_file=configs/runs/pretrain_{size}.gin"
+    assert cli.run(["plan", run, "--hardware=h100x8"]) == 0
+    printed = capsys.readouterr().out
+    assert ("arithmetic alone" in printed) == said
+    assert "e+0" not in printed.split("time ")[1]
