@@ -98,7 +98,7 @@ def read_text(spec: str, lines: int = 0) -> Text:
         path, column = spec, "text"
     found: list[str] = []
     for file in tables.expand([path]):
-        for chunk in tables.read_chunks(file, [column]):
+        for chunk in tables.read_chunks(file, [column], lenient=""):
             found += [str(text) for text in chunk[column] if text and str(text).strip()]
             if lines and len(found) >= lines:
                 break
