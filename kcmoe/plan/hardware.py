@@ -112,8 +112,14 @@ def parse(name: str) -> Hardware:
     gpu, _, count_text = wanted.rpartition("x")
     if gpu in GPUS and count_text.isdecimal() and int(count_text) > 0:
         return Hardware(wanted, GPUS[gpu], int(count_text))
-    examples = ["cpu", *(f"{tpu}-8" for tpu in TPUS), *(f"{gpu}x8" for gpu in GPUS)]
-    hint = near_misses(wanted, examples)
+    gpu, count_text = gpu or wanted, count_text.lstrip("0") if count_text.isdecimal() else ""
+    examples = [
+        "cpu",
+        *(f"{tpu}-8" for tpu in TPUS),
+        *(f"{each}x{count_text or 1}" for each in GPUS),
+    ]
+    kinds = [each for each in examples if each.startswith(f"{gpu}-")]  # a100: of which size?
+    hint = f" Did you mean {' or '.join(kinds)}?" if kinds else near_misses(wanted, examples)
     raise UserError(f"--hardware={name} is not known.{hint} Known: {', '.join(examples)}")
 
 

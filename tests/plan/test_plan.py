@@ -152,6 +152,8 @@ def test_unknown_steps_before_fine_tuning_are_asked_for(
     [
         (["--hardware=v4-32", "--stack=engine"], "one host"),
         (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 does not divide"),
+        (["--hardware=a100x1"], "Did you mean a100-40x1 or a100-80x1?"),
+        (["--hardware=h100x0"], "Did you mean h100x1"),
         (["--hardware=h100", "--utilisation=44"], "a share is above 0"),
         (["--hardware=v3-8", "--start_step=2000000"], "not beyond step 2000000"),
         (["--hardware=h100", "--gin.NUM_EXPRTS=4"], "NUM_EXPERTS"),
