@@ -10,9 +10,9 @@ import os
 from types import ModuleType
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is in a bucket or on a server."""
-    return "://" in path
+    return "://" in os.fspath(path)
 
 
 def fsspec() -> ModuleType:

@@ -96,6 +96,7 @@ def main(argv: list[str]) -> int:
 def _encoded(path: str | None, lines: int) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of the prompt of the nsmc task for each line, and those of the task's label words; with EOS."""
     from kcmoe import resources
+    from kcmoe.data.features import with_eos
     from kcmoe.inference import texts
     from kcmoe.tasks import named_task
     from kcmoe.vocabulary import Vocabulary
@@ -111,7 +112,8 @@ def _encoded(path: str | None, lines: int) -> tuple[list[list[int]], list[list[i
     task, vocabulary = named_task("nsmc"), Vocabulary()
 
     def encode(batch: list[str], limit: int) -> list[list[int]]:
-        return [[*ids[: limit - 1], vocabulary.eos_id] for ids in vocabulary.encode_batch(batch)]
+        ids = vocabulary.encode_batch(batch)
+        return [with_eos(one, limit, vocabulary.eos_id) for one in ids]
 
     prompts = encode(texts.prompts(task, found), PUBLISHED_INPUTS)
     return prompts, encode(list(task.label_words), PUBLISHED_TARGETS)

@@ -20,8 +20,9 @@ import numpy as np
 
 from kcmoe.checkpoint import manifest
 from kcmoe.checkpoint.leaves import STEP_PATH, ShapeDtype, checksum, shape_dtype
-from kcmoe.checkpoint.storage import Damaged, Folder, is_remote
+from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 
 _AHEAD_BYTES = 128 << 20
 _OWN_FILES = {manifest.NAME, "commit_success.txt", "_CHECKPOINT_METADATA", "checkpoint", "PINNED"}

@@ -16,15 +16,11 @@ import tensorstore as ts
 
 from kcmoe.checkpoint.wording import first_line
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 
 
 class Damaged(Exception):
     """A file of the checkpoint is missing, cut short or makes no sense. The text says which."""
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Tells whether `path` is in a bucket rather than on this machine's disks."""
-    return "://" in os.fspath(path)
 
 
 class Folder:

@@ -20,8 +20,8 @@ from kcmoe.checkpoint.leaves import STEP_PATH, ShapeDtype, checksum, shape_dtype
 from kcmoe.checkpoint.legacy import LegacyWriter
 from kcmoe.checkpoint.orbax import OrbaxWriter
 from kcmoe.checkpoint.safetensors import SafetensorsWriter
-from kcmoe.checkpoint.storage import is_remote
 from kcmoe.errors import UserError, near_misses
+from kcmoe.remote import is_remote
 
 
 class _Writer(Protocol):
@@ -80,7 +80,7 @@ def write_checkpoint(
             f"unknown format {format!r}: take one of "
             f"{', '.join(FORMATS)}.{near_misses(format, FORMATS)}"
         )
-    if is_remote(os.fspath(final)):
+    if is_remote(final):
         raise UserError(
             f"{final} is not on this machine: write to a local folder, then copy it there"
         )

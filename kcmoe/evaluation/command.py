@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe import arguments
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 
 if TYPE_CHECKING:
     from kcmoe.data.labelled import Example
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     macros = loading.read_settings(checkpoint, given=given)
     task, data, examples = _examples(macros, args.split or "validation")
     model_dir = (
-        os.path.dirname(os.path.abspath(checkpoint)) if "://" not in checkpoint else checkpoint
+        os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
     )
     chosen_folder = loading.InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)

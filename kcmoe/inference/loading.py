@@ -19,6 +19,7 @@ from kcmoe.checkpoint import manage, run_config
 from kcmoe.config import GinConfig, ModelConfig, macro
 from kcmoe.errors import UserError
 from kcmoe.inference.bucketing import inference_config
+from kcmoe.remote import is_remote
 from kcmoe.tasks import TaskSettings
 from kcmoe.vocabulary import Vocabulary
 
@@ -82,7 +83,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
       UserError: if there is nothing of that name.
     """
     text = os.fspath(path).rstrip("/") or "/"
-    if "://" in text:
+    if is_remote(text):
         return text
     if not os.path.exists(text):
         parent = os.path.dirname(os.path.abspath(text))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kcmoe.model.dispatch_choice import grouped_rows
 from kcmoe.model.routing import Routing, earlier_equal
 
 
@@ -74,22 +75,17 @@ def capacity_slots(routing: Routing, experts: int, capacity: int) -> Slots:
     )
 
 
-def grouped_slots(expert_NxA: Array, kept_NxA: Array | None, experts: int, block: int) -> Slots:
-    """Slots sorted by expert, each expert's share padded to whole blocks.
-
-    Only choices in bool[N, A] `kept_NxA` get a slot; all of them where that is None.
-    """
+def grouped_slots(expert_NxA: Array, kept_NxA: Array, experts: int, block: int) -> Slots:
+    """Slots sorted by expert, each expert's share padded to whole blocks, for choices in bool `kept_NxA`."""
     choices = expert_NxA.size
-    none = experts  # one more expert, without slots
-    flat = expert_NxA.reshape(-1)
-    if kept_NxA is not None:
-        flat = jnp.where(kept_NxA.reshape(-1), flat, none)
+    # The others go to one more expert, which has no slots.
+    flat = jnp.where(kept_NxA, expert_NxA, experts).reshape(-1)
     place = earlier_equal(flat[None], experts)[0]
     counts_E = jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
     blocks_E = (counts_E + block - 1) // block
     up_to = np.tri(experts, dtype=np.int32)  # a cumulative sum, cheaper to compile
     ends_E = jnp.sum(up_to * blocks_E, axis=1)
-    num_blocks = (choices + experts * (block - 1)) // block
+    num_blocks = grouped_rows(choices, experts, block) // block
     starts = jnp.append((ends_E - blocks_E) * block, num_blocks * block)
     slot = starts[flat] + place
     ended = ends_E[None, :] <= jnp.arange(num_blocks)[:, None]

@@ -52,7 +52,7 @@ def resolve(
         return dispatch
     measured = MEASURED.get(platform, UNMEASURED)
     if routing == "capacity":
-        rows = choices + experts * (grouped_block(choices, experts) - 1)
+        rows = grouped_rows(choices, experts, grouped_block(choices, experts))
         return measured.how if slots >= measured.capacity_slots * rows else "gather"
     return measured.how if tokens >= measured.dropless_tokens else "gather"
 
@@ -61,3 +61,8 @@ def grouped_block(choices: int, experts: int) -> int:
     """Rows per block of the grouped product: about half an even share, 16 to 256, a multiple of 16."""
     share = choices // (2 * experts)
     return max(16, min(256, share // 16 * 16))
+
+
+def grouped_rows(choices: int, experts: int, block: int) -> int:
+    """Rows of the grouped product at most: each expert's last block may hold one choice only."""
+    return choices + experts * (block - 1)

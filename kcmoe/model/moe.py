@@ -154,9 +154,7 @@ class MoeLayer(nn.Module):
         gate_NxA = routing.gate_GxTxA.reshape(x_NxD.shape[0], -1)
         if how in ("grouped", "ragged"):
             expert_NxA = routing.expert_GxTxA.reshape(gate_NxA.shape)
-            kept_NxA = None
-            if config.routing == "capacity":
-                kept_NxA = (routing.place_GxTxA < capacity).reshape(gate_NxA.shape)
+            kept_NxA = (routing.place_GxTxA < capacity).reshape(gate_NxA.shape)
             block = 1 if how == "ragged" else grouped_block(gate_NxA.size, config.num_experts)
             slots = dispatch_lib.grouped_slots(expert_NxA, kept_NxA, config.num_experts, block)
             y_MxD = experts(dispatch_lib.to_slots(x_NxD, slots), slots, deterministic)

@@ -29,8 +29,8 @@ Prints parameters, arithmetic, memory per device, time and device-hours. Exit st
 _TPU_UTILISATION = 0.44  # the published run: 1.45 steps/s on a v3-8
 _OTHER_UTILISATION = 0.35  # assumed
 DAY_S = 86400
-# Macros that a run needs and a plan does not.
 _SHORT_STEP_S = 1e-3  # about what it takes to start a step on an accelerator
+# Macros that a run needs and a plan does not.
 _NOT_NEEDED = ("MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
 
 

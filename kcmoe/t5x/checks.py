@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from kcmoe import gin_files
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
 _T = TypeVar("_T")
@@ -176,4 +177,4 @@ def folder_usable(path: str) -> str:
 
 def absolute(path: str) -> str:
     """The path as Orbax wants it; bucket addresses stay as they are."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))

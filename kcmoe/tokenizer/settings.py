@@ -9,6 +9,7 @@ from typing import Literal
 
 from kcmoe.config import GinConfig, macro
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 from kcmoe.tokenizer.normalization import Normalization
 
 TWIN_SUFFIX = "extra"
@@ -97,7 +98,7 @@ class TokenizerConfig(GinConfig):
                 raise UserError(f"{name} = {share}, but a share is between 0 and 1")
         if not self.output.endswith(".model"):
             raise UserError(f"TOKENIZER_OUTPUT = {self.output!r}, but it must end in .model")
-        if "://" in self.output:
+        if is_remote(self.output):
             raise UserError(
                 f"TOKENIZER_OUTPUT = {self.output!r} is in a bucket; write the vocabulary to a local "
                 "folder and copy it"

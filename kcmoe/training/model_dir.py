@@ -21,6 +21,7 @@ from kcmoe.checkpoint import durable
 from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.remote import is_remote
 
 # Fields of ModelConfig that only say how, or how much, is computed; the weights do not have them.
 _FREE_MODEL_FIELDS = {
@@ -47,7 +48,7 @@ def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:
       UserError: if a fixed setting differs, or the folder cannot be written to.
     """
     text = str(macros.require("MODEL_DIR"))
-    if "://" in text:
+    if is_remote(text):
         raise UserError(
             f"MODEL_DIR = {text!r} is in a bucket, but the engine trains into a folder of this "
             "machine; copy it afterwards, or train with T5X, which writes to buckets"

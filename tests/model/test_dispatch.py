@@ -10,6 +10,7 @@ import numpy as np
 from kcmoe.model import dispatch, routing
 
 EXPERTS, WIDTH, HIDDEN = 4, 6, 5
+ALL = jnp.ones((24, 2), bool)
 
 
 def routed_tokens(seed: int = 0) -> tuple[jax.Array, routing.Routing]:
@@ -48,7 +49,7 @@ def test_gathers_have_the_gradients_of_plain_indexing():
 def test_grouped_slots_hold_every_choice_once_in_blocks_of_one_expert():
     _, routed = routed_tokens()
     chosen = routed.expert_GxTxA.reshape(24, 2)
-    slots = dispatch.grouped_slots(chosen, None, EXPERTS, block=8)
+    slots = dispatch.grouped_slots(chosen, ALL, EXPERTS, block=8)
     slot = np.asarray(slots.slot_of_NxA)
     assert len(np.unique(slot)) == slot.size
     assert slot.max() < slots.num_slots
@@ -74,7 +75,7 @@ def test_grouped_slots_hold_only_what_is_kept():
 
 def test_grouped_dot_is_each_row_times_its_experts_matrix():
     x, routed = routed_tokens()
-    slots = dispatch.grouped_slots(routed.expert_GxTxA.reshape(24, 2), None, EXPERTS, block=8)
+    slots = dispatch.grouped_slots(routed.expert_GxTxA.reshape(24, 2), ALL, EXPERTS, block=8)
     kernel = jnp.asarray(
         np.random.default_rng(1).normal(size=(EXPERTS, WIDTH, HIDDEN)), jnp.float32
     )
