@@ -2,7 +2,7 @@
 """Package metadata. Tested versions of everything below are in constraints.txt.
 
 The gin files and the vocabulary lie beside the package in a clone, where people read and edit them. A
-wheel must carry them too, so the build copies them into the package, where `kcmoe.resources` looks
+wheel must carry them too, so the build copies them into the package, where `kcmoe.io.resources` looks
 second.
 """
 

@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kcmoe.data.labelled import labelled_examples
-from kcmoe.tasks import named_task
+from kcmoe.tasks.registry import named_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:

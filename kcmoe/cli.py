@@ -10,19 +10,22 @@ from collections.abc import Sequence
 
 from kcmoe import __version__
 from kcmoe.errors import UserError, near_misses
-from kcmoe.huge_pages import restart_with_huge_pages
+from kcmoe.model.huge_pages import restart_with_huge_pages
 
 # verb -> (module with `main(argv) -> int`, one line of help)
 VERBS = {
     "train": ("kcmoe.training.command", "pretrain, continue or fine-tune; resumes by itself"),
     "evaluate": ("kcmoe.evaluation.command", "task metrics of a checkpoint, as a table and JSON"),
     "predict": ("kcmoe.inference.command", "labels with probabilities, or filled sentinels"),
-    "data": ("kcmoe.data.command", "list, download, prepare and inspect corpora and labelled sets"),
+    "data": (
+        "kcmoe.corpus.command",
+        "list, download, prepare and inspect corpora and labelled sets",
+    ),
     "tokenizer": ("kcmoe.tokenizer.command", "train and compare morpheme-aware vocabularies"),
     "checkpoint": ("kcmoe.checkpoint.command", "inspect and convert checkpoints"),
-    "parity": ("kcmoe.parity.command", "compare with numbers that T5X + Flaxformer computed"),
-    "plan": ("kcmoe.plan.command", "memory, time and device-hours of a run before it starts"),
-    "bench": ("kcmoe.bench.command", "speed of training, prediction and the data pipeline"),
+    "parity": ("kcmoe.tools.parity.command", "compare with numbers that T5X + Flaxformer computed"),
+    "plan": ("kcmoe.tools.plan.command", "memory, time and device-hours of a run before it starts"),
+    "bench": ("kcmoe.tools.bench.command", "speed of training, prediction and the data pipeline"),
 }
 
 # Verbs that multiply matrices for longer than a moment.

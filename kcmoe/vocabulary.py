@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kcmoe import remote, resources
 from kcmoe.errors import UserError
+from kcmoe.io import remote, resources
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
 # Vocabularies differ in how they spell a sentinel; the published one puts a space mark before it.

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import cli, config, gin_files
+from kcmoe import cli
+from kcmoe.config import fields as config
+from kcmoe.config import gin_files
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = ["README.md", "how-to-train.md"]

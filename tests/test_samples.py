@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from kcmoe import resources
+from kcmoe.io import resources
 
 
 def read(name: str) -> list[str]:

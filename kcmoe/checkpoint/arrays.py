@@ -18,7 +18,7 @@ import tensorstore as ts
 
 from kcmoe.checkpoint.leaves import ShapeDtype, checked_shape, zarr_dtype
 from kcmoe.checkpoint.storage import Damaged
-from kcmoe.checkpoint.wording import first_line
+from kcmoe.io.wording import first_line
 
 CHUNK_BYTES = 16 << 20
 """Chunks are at most this large, so that two cores share the compression of a large array."""

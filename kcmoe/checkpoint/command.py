@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kcmoe.arguments import Parser
+from kcmoe.config.arguments import Parser
 from kcmoe.errors import UserError
 
 _EPILOG = """examples:

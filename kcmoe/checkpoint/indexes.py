@@ -19,7 +19,7 @@ import numpy as np
 from kcmoe.checkpoint import arrays
 from kcmoe.checkpoint.leaves import ShapeDtype, checked_shape, flatten, named_dtype
 from kcmoe.checkpoint.storage import Damaged
-from kcmoe.checkpoint.wording import first_line
+from kcmoe.io.wording import first_line
 
 _ARRAY, _SCALAR = 1, 3
 _PLACEHOLDER = "PLACEHOLDER://"

@@ -15,7 +15,7 @@ from kcmoe.checkpoint.leaves import OPTIMIZER_PREFIX, PARAMETER_PREFIX, ShapeDty
 from kcmoe.checkpoint.reader import Reader
 from kcmoe.checkpoint.restoring import checked_leaves
 from kcmoe.checkpoint.sizes import sizes_of
-from kcmoe.checkpoint.wording import human_bytes
+from kcmoe.io.wording import human_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from kcmoe.checkpoint import durable
+from kcmoe.io import durable
 
 _NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
 _PINNED = "PINNED"

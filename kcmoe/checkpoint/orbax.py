@@ -23,8 +23,8 @@ from kcmoe.checkpoint import arrays, indexes
 from kcmoe.checkpoint.leaves import ShapeDtype
 from kcmoe.checkpoint.reader import COMMIT_FILE, Reader
 from kcmoe.checkpoint.storage import Damaged, Folder
-from kcmoe.checkpoint.wording import first_line
 from kcmoe.errors import UserError
+from kcmoe.io.wording import first_line
 
 _ITEM = "state"
 _STEP_METADATA = "_CHECKPOINT_METADATA"

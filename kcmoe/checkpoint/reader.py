@@ -22,7 +22,7 @@ from kcmoe.checkpoint import manifest
 from kcmoe.checkpoint.leaves import STEP_PATH, ShapeDtype, checksum, shape_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io.remote import is_remote
 
 _AHEAD_BYTES = 128 << 20
 _OWN_FILES = {manifest.NAME, "commit_success.txt", "_CHECKPOINT_METADATA", "checkpoint", "PINNED"}

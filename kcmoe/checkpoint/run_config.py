@@ -14,10 +14,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.gin"

@@ -14,9 +14,9 @@ from typing import Any
 
 import tensorstore as ts
 
-from kcmoe.checkpoint.wording import first_line
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io.remote import is_remote
+from kcmoe.io.wording import first_line
 
 
 class Damaged(Exception):

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kcmoe.checkpoint import durable, manifest
+from kcmoe.checkpoint import manifest
 from kcmoe.checkpoint.leaves import STEP_PATH, ShapeDtype, checksum, shape_dtype
 from kcmoe.checkpoint.legacy import LegacyWriter
 from kcmoe.checkpoint.orbax import OrbaxWriter
 from kcmoe.checkpoint.safetensors import SafetensorsWriter
 from kcmoe.errors import UserError, near_misses
-from kcmoe.remote import is_remote
+from kcmoe.io import durable
+from kcmoe.io.remote import is_remote
 
 
 class _Writer(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 
 from kcmoe.data import manifest, tables
 from kcmoe.errors import UserError
-from kcmoe.tasks import Task
+from kcmoe.tasks.registry import Task
 
 _log = logging.getLogger(__name__)
 

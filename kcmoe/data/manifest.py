@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kcmoe import remote
 from kcmoe.errors import UserError
+from kcmoe.io import remote
 
 NAME = "manifest.json"
 _log = logging.getLogger(__name__)

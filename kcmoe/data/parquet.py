@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kcmoe import remote
 from kcmoe.data import tables
 from kcmoe.errors import UserError
+from kcmoe.io import remote
 
 ROW_GROUP_ROWS = 20_000
 

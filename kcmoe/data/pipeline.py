@@ -25,7 +25,7 @@ from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
-from kcmoe.tasks import Mixture, Task
+from kcmoe.tasks.registry import Mixture, Task
 from kcmoe.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

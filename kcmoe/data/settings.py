@@ -7,11 +7,11 @@ import dataclasses
 import os
 from typing import Any
 
-from kcmoe.config import GinConfig, macro
+from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.gin_files import Macros
 from kcmoe.data.pipeline import Batches, EvalBatches, eval_batches, train_batches
 from kcmoe.errors import UserError
-from kcmoe.gin_files import Macros
-from kcmoe.tasks import Task, get_task
+from kcmoe.tasks.registry import Task, get_task
 from kcmoe.vocabulary import Vocabulary
 
 

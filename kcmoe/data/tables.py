@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from kcmoe import remote, resources
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io import remote, resources
 
 CHUNK_ROWS = 4096
 # A cell of a text file larger than this is a missing line break or quote, not a text.

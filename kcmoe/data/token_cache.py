@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe import remote
 from kcmoe.data import manifest as manifests
 from kcmoe.data.labelled import held_out
 from kcmoe.errors import UserError
+from kcmoe.io import remote
 
 
 @dataclasses.dataclass(frozen=True)

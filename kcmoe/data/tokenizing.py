@@ -23,10 +23,12 @@ import numpy as np
 
 from kcmoe.data import manifest as manifests
 from kcmoe.data import tables
-from kcmoe.data.cleaning import MAX_CHARACTERS
 from kcmoe.data.token_cache import Shard, Source, TokenCache, stamp
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
+
+# A longer text is a missing line break, not a comment; SentencePiece would take gigabytes for it.
+MAX_CHARACTERS = 1_000_000
 
 _VERSION = 1
 # Below this a process takes longer to start than to tokenize.

@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kcmoe import arguments
+from kcmoe.config import arguments
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
     from kcmoe.data.labelled import Example
     from kcmoe.data.settings import DataConfig
     from kcmoe.evaluation.protocol import Outcome, Questions
     from kcmoe.inference.loading import Loaded
-    from kcmoe.tasks import Task
+    from kcmoe.tasks.registry import Task
 
 PROTOCOLS = ("rank", "generate")
 SPLITS = ("train", "validation", "test")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe evaluate --help`."""
     args, given = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
-    from kcmoe import config as configs
+    from kcmoe.config import fields as configs
     from kcmoe.data.labelled import spread
     from kcmoe.evaluation import report as report_lib
     from kcmoe.inference import loading
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
 def _examples(macros: Any, split: str) -> tuple[Task, DataConfig, list[Example]]:
     from kcmoe.data.labelled import labelled_examples
     from kcmoe.data.settings import DataConfig
-    from kcmoe.tasks import one_task
+    from kcmoe.tasks.registry import one_task
 
     data = DataConfig.from_macros(macros)
     task = one_task(macros)

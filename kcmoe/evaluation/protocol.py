@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example
 from kcmoe.evaluation import metrics
@@ -23,7 +23,7 @@ from kcmoe.inference import batched, bucketing
 from kcmoe.inference.answers import answers
 from kcmoe.inference.predict import probabilities
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks import Mixture, Task
+from kcmoe.tasks.registry import Mixture, Task
 from kcmoe.vocabulary import Vocabulary
 
 Advance = Callable[[int], object]

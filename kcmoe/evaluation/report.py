@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kcmoe.checkpoint import durable
 from kcmoe.errors import UserError
 from kcmoe.evaluation.metrics import Estimate
 from kcmoe.evaluation.protocol import Outcome
 from kcmoe.evaluation.selection import Selection
-from kcmoe.remote import is_remote
+from kcmoe.io import durable
+from kcmoe.io.remote import is_remote
 
 FOLDER = "evaluation"
 

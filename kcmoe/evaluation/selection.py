@@ -14,11 +14,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kcmoe import gin_files
 from kcmoe.checkpoint.run_config import CONFIG_FILE
+from kcmoe.config import gin_files
 from kcmoe.data.labelled import labelled_examples, split_files
 from kcmoe.errors import UserError
-from kcmoe.tasks import Task
+from kcmoe.tasks.registry import Task
 
 if TYPE_CHECKING:
     from kcmoe.data.settings import DataConfig

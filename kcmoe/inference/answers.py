@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from kcmoe.errors import UserError
-from kcmoe.tasks import Task, format_number
+from kcmoe.tasks.registry import Task, format_number
 
 
 def answers(task: Task) -> tuple[str, ...]:

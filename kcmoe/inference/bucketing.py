@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 
 # Close together where reviews and comments are, wider where few lines are: each length is one compile.
 LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)

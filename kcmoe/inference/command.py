@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kcmoe import arguments
+from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _check_choice(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Finds a misspelt task before the weights are read."""
     from kcmoe.errors import near_misses
     from kcmoe.inference import loading
-    from kcmoe.tasks import TASKS
+    from kcmoe.tasks.registry import TASKS
 
     checkpoint = loading.find_checkpoint(args.checkpoint)
     settings = loading.read_settings(checkpoint, args.config, given)

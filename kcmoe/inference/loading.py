@@ -13,14 +13,15 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kcmoe import config as configs
-from kcmoe import gin_files
 from kcmoe.checkpoint import manage, run_config
-from kcmoe.config import GinConfig, ModelConfig, macro
+from kcmoe.config import fields as configs
+from kcmoe.config import gin_files
+from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.inference.bucketing import inference_config
-from kcmoe.remote import is_remote
-from kcmoe.tasks import TaskSettings
+from kcmoe.io.remote import is_remote
+from kcmoe.tasks.registry import TaskSettings
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from kcmoe.errors import UserError
 from kcmoe.inference import batched, loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks import Task, named_task, one_task
+from kcmoe.tasks.registry import Task, named_task, one_task
 
 _log = logging.getLogger(__name__)
 _LONGEST_TARGET = 512  # tokens that `score` takes; training never saw longer ones

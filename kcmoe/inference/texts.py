@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError, near_misses
-from kcmoe.tasks import Task
+from kcmoe.tasks.registry import Task
 
 # One text, or one text per input column of the task: in its order, or by name.
 Row = str | Sequence[str] | Mapping[str, str]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.model import attention
 from kcmoe.model.layers import MlpBlock, T5LayerNorm, dropout
 from kcmoe.model.moe import MoeLayer

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.model import attention
 from kcmoe.model.blocks import Cache, DecoderLayer, EncoderLayer, Layer, norm
 from kcmoe.model.layers import Dense, Embed, dropout, kernel_init

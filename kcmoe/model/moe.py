@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.model import dispatch as dispatch_lib
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.dispatch_choice import grouped_block, resolve

@@ -22,13 +22,14 @@ import gin  # noqa: E402
 import jax  # noqa: E402
 import seqio  # noqa: E402
 
-from kcmoe import gin_files, tasks  # noqa: E402
-from kcmoe.config import check_names  # noqa: E402
+from kcmoe.config import gin_files  # noqa: E402
+from kcmoe.config.fields import check_names  # noqa: E402
 from kcmoe.data import labelled  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
+from kcmoe.tasks import registry as tasks  # noqa: E402
 
 if os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0"):
     # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs

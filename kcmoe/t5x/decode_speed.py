@@ -10,9 +10,9 @@ import json
 import sys
 import time
 
-from kcmoe.bench.step_worker import random_batch, serve
-from kcmoe.bench.train import Shape
 from kcmoe.t5x.step_speed import build
+from kcmoe.tools.bench.step_worker import random_batch, serve
+from kcmoe.tools.bench.train import Shape
 
 import jax  # isort: skip  (after the check for T5X that step_speed makes)
 

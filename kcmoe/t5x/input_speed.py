@@ -9,7 +9,7 @@ import numpy as np
 import seqio
 
 from kcmoe.t5x import tasks as seqio_tasks
-from kcmoe.tasks import Mixture, Task
+from kcmoe.tasks.registry import Mixture, Task
 
 
 def batches(

@@ -17,10 +17,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from kcmoe import remote
 from kcmoe.data import labelled, tables
+from kcmoe.io import remote
 from kcmoe.t5x import vocabulary as vocabularies
-from kcmoe.tasks import Task
+from kcmoe.tasks.registry import Task
 
 _PARALLEL_FILES = 8
 _TOKENIZER_THREADS = 4

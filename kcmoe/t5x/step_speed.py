@@ -13,9 +13,9 @@ import sys
 import time
 from typing import Any
 
-from kcmoe.bench.step_worker import random_batch, serve
-from kcmoe.bench.train import Shape
 from kcmoe.t5x import requirements
+from kcmoe.tools.bench.step_worker import random_batch, serve
+from kcmoe.tools.bench.train import Shape
 
 requirements.check_t5x()
 
@@ -26,8 +26,8 @@ import jax.numpy as jnp  # noqa: E402
 from t5x import utils  # noqa: E402
 from t5x.contrib.moe import partitioning  # noqa: E402
 
-from kcmoe import resources  # noqa: E402
-from kcmoe.training import kept_memory  # noqa: E402
+from kcmoe.io import resources  # noqa: E402
+from kcmoe.model import kept_memory  # noqa: E402
 
 
 @gin.configurable

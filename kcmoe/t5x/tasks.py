@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the tasks of `kcmoe.tasks` with SeqIO: span corruption and metrics by t5.
+"""Registers the tasks of `kcmoe.tasks.registry` with SeqIO: span corruption and metrics by t5.
 
 A task is known to SeqIO under its own name, with the data folder and vocabulary given when it was
-registered; registering it again replaces it. What a task is stands in `kcmoe.tasks`, never here.
+registered; registering it again replaces it. What a task is stands in `kcmoe.tasks.registry`, never here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import t5.evaluation.metrics
 
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.t5x.source import TextSource
-from kcmoe.tasks import Mixture, Task
+from kcmoe.tasks.registry import Mixture, Task
 
 
 def register(
@@ -31,7 +31,7 @@ def register(
     """Makes `task` known to SeqIO, replacing one of the same name.
 
     Args:
-      task: a task or mixture of `kcmoe.tasks`.
+      task: a task or mixture of `kcmoe.tasks.registry`.
       data_dir: local folder or bucket address that relative files are below.
       vocabulary_file: SentencePiece model; None is the shipped one.
       strict: stop at rows that cannot be read rather than leave them out.

@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kcmoe import config, resources
-from kcmoe.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.config import fields as config
+from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io import resources
 
 _USAGE = """usage: kcmoe tokenizer train|report [options]
 

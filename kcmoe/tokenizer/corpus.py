@@ -15,9 +15,9 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from kcmoe import remote
 from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
+from kcmoe.io import remote
 from kcmoe.tokenizer import normalization
 
 _BYTES_PER_TEXT_LINE = 90  # of the comments; only for forecasts about text files

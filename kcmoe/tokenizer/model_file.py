@@ -10,8 +10,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from kcmoe.checkpoint import durable
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 

@@ -7,9 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from kcmoe.config import GinConfig, macro
+from kcmoe.config.fields import GinConfig, macro
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io.remote import is_remote
 from kcmoe.tokenizer.normalization import Normalization
 
 TWIN_SUFFIX = "extra"

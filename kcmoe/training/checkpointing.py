@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
-from kcmoe.checkpoint import durable, run_config
-from kcmoe.checkpoint.wording import human_bytes
-from kcmoe.config import ModelConfig
+from kcmoe.checkpoint import run_config
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.io import durable
+from kcmoe.io.wording import human_bytes
 from kcmoe.training import state as states
 from kcmoe.training.model_dir import existing
 from kcmoe.training.settings import Settings

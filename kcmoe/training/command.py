@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kcmoe import arguments
+from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_gin_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
-    from kcmoe.training import compilation_cache, kept_memory
+    from kcmoe.model import kept_memory
+    from kcmoe.training import compilation_cache
     from kcmoe.training.health import NonFiniteError
     from kcmoe.training.settings import Settings
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 
 
 def expert_slots_per_token(config: ModelConfig, *, train: bool) -> float:

@@ -68,7 +68,7 @@ def open_inputs(settings: Settings) -> Inputs:
       UserError: for anything about vocabulary, files, columns or lengths that does not fit.
     """
     from kcmoe.data.settings import DataConfig, evaluation_batches, training_batches
-    from kcmoe.tasks import Mixture, get_task
+    from kcmoe.tasks.registry import Mixture, get_task
     from kcmoe.vocabulary import Vocabulary
 
     run, data = settings.run, DataConfig.from_macros(settings.macros)

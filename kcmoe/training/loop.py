@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 
 from kcmoe import checkpoint as checkpoints_lib
 from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
+from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError
-from kcmoe.gin_files import Macros
-from kcmoe.training import kept_memory, report, sharding
+from kcmoe.model import kept_memory
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import programs as programs_lib
+from kcmoe.training import report, sharding
 from kcmoe.training import state as states
 from kcmoe.training.checkpointing import (
     Checkpoints,

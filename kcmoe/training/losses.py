@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from kcmoe.config.training import LossConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.config import LossConfig
 from kcmoe.training.state import flattened, nested
 
 Batch = Mapping[str, Array]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.training.config import LossConfig
+from kcmoe.config.training import LossConfig
 from kcmoe.training.health import dead_experts, effective_experts
 
 Values = dict[str, Any]

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kcmoe import gin_files
-from kcmoe.checkpoint import durable
 from kcmoe.checkpoint.run_config import CONFIG_FILE
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.remote import is_remote
+from kcmoe.io import durable
+from kcmoe.io.remote import is_remote
 
 # Fields of ModelConfig that only say how, or how much, is computed; the weights do not have them.
 _FREE_MODEL_FIELDS = {

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.checkpoint import durable
+from kcmoe.io import durable
 
 Values = Mapping[str, Any]  # name -> a number or an array of numbers
 

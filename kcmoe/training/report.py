@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from kcmoe.checkpoint.wording import human_bytes
+from kcmoe.io.wording import human_bytes
 from kcmoe.training.flops import parameter_counts, train_step_flops
 from kcmoe.training.settings import Settings
 

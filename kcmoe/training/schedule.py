@@ -13,11 +13,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from kcmoe.training.config import ScheduleConfig
+from kcmoe.config.training import ScheduleConfig
 
 MIN_LEARNING_RATE = 1e-8
 
-# name -> factor(step, config); each returns what the learning rate is multiplied by.
+# name, as in `config.training.FACTORS` -> factor(step, config), what the learning rate is multiplied by.
 FACTORS: dict[str, Callable[[Array, ScheduleConfig], Array | float]] = {
     "constant": lambda step, c: c.learning_rate,
     "linear_warmup": lambda step, c: jnp.minimum(1.0, step / c.warmup_steps),

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from kcmoe import config as configs
-from kcmoe.config import ModelConfig
+from kcmoe.config import fields as configs
+from kcmoe.config.gin_files import Macros
+from kcmoe.config.model import ModelConfig
+from kcmoe.config.training import AdafactorConfig, LossConfig, ScheduleConfig, TrainConfig
 from kcmoe.errors import UserError
-from kcmoe.gin_files import Macros
-from kcmoe.training.config import AdafactorConfig, LossConfig, ScheduleConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

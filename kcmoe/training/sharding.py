@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.model.axes import logical_axes
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax import Array
 
-from kcmoe.config import ModelConfig
+from kcmoe.config.model import ModelConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training import adafactor
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
-from kcmoe.checkpoint import durable, manage
+from kcmoe.checkpoint import manage
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 
 State = dict[str, np.ndarray]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import resources
 from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.run_config import check_vocabulary, find_config
 from kcmoe.errors import UserError
+from kcmoe.io import resources
 from kcmoe.vocabulary import Vocabulary
 
 PLAIN = str(resources.find("vocab/kcmoe_32k.model"))

@@ -10,7 +10,7 @@ import pytest
 
 from kcmoe.data.labelled import Example, held_out, labelled_examples, spread
 from kcmoe.errors import UserError
-from kcmoe.tasks import TASKS, Task
+from kcmoe.tasks.registry import TASKS, Task
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kcmoe import gin_files, tasks
+from kcmoe.config import gin_files
 from kcmoe.data import pipeline
 from kcmoe.data.rows import MixedRows
 from kcmoe.data.settings import evaluation_batches, training_batches
 from kcmoe.errors import UserError
+from kcmoe.tasks import registry as tasks
 from kcmoe.vocabulary import Vocabulary
 
 LENGTHS = {"inputs": 64, "targets": 20}
@@ -127,7 +128,7 @@ def test_workers_leave_signals_to_the_run(vocabulary, folder):
 
 KILLED = """
 import multiprocessing, os, signal, sys
-from kcmoe import tasks
+from kcmoe.tasks import registry as tasks
 from kcmoe.data import pipeline
 from kcmoe.vocabulary import Vocabulary
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from kcmoe import checkpoint, cli, gin_files
-from kcmoe.config import ModelConfig
+from kcmoe import checkpoint, cli
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.data.labelled import labelled_examples
 from kcmoe.evaluation import command
-from kcmoe.tasks import TASKS
+from kcmoe.tasks.registry import TASKS
 from kcmoe.training.state import init_params
 
 SIZES = {

@@ -15,7 +15,7 @@ from kcmoe.errors import UserError
 from kcmoe.evaluation import protocol
 from kcmoe.inference import batched
 from kcmoe.inference.answers import answers
-from kcmoe.tasks import TASKS, Task
+from kcmoe.tasks.registry import TASKS, Task
 from kcmoe.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary()
@@ -154,8 +154,8 @@ def test_no_metric_where_there_is_nothing_to_rank(task: Task, targets: Sequence[
 
 
 def _config() -> Any:
-    from kcmoe import gin_files
-    from kcmoe.config import ModelConfig
+    from kcmoe.config import gin_files
+    from kcmoe.config.model import ModelConfig
 
     files = ["configs/engine/engine.gin", "configs/sizes/tiny.gin"]
     macros: Mapping[str, Any] = gin_files.parse(files)

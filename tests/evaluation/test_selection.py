@@ -10,7 +10,7 @@ import pytest
 
 from kcmoe.data.settings import DataConfig
 from kcmoe.evaluation.selection import selection
-from kcmoe.tasks import TASKS, Task
+from kcmoe.tasks.registry import TASKS, Task
 
 
 @pytest.fixture

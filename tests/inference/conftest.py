@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from kcmoe import checkpoint, gin_files
-from kcmoe.config import ModelConfig
+from kcmoe import checkpoint
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.training import state as states
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.inference.decode import beam_search
 from kcmoe.inference.score import label_log_likelihoods, target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder

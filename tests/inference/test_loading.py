@@ -10,12 +10,12 @@ from types import ModuleType
 import pytest
 
 import kcmoe
-from kcmoe import resources
 from kcmoe.checkpoint.convert import convert
 from kcmoe.errors import UserError
 from kcmoe.inference import loading
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.tasks import TASKS, one_task
+from kcmoe.io import resources
+from kcmoe.tasks.registry import TASKS, one_task
 
 PLAIN = str(resources.find("vocab/kcmoe_32k.model"))
 

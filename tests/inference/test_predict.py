@@ -21,7 +21,7 @@ from kcmoe import checkpoint
 from kcmoe.errors import UserError
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks import TASKS
+from kcmoe.tasks.registry import TASKS
 from kcmoe.training.state import nested
 
 WORDS = [

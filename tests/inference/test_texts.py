@@ -13,7 +13,7 @@ import pytest
 
 from kcmoe.errors import UserError
 from kcmoe.inference import texts
-from kcmoe.tasks import TASKS
+from kcmoe.tasks.registry import TASKS
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.training.state import init_params
 
 TOY = {

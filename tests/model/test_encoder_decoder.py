@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.model.axes import logical_axes
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training.state import nested, state_shapes, to_flat

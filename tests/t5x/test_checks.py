@@ -10,8 +10,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from kcmoe import checkpoint, gin_files
-from kcmoe.config import ModelConfig
+from kcmoe import checkpoint
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
 

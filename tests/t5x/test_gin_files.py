@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig, check_names
+from kcmoe.config import gin_files
+from kcmoe.config.fields import check_names
+from kcmoe.config.model import ModelConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs/t5x").glob("*.gin"))

@@ -180,7 +180,7 @@ def bindings(small: dict[str, int], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def macros(bindings: list[str]) -> Any:
-    from kcmoe import gin_files
+    from kcmoe.config import gin_files
 
     return gin_files.parse(["configs/engine/engine.gin", *FILES], bindings, foreign=True)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kcmoe import tasks
 from kcmoe.data import pipeline
 from kcmoe.errors import UserError
+from kcmoe.tasks import registry as tasks
 from kcmoe.vocabulary import Vocabulary
 
 pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import cli, resources
+from kcmoe import cli
+from kcmoe.io import resources
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["report", "--help"]])

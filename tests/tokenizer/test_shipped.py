@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from kcmoe import gin_files, resources
+from kcmoe.config import gin_files
+from kcmoe.io import resources
 from kcmoe.tokenizer import report
 from kcmoe.tokenizer.settings import TokenizerConfig
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
-from kcmoe import gin_files, resources
+from kcmoe.config import gin_files
 from kcmoe.errors import UserError
+from kcmoe.io import resources
 from kcmoe.tokenizer import fit, morphemes, report, trainer
 from kcmoe.tokenizer.settings import Segmentation, TokenizerConfig
 

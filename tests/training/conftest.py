@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from kcmoe import gin_files
+from kcmoe.config import gin_files
 from kcmoe.training.inputs import Features, Inputs
 from kcmoe.training.settings import Settings
 

@@ -9,8 +9,8 @@ from types import ModuleType
 import jax
 import pytest
 
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.training import flops
 from kcmoe.training.state import state_shapes
 

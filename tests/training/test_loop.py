@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint as checkpoints
-from kcmoe import gin_files
+from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
 from kcmoe.training.checkpointing import other_factors

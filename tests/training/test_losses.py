@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe import gin_files
+from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import losses
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe import config as configs
-from kcmoe import gin_files
-from kcmoe.config import ModelConfig
+from kcmoe.config import fields as configs
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.training.schedule import learning_rate
 from kcmoe.training.settings import Settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from kcmoe import gin_files
+from kcmoe.config import gin_files
+from kcmoe.config.training import ScheduleConfig
 from kcmoe.errors import UserError
-from kcmoe.training.config import ScheduleConfig
 from kcmoe.training.schedule import learning_rate
 
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command-line parsing shared by every verb: one-line errors and gin flags spelled as T5X spells them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kcmoe.config import gin_files
+from kcmoe.errors import UserError, near_misses
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that keeps the layout of its epilog and reports mistakes as `UserError`."""
+
+    def __init__(self, **kwargs: object):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            hint = near_misses(message.split()[2].partition("=")[0], options)
+        raise UserError(f"{message}.{hint} See `{self.prog} --help`")
+
+
+def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the three gin flags; `--gin.NAME=VALUE` appears in the help and is taken by `parse_with_gin`."""
+    group = parser.add_argument_group(
+        "gin", "settings; later ones win, --gin.NAME=VALUE over files"
+    )
+    group.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a gin file; may be repeated",
+    )
+    group.add_argument(
+        "--gin.NAME",
+        dest="gin_bindings",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="overrides one macro, e.g. --gin.BATCH_SIZE=64 --gin.MODEL_DIR='\"dir\"'; may be repeated",
+    )
+    group.add_argument(
+        "--gin_search_paths", default="", metavar="A,B", help="further folders for gin files"
+    )
+
+
+def parse_with_gin(
+    parser: argparse.ArgumentParser, argv: Sequence[str], base: Sequence[str] = ()
+) -> tuple[argparse.Namespace, gin_files.Macros]:
+    """Parses `argv` of a verb that called `add_gin_arguments`.
+
+    Args:
+      parser: the verb's parser.
+      argv: its arguments.
+      base: gin files read first, whose settings every file may override.
+
+    Returns:
+      The namespace, and the macros of `base`, the files and the overrides, in that order.
+    """
+    bindings = [arg.removeprefix("--gin.") for arg in argv if arg.startswith("--gin.")]
+    args = parser.parse_args([arg for arg in argv if not arg.startswith("--gin.")])
+    for binding in bindings:
+        if "=" not in binding:
+            raise UserError(f"--gin.{binding} needs a value: --gin.{binding}=VALUE")
+    search_paths = [path for path in args.gin_search_paths.split(",") if path]
+    return args, gin_files.parse([*base, *args.gin_file], bindings, search_paths)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gin macros -> frozen, checked dataclasses.
+
+Each field names the macro it comes from, so the macro names, their types and their help stand once.
+Values stand in `configs/`, never here. A module that needs settings of its own derives from
+`GinConfig` and adds itself to `CONFIG_MODULES`, by which every known name is known everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Self
+
+from kcmoe.config.gin_files import Macros
+from kcmoe.errors import UserError, near_misses
+
+# Modules that define a `GinConfig`; imported only when names are checked.
+CONFIG_MODULES = [
+    "kcmoe.config.model",
+    "kcmoe.config.training",
+    "kcmoe.tasks.registry",
+    "kcmoe.data.settings",
+    "kcmoe.inference.loading",
+    "kcmoe.tokenizer.settings",
+]
+
+# Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
+T5X_ONLY = {
+    "NUM_MODEL_PARTITIONS": "size of T5X's model-parallel submesh",
+    "MODEL_PARALLEL_SUBMESH": "T5X's other way to say it",
+    "USE_CACHED_TASKS": "SeqIO's offline caches; the engine keeps its own",
+    "INFER_OUTPUT_DIR": "where t5x.infer writes",
+    "EVAL_SPLIT": "split that t5x.eval and t5x.infer read",
+    "INFER_MODE": "what t5x.infer does: 'predict', 'score' or 'predict_with_aux'",
+}
+
+_REGISTRY: dict[str, type[GinConfig]] = {}
+
+
+def macro(name: str, *, help: str, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field filled from the gin macro `name`; without a default the macro is required."""
+    return dataclasses.field(metadata={"macro": name, "help": help}, default=default)
+
+
+class GinConfig:
+    """Base of every settings dataclass: `from_macros` and the registry of names."""
+
+    def __init_subclass__(cls) -> None:
+        # Runs before @dataclass does, when the class attributes still are the Field objects.
+        for field in vars(cls).values():
+            if isinstance(field, dataclasses.Field) and "macro" in field.metadata:
+                _REGISTRY.setdefault(field.metadata["macro"], cls)
+
+    @classmethod
+    def from_macros(cls, macros: Macros) -> Self:
+        """Builds the dataclass from its macros.
+
+        Raises:
+          UserError: for a missing macro, a value of the wrong type, or one that `check` refuses.
+        """
+        hints = typing.get_type_hints(cls)
+        values = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            name = field.metadata["macro"]
+            if name not in macros and field.default is not dataclasses.MISSING:
+                continue
+            value = macros.require(name)
+            values[field.name] = _typed(value, hints[field.name], name, macros.where(name))
+        config = cls(**values)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raises `UserError` for values that do not go together; subclasses say which."""
+
+
+def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+    """Returns `value` as `hint` (int for float is fine, list for tuple too) or raises `UserError`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Union or origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        hint = next(choice for choice in arguments if choice is not type(None))
+        return _typed(value, hint, name, where)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        choices = ", ".join(map(repr, arguments))
+        hint_text = near_misses(str(value), [str(choice) for choice in arguments])
+        raise UserError(f"{where}: {name} = {value!r}, but it is one of {choices}.{hint_text}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(item, arguments[0], name, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = origin or hint
+    if plain is Any or (
+        isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
+    ):
+        return value
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text in quotes",
+        bool: "True or False",
+    }
+    wanted = words.get(plain, f"a {plain.__name__}")
+    raise UserError(f"{where}: {name} = {value!r}, but it must be {wanted}")
+
+
+def known_macros() -> Mapping[str, str]:
+    """Every macro name the package reads, with its help."""
+    for module in CONFIG_MODULES:
+        importlib.import_module(module)
+    known = dict(T5X_ONLY)
+    for name, cls in _REGISTRY.items():
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        known[name] = next(f.metadata["help"] for f in fields if f.metadata.get("macro") == name)
+    return known
+
+
+def check_names(macros: Macros) -> None:
+    """Refuses macros that nothing reads, so that a misspelt name cannot pass silently.
+
+    Raises:
+      UserError: naming the macro, where it was set, and the nearest known names.
+    """
+    known = known_macros()
+    for name in [*macros, *macros.required]:
+        if name not in known and name not in macros.referenced:
+            hint = near_misses(name, known)
+            raise UserError(f"{macros.where(name)}: nothing is called {name}.{hint}")

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a training run; macro names are T5X's where it has one. Values stand in `configs/`.
+
+Nothing here needs JAX, so that every verb can check names without waiting for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from kcmoe.config.fields import GinConfig, macro
+from kcmoe.errors import UserError, near_misses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(GinConfig):
+    """What to train on, for how long, and what to keep."""
+
+    model_dir: str = macro("MODEL_DIR", help="folder of checkpoints, records and config.gin")
+    train_steps: int = macro(
+        "TRAIN_STEPS",
+        help="last step, counted from 0; includes the steps of INITIAL_CHECKPOINT_PATH",
+    )
+    batch_size: int = macro("BATCH_SIZE", help="rows per step")
+    task: str = macro("MIXTURE_OR_TASK_NAME", help="what to train on; see configs/tasks")
+    lengths: dict[str, int] = macro(
+        "TASK_FEATURE_LENGTHS", help="{'inputs': tokens, 'targets': tokens}, longer ones are cut"
+    )
+    initial_checkpoint_path: str | None = macro(
+        "INITIAL_CHECKPOINT_PATH",
+        help="checkpoint to start from: weights, optimizer state, step",
+        default=None,
+    )
+    random_seed: int = macro("RANDOM_SEED", help="seed of initial weights, data order and dropout")
+    num_microbatches: int | None = macro(
+        "NUM_MICROBATCHES",
+        help="parts a batch is computed in to save memory; None is 1",
+        default=None,
+    )
+    num_expert_partitions: int = macro(
+        "NUM_EXPERT_PARTITIONS",
+        help="most devices that experts are divided over; scales their gradients",
+    )
+    eval_period: int = macro("EVAL_PERIOD", help="steps between evaluations; 0 is never")
+    eval_steps: int = macro("EVAL_STEPS", help="batches of held-out data per evaluation")
+    checkpoint_period: int = macro("CHECKPOINT_PERIOD", help="steps between checkpoints")
+    checkpoints_to_keep: int | None = macro(
+        "CHECKPOINTS_TO_KEEP",
+        help="newest checkpoints kept, the best one apart; None keeps all",
+        default=None,
+    )
+    freeze: tuple[str, ...] = macro(
+        "FREEZE", help="path patterns of parameters that stay as they are", default=()
+    )
+
+    @property
+    def microbatches(self) -> int:
+        """NUM_MICROBATCHES, T5X's None being 1."""
+        return self.num_microbatches or 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of one batch, inputs and targets, padding included."""
+        return self.batch_size * (self.lengths["inputs"] + self.lengths["targets"])
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        for field, lowest in [
+            ("train_steps", 1), ("batch_size", 1), ("eval_period", 0), ("eval_steps", 1),
+            ("checkpoint_period", 1), ("checkpoints_to_keep", 1), ("num_microbatches", 1),
+            ("num_expert_partitions", 1), ("random_seed", 0),
+        ]:  # fmt: skip
+            value = getattr(self, field)
+            if value is not None and value < lowest:
+                raise UserError(f"{field.upper()} = {value}, but it must be at least {lowest}")
+        for feature in ("inputs", "targets"):
+            length = self.lengths.get(feature)
+            if not isinstance(length, int) or length < 1:
+                raise UserError(
+                    f"TASK_FEATURE_LENGTHS = {self.lengths!r} needs '{feature}': a number of tokens"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(GinConfig):
+    """Weights of the parts of the loss."""
+
+    z_loss: float = macro("Z_LOSS", help="weight of log(Z)^2 of the output logits")
+    label_smoothing: float = macro("LABEL_SMOOTHING", help="probability spread over wrong targets")
+    normalizing_factor: Literal["NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS"] = macro(
+        "LOSS_NORMALIZING_FACTOR", help="what the summed loss is divided by"
+    )
+    aux_loss_factor: float = macro("AUX_LOSS_FACTOR", help="weight of the load balance loss")
+    router_z_loss_factor: float = macro("ROUTER_Z_LOSS_FACTOR", help="weight of the router z-loss")
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
+
+
+# Factors of the learning rate; `kcmoe.training.schedule` says what each computes.
+FACTORS = ("constant", "linear_warmup", "rsqrt_decay", "rsqrt_normalized_decay")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(GinConfig):
+    """Learning rate as a function of the step, counted over pretraining and fine-tuning together."""
+
+    factors: str = macro(
+        "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
+    )
+    learning_rate: float = macro("LEARNING_RATE", help="value of the factor 'constant'")
+    warmup_steps: int = macro("WARMUP_STEPS", help="steps of 'linear_warmup' and 'rsqrt_decay'")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The factors, e.g. ("constant", "rsqrt_decay")."""
+        return tuple(name.strip() for name in self.factors.split("*"))
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        for name in self.names:
+            if name not in FACTORS:
+                raise UserError(
+                    f"LEARNING_RATE_FACTORS has {name!r}, but a factor is one of "
+                    f"{', '.join(FACTORS)}.{near_misses(name, FACTORS)}"
+                )
+        if self.warmup_steps < 1:
+            raise UserError(f"WARMUP_STEPS = {self.warmup_steps}, but it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafactorConfig(GinConfig):
+    """What Adafactor leaves to choose."""
+
+    decay_rate: float = macro(
+        "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
+    )
+    step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that a prepared corpus must not hold, such as those of evaluation sets, and where they stand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kcmoe.corpus.staging import LENIENT, Reading, text_key
+from kcmoe.data import tables
+from kcmoe.data.token_cache import stamp
+from kcmoe.errors import UserError
+
+# Columns follow a file's ending or a wildcard: C:\a.tsv, gs://b/c.tsv and samples:a.txt name none.
+_WITH_COLUMNS = re.compile(r"(.+(?:\.\w+|[*?\]])):([^:/\\]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Excluded:
+    """One file whose texts, cleaned as the corpus is, must not occur.
+
+    Attributes:
+      file: any that `tables` reads.
+      columns: each holds texts; none is the column of the corpus.
+    """
+
+    file: str
+    columns: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides which texts these are."""
+        return stamp(self.file) | {"columns": list(self.columns)}
+
+
+def parse(argument: str) -> list[Excluded]:
+    """The files of "FILE" or "FILE:COLUMN,COLUMN"; FILE may have wildcards.
+
+    Raises:
+      UserError: if there is no such file, or one column of a text file without columns is asked for.
+    """
+    match = None if os.path.isfile(argument) else _WITH_COLUMNS.fullmatch(argument)
+    pattern, named = match.groups() if match else (argument, "")
+    columns = tuple(name for name in named.split(",") if name)
+    files = tables.expand([pattern])
+    for file in files:
+        # It would be read as lines, columns and all, and no text would ever be found in it.
+        if len(columns) == 1 and tables.format_of(file) == ".txt":
+            raise UserError(
+                f"--exclude={argument}: {file} is read as lines without columns; name two of its columns "
+                "to have it read as TSV, or give the parquet of `kcmoe data download`"
+            )
+    return [Excluded(file, columns) for file in files]
+
+
+def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, int]:
+    """Keys (`staging.text_key`) of the texts that must not occur, uint64, sorted; and how many were read.
+
+    Raises:
+      UserError: a missing column or file; in strict reading also a bad row.
+    """
+    found: set[int] = set()
+    count = 0
+    for each in excluded:
+        for chunk in tables.read_chunks(
+            each.file,
+            each.columns or (reading.column,),
+            strict=reading.strict,
+            encoding=reading.encoding,
+            lenient=LENIENT,
+        ):
+            for texts in chunk.values():
+                cleaned = [reading.cleaner.clean(text) for text in texts if isinstance(text, str)]
+                found.update(text_key(text, reading.seed) for text in cleaned)
+                count += len(cleaned)
+    return np.array(sorted(found), np.uint64), count

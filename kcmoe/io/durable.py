@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders that appear whole or not at all, whatever moment the process or the machine stops.
+
+A folder is written under a temporary name beside its final one, every file and folder of it is
+synced to the disk, then it is renamed. The temporary name is Orbax's, so T5X too ignores and
+removes what a killed save leaves behind. Knows nothing of checkpoints' content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kcmoe.errors import UserError
+from kcmoe.io.wording import first_line, human_bytes
+
+TEMPORARY = ".orbax-checkpoint-tmp-"
+_LEFTOVER = re.compile(r".+(\.orbax-checkpoint-tmp-|\.tmp-)[\w-]+")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SPACE_WORDS = (
+    "No space left",
+    "ENOSPC",
+    "Disk quota exceeded",
+    "EDQUOT",
+    "File too large",
+    "EFBIG",
+)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextlib.contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """Gives a temporary folder that becomes `final` when the block ends well, else vanishes.
+
+    An existing `final` is replaced in one step. Raises `UserError` if the disk is full or refuses.
+    """
+    temporary = _temporary(final)
+    new_parents = [parent for parent in final.parents if not parent.exists()]
+    with user_errors(final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            _sync_tree(temporary)
+            _put_in_place(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
+
+
+@contextlib.contextmanager
+def user_errors(final: Path) -> Iterator[None]:
+    """Turns what a disk may refuse into one `UserError`; other exceptions pass."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        text = first_line(error)
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
+            raise UserError(
+                f"no space left to write {final} ({_free(final)} free there): free some, or "
+                f"choose "
+                "another folder; nothing half-written was left, and earlier checkpoints are "
+                "untouched"
+            ) from error
+        # TensorStore reports the disk's refusals as ValueErrors that name the failed call.
+        if isinstance(error, OSError) or "OS error" in str(error):
+            raise UserError(f"{final} cannot be written: {text}") from error
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a small file so that it is either wholly there or as it was. Raises `UserError`."""
+    temporary = _temporary(path)
+    try:
+        with user_errors(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder; killed half-way, what remains no longer has its name."""
+    doomed = _temporary(folder)
+    with user_errors(folder):
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Removes what killed saves and removals left in `parent`; nobody may be saving there."""
+    if not parent.is_dir():
+        return []
+    found = [path for path in sorted(parent.iterdir()) if _LEFTOVER.fullmatch(path.name)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f"{final.name}{TEMPORARY}{os.getpid()}-{time.time_ns()}")
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    if not final.exists():
+        temporary.rename(final)
+        _sync(final.parent)
+        return
+    if not _exchanged(temporary, final):
+        aside = _temporary(final)
+        final.rename(aside)
+        temporary.rename(final)
+        aside.rename(temporary)
+    _sync(final.parent)
+    shutil.rmtree(temporary)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Swaps two names in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    done: int = renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return done == 0
+
+
+def _sync_tree(folder: Path) -> None:
+    # Side by side: file systems write the journal once for all syncs that wait for it.
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, "")]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return human_bytes(shutil.disk_usage(folder).free)

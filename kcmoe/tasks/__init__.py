@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every task as data, and what a task is."""

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every task as data: where its files are, columns, prompt, label words, metrics.
+
+Pure data: nothing here opens a file, knows ids or imports more than the standard library, so that
+the engine (`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task
+of one's own is written in gin with the `TASK_…` macros below; they also override single fields of a
+task listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from kcmoe.config.fields import GinConfig, macro
+from kcmoe.errors import UserError, near_misses
+from kcmoe.tasks import types as task_types
+from kcmoe.tasks.types import METRICS, SPLITS, Mixture, Task, cell_text, format_number
+
+__all__ = [
+    "TASKS",
+    "Mixture",
+    "Task",
+    "TaskSettings",
+    "format_number",
+    "get_task",
+    "named_task",
+    "one_task",
+]
+
+
+def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
+    return {split: (f"{folder}/{split}.parquet",) for split in splits}
+
+
+_SENTIMENT_PROMPT = "다음 리뷰가 긍정적인지 부정적인지 판단하세요. 리뷰: {document}"
+_SENTIMENT = {"0": "부정적", "1": "긍정적"}
+_NLI_PROMPT = "전제와 가설의 관계를 판단하세요. 전제: {premise} 가설: {hypothesis}"
+_NLI = {"entailment": "함의", "neutral": "중립", "contradiction": "모순"}
+
+_NSMC = Task(
+    name="nsmc",
+    kind="labelled",
+    files=_files("nsmc", "train", "test"),
+    prompt=_SENTIMENT_PROMPT,
+    target="label",
+    labels=_SENTIMENT,
+    metrics=("accuracy",),
+    id_column="id",
+    holdout=0.02,  # no official validation split: 3,000 of 150,000, chosen by hash, never the test split
+)
+_KORNLI = Task(
+    name="kornli",
+    kind="labelled",
+    files=_files("kornli", "train", "validation", "test"),
+    prompt=_NLI_PROMPT,
+    target="label",
+    labels=_NLI,
+    metrics=("accuracy",),
+)
+_KORSTS = Task(
+    name="korsts",
+    kind="labelled",
+    files=_files("korsts", "train", "validation", "test"),
+    prompt=(
+        "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
+        "문장 1: {sentence1} 문장 2: {sentence2}"
+    ),
+    target="score",
+    target_step=0.2,
+    target_range=(0.0, 5.0),
+    metrics=("spearman", "pearson"),
+)
+_HATE_SPEECH = Task(
+    name="hate_speech",
+    kind="labelled",
+    files=_files("hate_speech", "train", "validation"),  # the official test labels are not public
+    prompt="다음 댓글이 혐오 표현인지, 공격적인 표현인지, 문제가 없는지 판단하세요. 댓글: {comments}",
+    target="hate",
+    labels={"hate": "혐오", "offensive": "공격적", "none": "문제없음"},
+    metrics=("macro_f1", "accuracy"),
+)
+_PRETRAIN = Task(
+    name="pretrain",
+    kind="span_corruption",
+    files={"train": ("comments/train-*.parquet",), "validation": ("comments/validation.parquet",)},
+    text_column="text",
+)
+_SAMPLES = (
+    Task(
+        name="sample_pretrain",
+        kind="span_corruption",
+        files={"train": ("samples:comments.txt",)},
+        text_column="text",
+        holdout=0.05,
+    ),
+    dataclasses.replace(
+        _NSMC,
+        name="sample_reviews",
+        files={s: (f"samples:reviews_{s}.tsv",) for s in ("train", "validation")},
+        id_column="",
+        holdout=0.0,
+    ),
+    dataclasses.replace(
+        _KORNLI,
+        name="sample_nli",
+        files={s: (f"samples:nli_{s}.tsv",) for s in ("train", "validation")},
+    ),
+)
+
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_SAMPLES)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSettings(GinConfig):
+    """The `TASK_…` macros: fields of a task of one's own, or changes to a task listed above."""
+
+    name: str = macro("MIXTURE_OR_TASK_NAME", help="the task, or a name for the mixture in MIXTURE")
+    mixture: dict | None = macro(
+        "MIXTURE", default=None, help="task -> weight, e.g. {'pretrain': 9.0, 'my_corpus': 1.0}"
+    )
+    train_files: Any = macro(
+        "TASK_TRAIN_FILES",
+        default=None,
+        help="a path or several, wildcards allowed, below DATA_DIR",
+    )
+    validation_files: Any = macro(
+        "TASK_VALIDATION_FILES", default=None, help="the same, validation"
+    )
+    test_files: Any = macro("TASK_TEST_FILES", default=None, help="the same, test")
+    text_column: str | None = macro(
+        "TASK_TEXT_COLUMN", default=None, help="the text; makes it a span corruption task"
+    )
+    prompt: str | None = macro(
+        "TASK_PROMPT", default=None, help="the input, with {column} where a column goes"
+    )
+    target: str | None = macro("TASK_TARGET_COLUMN", default=None, help="column of the answer")
+    labels: dict | None = macro(
+        "TASK_LABELS", default=None, help="value in the target column -> word to generate"
+    )
+    target_step: float | None = macro(
+        "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
+    )
+    target_range: Any = macro(
+        "TASK_TARGET_RANGE", default=None, help="lowest and highest answer, e.g. (0.0, 5.0)"
+    )
+    metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
+    id_column: str | None = macro(
+        "TASK_ID_COLUMN", default=None, help="column that names an example"
+    )
+    holdout: float | None = macro(
+        "TASK_HOLDOUT", default=None, help="share of train kept as validation where none is given"
+    )
+    encoding: str | None = macro(
+        "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"
+    )
+
+    def task_fields(self) -> dict[str, Any]:
+        """Fields of `Task` that are set."""
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("name", "mixture") and getattr(self, field.name) is not None
+        }
+        files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
+        if "labels" in fields:
+            fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
+        if "metrics" in fields:
+            fields["metrics"] = _names(fields["metrics"])
+        return fields | ({"files": files} if files else {})
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
+    """The task of this name, or the task or mixture that the macros describe.
+
+    Raises:
+      UserError: for an unknown name, or a task in gin that lacks something.
+    """
+    if isinstance(name_or_macros, str):
+        return named_task(name_or_macros)
+    settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
+    fields = settings.task_fields()
+    own = _build(settings.name, fields) if fields else None
+    if settings.mixture is None:
+        return own or named_task(settings.name)
+    if own and own.name not in settings.mixture:
+        raise UserError(
+            f"TASK_… settings describe {own.name}, which MIXTURE leaves out; give the mixture the name "
+            "of your own task and name that in MIXTURE as well"
+        )
+    pairs = [
+        (own if own and n == own.name else named_task(n), w) for n, w in settings.mixture.items()
+    ]
+    if not pairs or not all(_is_weight(weight) for _, weight in pairs):
+        raise UserError(f"MIXTURE = {settings.mixture!r}, but every weight is a number above zero")
+    return Mixture(settings.name, tuple((task, float(weight)) for task, weight in pairs))
+
+
+def one_task(macros: Mapping[str, Any]) -> Task:
+    """The task that the macros describe; of a mixture, the one that has the mixture's name.
+
+    Raises:
+      UserError: as `get_task`, and for a mixture none of whose tasks has its name.
+    """
+    found = get_task(macros)
+    if isinstance(found, Task):
+        return found
+    tasks = {task.name: task for task, _ in found.weights}
+    if found.name not in tasks:
+        raise UserError(
+            f"{found.name} is a mixture; say which of its tasks is meant, {', '.join(tasks)}, "
+            "by --task or MIXTURE_OR_TASK_NAME"
+        )
+    return tasks[found.name]
+
+
+def _is_weight(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
+
+
+def named_task(name: str) -> Task:
+    """The task listed in this file under `name`; `UserError` with near misses if there is none."""
+    if name not in TASKS:
+        raise UserError(
+            f"no task is called {name}.{near_misses(name, TASKS)} Known: {', '.join(TASKS)}; "
+            "a task of your own needs TASK_TRAIN_FILES and TASK_PROMPT or TASK_TEXT_COLUMN"
+        )
+    return TASKS[name]
+
+
+def _build(name: str, fields: Mapping[str, Any]) -> Task:
+    """A task from gin: the listed one with changes, or a new one; checked."""
+    if name in TASKS:
+        base = TASKS[name]
+        task = dataclasses.replace(
+            base, **{**fields, "files": {**base.files, **fields.get("files", {})}}
+        )
+    else:
+        kind = "span_corruption" if "text_column" in fields else "labelled"
+        defaults: dict[str, Any] = {"kind": kind, "files": {}}
+        if kind == "labelled" and "metrics" not in fields:
+            defaults["metrics"] = (
+                ("spearman", "pearson") if "target_step" in fields else ("accuracy",)
+            )
+        if "validation" not in fields.get("files", {}):
+            defaults["holdout"] = 0.05
+        task = Task(name=name, **{**defaults, **fields})
+    task_types.check(task)
+    return task

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe bench data`: how fast batches come, beside SeqIO on the same files where it is installed.
+
+Counts the tokens a model reads (inputs and targets, padding left out) per second, for both in the same
+way. Ours is timed with the token cache in place, as after the first epoch; building it is timed apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.errors import UserError
+
+_EPILOG = """\
+example:
+  kcmoe bench data --gin_file=configs/tasks/sample_pretrain.gin --seqio
+  kcmoe bench data --gin_file=configs/tasks/pretrain.gin --gin.DATA_DIR='"data"' --json=speed.json
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `kcmoe bench data`; returns the exit status."""
+    parser = Parser(
+        prog="kcmoe bench data",
+        description="speed and memory of the input pipeline",
+        epilog=_EPILOG,
+    )
+    add_gin_arguments(parser)
+    parser.add_argument("--steps", type=int, default=200, help="batches to time (default 200)")
+    parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default 64)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="worker processes to try (default 1)"
+    )
+    parser.add_argument(
+        "--seqio", action="store_true", help="time SeqIO as well; needs kcmoe[seqio]"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers here")
+    args, macros = parse_with_gin(parser, argv)
+    if args.steps < 20 or args.batch_size < 1 or args.workers < 0:
+        raise UserError(
+            "--steps must be at least 20, --batch_size at least 1, --workers at least 0"
+        )
+    if args.seqio and importlib.util.find_spec("seqio") is None:
+        raise UserError("--seqio needs SeqIO and t5: pip install 'kcmoe[seqio]'")
+    if "MIXTURE_OR_TASK_NAME" not in macros:
+        raise UserError("say which task, e.g. --gin_file=configs/tasks/sample_pretrain.gin")
+    # A cache of its own, so that building it is timed and nothing of the user's is touched.
+    cache_dir = tempfile.mkdtemp(prefix="kcmoe-bench-")
+    try:
+        macros = macros.replace(CACHE_DIR=cache_dir, BATCH_SIZE=args.batch_size)
+        if "RANDOM_SEED" not in macros:
+            macros = macros.replace(RANDOM_SEED=0)
+        results = measure(macros, args.steps, args.workers, args.seqio)
+    finally:
+        shutil.rmtree(cache_dir, ignore_errors=True)
+    for name, value in results.items():
+        print(
+            f"{name:<48}{value:>16,.2f}" if isinstance(value, float) else f"{name:<48}{value:>16}"
+        )
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+    return 0
+
+
+def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any]:
+    """Times every part; names carry the unit."""
+    from kcmoe.data.settings import DataConfig, training_batches
+    from kcmoe.tasks.registry import get_task
+    from kcmoe.vocabulary import Vocabulary
+
+    config = DataConfig.from_macros(macros)
+    vocabulary, task = Vocabulary(config.vocabulary_file), get_task(macros)
+    results: dict[str, Any] = {"task": task.name, "CPU cores": os.cpu_count()}
+    start = time.perf_counter()
+    batches = training_batches(macros, vocabulary)
+    results["reading and tokenizing, once (s)"] = time.perf_counter() - start
+    tokens = sum(real_tokens(batches.at(step)) for step in range(5)) / 5
+    results["SentencePiece alone, one thread (tokens/s)"] = _sentencepiece_speed(
+        vocabulary, batches
+    )
+    results["tokens in a batch"] = round(tokens)
+    epoch = tokens * batches.steps_per_epoch
+    results["reading and tokenizing, once (tokens/s)"] = (
+        epoch / results["reading and tokenizing, once (s)"]
+    )
+    for number in dict.fromkeys((0, workers)):
+        name = f"batches, {number} workers" if number else "batches, by a thread"
+        with contextlib.closing(batches.iterate(0, steps + 20, number)) as iterator:
+            for _ in itertools.islice(iterator, 10):  # imports and buffers are not growth
+                pass
+            before = resident_bytes()
+            results[f"{name} (tokens/s)"] = speed(iterator, steps)
+            results[f"{name}, memory grown by (MB)"] = (resident_bytes() - before) / 1e6
+    ours = max(
+        v for name, v in results.items() if name.startswith("batches") and "tokens/s" in name
+    )
+    results["one batch takes (ms)"] = 1e3 * tokens / ours
+    if seqio:
+        from kcmoe.t5x import input_speed
+
+        theirs = input_speed.batches(
+            task,
+            config.vocabulary_file,
+            macros.require("TASK_FEATURE_LENGTHS"),
+            macros.require("BATCH_SIZE"),
+            config.data_dir,
+            config.pack,
+        )
+        results["SeqIO and t5, same files (tokens/s)"] = speed(theirs, max(steps // 4, 10))
+        results["ours / SeqIO"] = ours / results["SeqIO and t5, same files (tokens/s)"]
+    return results
+
+
+def speed(batches: Iterable[dict[str, np.ndarray]], steps: int, warm_up: int = 5) -> float:
+    """Tokens per second over `steps` batches after `warm_up` of them."""
+    iterator: Iterator[dict[str, np.ndarray]] = iter(batches)
+    for _ in itertools.islice(iterator, warm_up):
+        pass
+    start, tokens = time.perf_counter(), 0
+    for batch in itertools.islice(iterator, steps):
+        tokens += real_tokens(batch)
+    return tokens / (time.perf_counter() - start)
+
+
+def real_tokens(batch: dict[str, np.ndarray]) -> int:
+    """Tokens of a batch that are not padding."""
+    return sum(
+        int(np.count_nonzero(batch[name]))
+        for name in ("encoder_input_tokens", "decoder_target_tokens")
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _sentencepiece_speed(vocabulary: Any, batches: Any) -> float:
+    texts = [
+        re.sub(r"<extra_id_\d+>", "", vocabulary.decode(row))
+        for step in range(4)
+        for row in batches.at(step)["encoder_input_tokens"].astype(int)
+    ]
+    vocabulary.encode_batch(texts[:8])
+    start = time.perf_counter()
+    ids = vocabulary.encode_batch(texts)
+    return sum(map(len, ids)) / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory, time and device-hours of a run on given hardware, and what to change where it does not fit.
+
+The formula of FLOPs is `training.flops`, the bytes are `memory`'s; here they meet the hardware. Two
+stacks are known: the engine (one host) and T5X + Flaxformer (a TPU slice of any size), which sends
+tokens to experts by multiplying with one-hot masks, and that costs arithmetic and memory of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from kcmoe.config.model import ModelConfig
+from kcmoe.errors import UserError
+from kcmoe.tools.plan import memory as memory_lib
+from kcmoe.tools.plan.hardware import Hardware
+from kcmoe.tools.plan.memory import Layout, Memory
+from kcmoe.training import flops
+from kcmoe.training.settings import Settings
+
+Stack = Literal["engine", "t5x"]
+Fit = Literal["yes", "tight", "no"]
+
+TRACED_ROWS = 8  # at 512 tokens a row, one group of 4,096
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The settings that trade memory for something else."""
+
+    batch_size: int
+    microbatches: int
+    remat: bool
+    model_partitions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One run on one machine.
+
+    Attributes:
+      step_flops: useful arithmetic of a step.
+      extra_flops: arithmetic that dispatch masks or recomputation add to a step.
+      step_s: seconds per step at the stated utilisation, which counts useful arithmetic only, so
+        that masks are part of what is lost; recomputation comes on top.
+    """
+
+    choice: Choice
+    layout: Layout
+    memory: Memory
+    step_flops: float
+    extra_flops: float
+    step_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Everything about a run but the `Choice`."""
+
+    settings: Settings
+    hardware: Hardware
+    stack: Stack
+    utilisation: float
+    packed: bool
+
+    def asked(self, model_partitions: int) -> Choice:
+        """The choice that the settings make."""
+        run = self.settings.run
+        return Choice(run.batch_size, run.microbatches, self.settings.model.remat, model_partitions)
+
+    def estimate(self, choice: Choice) -> Estimate:
+        """Raises `UserError` where the rows of a microbatch do not divide over the devices."""
+        model, run = self._model(choice), self.settings.run
+        how = memory_lib.layout(
+            model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
+        )
+        rows = _rows_per_device(choice, how.rows_over)
+        parameters, optimizer = memory_lib.state_bytes(model, how)
+        # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
+        activations = rows * memory_lib.activation_bytes(
+            model,
+            self.settings.losses,
+            TRACED_ROWS,
+            run.lengths,
+            packed=self.packed,
+            fused=self.hardware.name != "cpu",
+        )
+        activations //= TRACED_ROWS * choice.model_partitions
+        gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
+        process = int(memory_lib.PROCESS_BYTES) if self.hardware.name == "cpu" else 0
+        inputs, targets = run.lengths["inputs"], run.lengths["targets"]
+        useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)
+        repeated = useful / 3 if model.remat else 0.0  # one more forward pass
+        masks = 0.0
+        if self.stack == "t5x":
+            masks = mask_flops(model, choice.batch_size, inputs, targets)
+        peak = self.hardware.peak_flops(model.activation_dtype)
+        return Estimate(
+            choice=choice,
+            layout=how,
+            memory=Memory(parameters, optimizer, gradients, activations, process),
+            step_flops=useful,
+            extra_flops=repeated + masks,
+            step_s=(useful + repeated) / (peak * self.utilisation),
+        )
+
+    def fits(self, estimate: Estimate) -> Fit:
+        """Whether one device can hold it.
+
+        "tight" is for TPUs, where XLA computes activations again by itself when memory runs short: up to
+        a quarter of them is taken to be harmless.
+        """
+        over = estimate.memory.total - self.hardware.usable_bytes
+        if over <= 0:
+            return "yes"
+        is_tpu = self.hardware.name.startswith("v")
+        return "tight" if is_tpu and over <= estimate.memory.activations / 4 else "no"
+
+    def remedies(self, asked: Choice) -> list[Estimate]:
+        """For each setting that saves memory, the smallest change that makes the run fit."""
+        found = []
+        for candidates in (
+            self._microbatches(asked),
+            self._remat(asked),
+            self._model_partitions(asked),
+            self._batches(asked),
+        ):
+            for choice in candidates:
+                try:
+                    estimate = self.estimate(choice)
+                except UserError:
+                    continue  # does not divide
+                if self.fits(estimate) == "yes":
+                    found.append(estimate)
+                    break
+        return found
+
+    def _model(self, choice: Choice) -> ModelConfig:
+        dispatch: Literal["einsum", "auto"] = "einsum" if self.stack == "t5x" else "auto"
+        asked = self.settings.model
+        return dataclasses.replace(
+            asked,
+            remat=choice.remat and self.stack == "engine",  # Flaxformer's files have no such switch
+            dispatch=dispatch if asked.dispatch == "auto" else asked.dispatch,
+        )
+
+    def _microbatches(self, asked: Choice) -> Iterator[Choice]:
+        count = asked.microbatches * 2
+        while count <= asked.batch_size:
+            yield dataclasses.replace(asked, microbatches=count)
+            count *= 2
+
+    def _remat(self, asked: Choice) -> Iterator[Choice]:
+        # XLA for CPUs undoes it: the compiled step is as large with REMAT as without.
+        if self.stack == "engine" and not asked.remat and self.hardware.name != "cpu":
+            recomputed = dataclasses.replace(asked, remat=True)
+            yield recomputed
+            yield from self._microbatches(recomputed)
+
+    def _model_partitions(self, asked: Choice) -> Iterator[Choice]:
+        count = asked.model_partitions * 2
+        while self.stack == "t5x" and count <= self.hardware.devices:
+            partitioned = dataclasses.replace(asked, model_partitions=count)
+            yield partitioned
+            yield from self._microbatches(partitioned)
+            count *= 2
+
+    def _batches(self, asked: Choice) -> Iterator[Choice]:
+        size = asked.batch_size // 2
+        while size >= 1:
+            yield dataclasses.replace(asked, batch_size=size, microbatches=1)
+            size //= 2
+
+
+def _rows_per_device(choice: Choice, devices: int) -> int:
+    parts = choice.microbatches * devices
+    if choice.batch_size % parts:
+        raise UserError(
+            f"BATCH_SIZE = {choice.batch_size} does not divide by NUM_MICROBATCHES = "
+            f"{choice.microbatches} x {devices} devices; set BATCH_SIZE to a multiple of {parts}"
+        )
+    return choice.batch_size // parts
+
+
+def mask_flops(config: ModelConfig, rows: int, inputs: int, targets: int) -> float:
+    """FLOPs of a training step that Flaxformer spends on multiplying with dispatch and combine masks.
+
+    Every token is multiplied with every slot of its group, there and back: 2 x 2 x slots x d FLOPs.
+    """
+
+    def one_stack(length: int, layers: int) -> float:
+        group = min(config.group_size, rows * length)
+        slots = config.train_expert_capacity_factor * group
+        return layers * rows * length * 4.0 * slots * config.embed_dim
+
+    forward = one_stack(inputs, config.num_encoder_sparse_layers)
+    forward += one_stack(targets, config.num_decoder_sparse_layers)
+    return 3.0 * forward

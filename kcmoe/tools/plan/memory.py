@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of one device during a training step, worked out from shapes; nothing is allocated.
+
+Parameters, optimizer state and gradients are counted leaf by leaf under the sharding of the mesh, what
+the backward pass needs by `residuals`. The sum is that of the fullest moment, early in the backward pass;
+`tests/plan` compares it with compiled programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kcmoe.config.model import ModelConfig
+from kcmoe.config.training import LossConfig
+from kcmoe.errors import UserError
+from kcmoe.model.axes import logical_axes
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.tools.plan import residuals
+from kcmoe.training import state as states
+from kcmoe.training.losses import chunk_tokens, loss_and_metrics
+
+# Logical axes that T5X's 'model' submesh divides (t5x@cc342d4:t5x/contrib/moe/partitioning.py).
+_MODEL_AXES = {"vocab", "mlp", "heads", "joined_kv", "expert_mlp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the devices are divided: data x expert x model."""
+
+    data: int
+    expert: int
+    model: int
+
+    @property
+    def rows_over(self) -> int:
+        """Devices that the rows of a batch are divided over."""
+        return self.data * self.expert
+
+
+# Python, JAX and XLA's compiler, which share their memory with a CPU's arrays: what processes of tiny,
+# mini and base held beyond the arrays of their compiled steps, 1.0 to 1.8 GiB (benchmarks/README.md).
+PROCESS_BYTES = 1.1 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device when it is fullest."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int
+    process: int = 0
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        arrays = self.parameters + self.optimizer + self.gradients + self.activations
+        return arrays + self.process
+
+
+def layout(
+    config: ModelConfig, devices: int, expert_partitions: int, model_partitions: int
+) -> Layout:
+    """The mesh of the engine and of T5X for this many devices.
+
+    Raises:
+      UserError: if NUM_MODEL_PARTITIONS does not divide the devices, or what it should divide.
+    """
+    if devices % model_partitions:
+        raise UserError(
+            f"NUM_MODEL_PARTITIONS = {model_partitions} does not divide {devices} devices"
+        )
+    for name in ("num_heads", "mlp_dim", "expert_mlp_dim", "num_embeddings"):
+        if getattr(config, name) % model_partitions:
+            raise UserError(
+                f"NUM_MODEL_PARTITIONS = {model_partitions} does not divide {name.upper()} = "
+                f"{getattr(config, name)}"
+            )
+    rest, expert = devices // model_partitions, 1
+    if config.is_sparse:
+        common = math.gcd(rest, config.num_experts)
+        divisors = (n for n in range(1, common + 1) if common % n == 0)
+        expert = max(n for n in divisors if n <= expert_partitions)
+    return Layout(rest // expert, expert, model_partitions)
+
+
+def state_bytes(config: ModelConfig, how: Layout) -> tuple[int, int]:
+    """(parameters, optimizer state) of one device."""
+    shapes = states.state_shapes(config)
+    parameters = sum(_share(path, leaf, leaf.shape, how) for path, leaf in shapes.params.items())
+    optimizer = sum(
+        _share(path, leaf, shapes.params[path].shape, how)
+        for path, leaves in shapes.param_states.items()
+        for leaf in leaves.values()
+    )
+    return parameters, optimizer
+
+
+def gradient_bytes(parameters: int, activations: int, microbatches: int) -> int:
+    """Gradients that are there when memory is fullest.
+
+    They are as large as the parameters and come as activations go, layer by layer: two fifths of them are
+    there at that moment (compiled steps of tiny, mini and base: 0.3 to 0.8), or all, at the end of the
+    backward pass, where activations are few. Accumulation holds the sum of all of them besides.
+    """
+    arriving = max(parameters * 2 // 5, parameters - activations)
+    return arriving + (parameters if microbatches > 1 else 0)
+
+
+def _share(path: str, leaf: Any, full: tuple[int, ...], how: Layout) -> int:
+    """Bytes of a leaf on one device. Factored moments are divided over experts only."""
+    size, axes = leaf.dtype.itemsize * math.prod(leaf.shape), logical_axes(path)
+    if axes[0] == "expert" and leaf.ndim > 1:
+        size //= how.expert
+    if leaf.shape == full and _MODEL_AXES & set(axes):
+        size //= how.model
+    return size
+
+
+def activation_bytes(
+    config: ModelConfig,
+    losses: LossConfig,
+    rows: int,
+    lengths: Mapping[str, int],
+    *,
+    packed: bool,
+    fused: bool,
+) -> int:
+    """Bytes between the forward and the backward pass of `rows` rows, on however many devices.
+
+    `fused` is as XLA for TPUs and GPUs keeps them, see `residuals`. With REMAT the inputs of the
+    layers are kept, and one layer's insides at a time.
+    """
+    lengths_key = (lengths["inputs"], lengths["targets"], packed, fused)
+    kept = _residual_bytes(config, losses, rows, *lengths_key)
+    if config.remat:
+        plain = _residual_bytes(
+            dataclasses.replace(config, remat=False), losses, rows, *lengths_key
+        )
+        kept += max(plain - kept, 0) // config.num_encoder_layers  # these are the largest layers
+    # The head comes first, while everything is still there: the exponentials of a chunk's logits and,
+    # made from them, their gradient.
+    return kept + 2 * 4 * chunk_tokens(rows * lengths["targets"]) * config.num_embeddings
+
+
+@functools.lru_cache(maxsize=64)
+def _residual_bytes(
+    config: ModelConfig,
+    losses: LossConfig,
+    rows: int,
+    inputs: int,
+    targets: int,
+    packed: bool,
+    fused: bool,
+) -> int:
+    model = EncoderDecoder(config)
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        return loss_and_metrics(model, params, batch, losses, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = batch_shapes(rows, inputs, targets, packed=packed)
+    return residuals.kept_bytes(loss, states.state_shapes(config).params, batch, key, fused=fused)
+
+
+def batch_shapes(
+    rows: int, inputs: int, targets: int, *, packed: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of T5X's features."""
+    lengths = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": targets,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": targets,
+    }
+    if packed:
+        lengths |= {
+            "encoder_segment_ids": inputs,
+            "encoder_positions": inputs,
+            "decoder_segment_ids": targets,
+            "decoder_positions": targets,
+        }
+    return {name: jax.ShapeDtypeStruct((rows, n), jnp.int32) for name, n in lengths.items()}

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading macros: order, includes, references, and mistakes that are answered in one clear line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kcmoe.config import fields as config
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
+from kcmoe.errors import UserError
+
+SIZES = ["configs/engine/engine.gin", "configs/sizes/base.gin"]
+ROOT = Path(__file__).parents[2]
+
+
+def test_later_settings_win_and_references_follow(tmp_path):
+    (tmp_path / "a.gin").write_text("A = 1\nB = %A\nC = {'x': %A, 'y': [%B]}\n")
+    (tmp_path / "b.gin").write_text("include 'a.gin'\nA = 2\n")
+    macros = gin_files.parse(["b.gin"], ["D='가나다'"], [str(tmp_path)])
+    assert dict(macros) == {"A": 2, "B": 2, "C": {"x": 2, "y": [2]}, "D": "가나다"}
+    assert macros.where("A") == "b.gin:2"
+
+
+def test_dump_reads_back_the_same(tmp_path):
+    macros = gin_files.parse(SIZES, ["MODEL_DIR='dir'", "TASK_FEATURE_LENGTHS={'inputs': 8}"])
+    path = tmp_path / "config.gin"
+    path.write_text(gin_files.dump(macros))
+    assert dict(gin_files.parse([path])) == dict(macros)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/sizes/*.gin")), ids=lambda p: p.stem)
+def test_every_size_makes_a_model(path):
+    sizes = gin_files.parse([SIZES[0], path])
+    config.check_names(sizes)
+    model = ModelConfig.from_macros(sizes)
+    assert model.is_sparse != path.stem.endswith("_dense")
+    assert not model.is_sparse or model.sparse_layers("encoder")[-1] == model.num_encoder_layers - 1
+
+
+def test_t5x_config_is_read_for_its_macros(tmp_path):
+    path = tmp_path / "config.gin"
+    path.write_text(
+        "from __gin__ import dynamic_registration\nimport seqio\n\n# Macros:\nNUM_HEADS = 12\n"
+        "ARCHITECTURE = @t5_architecture.EncoderDecoder()\n\nseqio.x.path = 'y'\n"
+    )
+    assert dict(gin_files.parse([path], foreign=True)) == {"NUM_HEADS": 12}
+    with pytest.raises(UserError, match=r"config.gin:1.*plain macros"):
+        gin_files.parse([path])
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [
+        (["NUM_EXPERTZ=8"], ["--gin.NUM_EXPERTZ", "NUM_EXPERTS"]),
+        (["NUM_HEADS='many'"], ["NUM_HEADS", "whole number"]),
+        (["NUM_HEADS=True"], ["NUM_HEADS", "whole number"]),
+        (["NUM_ENCODER_SPARSE_LAYERS=5"], ["5", "12"]),
+        (["NUM_SELECTED_EXPERTS=17"], ["17", "16"]),
+        (["DROPOUT_RATE=1.5"], ["DROPOUT_RATE", "1.5"]),
+        (["ROUTING='droples'"], ["dropless"]),
+        (["EMBED_DIM=0"], ["EMBED_DIM", "at least 1"]),
+        (["MLP_DIM=%MLP_DIMM"], ["MLP_DIMM", "MLP_DIM"]),
+        (["A=%B", "B=%A", "EMBED_DIM=%A"], ["circle"]),
+        (["MODEL_DIR=dir/x"], ["MODEL_DIR", "quotes"]),
+        (["EMBED_DIM=%gin.REQUIRED"], ["EMBED_DIM", "--gin.EMBED_DIM"]),
+    ],
+)
+def test_mistakes_are_named(bindings, words):
+    def read():
+        macros = gin_files.parse(SIZES, bindings)
+        config.check_names(macros)
+        return ModelConfig.from_macros(macros)
+
+    with pytest.raises(UserError) as error:
+        read()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_files_name_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"configs/sizes/tiny\.gin"):
+        gin_files.parse(["configs/sizes/tny.gin"])
+    (tmp_path / "a.gin").write_text("include 'b.gin'\n")
+    with pytest.raises(UserError, match=r"a\.gin:1.*b\.gin"):
+        gin_files.parse([tmp_path / "a.gin"])
+
+
+def test_circles_and_bytes_are_refused(tmp_path):
+    (tmp_path / "a.gin").write_text("include 'a.gin'\n")
+    with pytest.raises(UserError, match="includes itself"):
+        gin_files.parse(["a.gin"], search_paths=[str(tmp_path)])
+    (tmp_path / "b.gin").write_bytes(b"A = '\xff\xfe'\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        gin_files.parse([tmp_path / "b.gin"])
+
+
+def test_names_are_known_without_jax() -> None:
+    program = """
+import sys
+from kcmoe.config.fields import known_macros
+known_macros()
+sys.exit("jax" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks: prompts, words, gin, and mistakes in gin."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kcmoe.config import gin_files
+from kcmoe.errors import UserError
+from kcmoe.inference.answers import answers
+from kcmoe.tasks import registry as tasks
+from kcmoe.tasks import types as task_types
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/tasks/*.gin"))
+
+
+def own(**macros):
+    bindings = [f"{name}={value!r}" for name, value in macros.items()]
+    return tasks.get_task(gin_files.parse([], bindings))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_task_file_gives_a_task(path):
+    task = tasks.get_task(gin_files.parse([path]))
+    assert isinstance(task, tasks.Task | tasks.Mixture)
+
+
+def test_prompts_and_words():
+    assert tasks.TASKS["nsmc"].inputs({"document": "재밌어요"}).endswith("리뷰: 재밌어요")
+    assert tasks.TASKS["nsmc"].label_words == ("부정적", "긍정적")
+    assert tasks.TASKS["nsmc"].answer(1) == "긍정적"
+    kornli = tasks.TASKS["kornli"]
+    assert kornli.input_columns == ("premise", "hypothesis")
+    assert [kornli.answer(x) for x in kornli.labels] == ["함의", "중립", "모순"]
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.0, "0.0"), (2.5, "2.4"), (0.3, "0.4"), (3.6, "3.6"), (4.75, "4.8"), (5.0, "5.0")],
+)
+def test_scores_are_rounded_as_t5_rounds_stsb(score, text):
+    assert tasks.TASKS["korsts"].answer(score) == text
+
+
+def test_the_same_label_from_any_format():
+    task = tasks.TASKS["nsmc"]
+    assert task.answer(1) == task.answer("1") == task.answer(1.0) == "긍정적"
+    with pytest.raises(ValueError, match="'2' is none of '0', '1'"):
+        task.answer(2)
+
+
+def test_nsmc_never_validates_on_test():
+    task = tasks.TASKS["nsmc"]
+    assert task.is_held_out("validation")
+    assert task.splits == ("train", "validation", "test")
+    assert not task.is_held_out("test")
+
+
+def test_a_task_of_ones_own():
+    task = own(
+        MIXTURE_OR_TASK_NAME="mine",
+        TASK_TRAIN_FILES="a.csv",
+        TASK_TEST_FILES=["b.csv", "c.csv"],
+        TASK_PROMPT="상품평: {text}",
+        TASK_TARGET_COLUMN="stars",
+        TASK_LABELS={1: "불만", 5: "만족"},
+    )
+    assert task.files == {"train": ("a.csv",), "test": ("b.csv", "c.csv")}
+    assert task.splits == ("train", "validation", "test")
+    assert task.answer(5) == "만족"
+    assert task.metrics == ("accuracy",)
+    assert own(
+        MIXTURE_OR_TASK_NAME="t", TASK_TRAIN_FILES="x.txt", TASK_TEXT_COLUMN="text"
+    ).kind == ("span_corruption")
+
+
+def test_one_field_of_a_listed_task_changes_alone():
+    task = own(MIXTURE_OR_TASK_NAME="kornli", TASK_TRAIN_FILES="klue_nli/train.parquet")
+    assert task.files["train"] == ("klue_nli/train.parquet",)
+    assert task.files["test"] == tasks.TASKS["kornli"].files["test"]
+    assert task.prompt == tasks.TASKS["kornli"].prompt
+
+
+def test_mixtures():
+    mixture = own(MIXTURE_OR_TASK_NAME="m", MIXTURE={"pretrain": 3, "sample_pretrain": 1.0})
+    assert [(task.name, weight) for task, weight in mixture.weights] == [
+        ("pretrain", 3.0),
+        ("sample_pretrain", 1.0),
+    ]
+    with pytest.raises(UserError, match="above zero"):
+        own(MIXTURE_OR_TASK_NAME="m", MIXTURE={"pretrain": 0})
+
+
+def test_a_mixture_means_the_task_of_its_own_name():
+    mixture = {"MIXTURE": {"mine": 1, "nsmc": 2}, "MIXTURE_OR_TASK_NAME": "mine"}
+    fields = {"TASK_TRAIN_FILES": "a.csv", "TASK_PROMPT": "{a}", "TASK_TARGET_COLUMN": "b"}
+    macros = gin_files.parse().replace(**mixture, **fields)
+    assert tasks.one_task(macros).prompt == "{a}"
+    assert tasks.one_task(gin_files.parse().replace(MIXTURE_OR_TASK_NAME="nsmc")).name == "nsmc"
+    with pytest.raises(UserError, match=r"m is a mixture; .* meant, nsmc, korsts, by --task or"):
+        tasks.one_task(
+            gin_files.parse([], ["MIXTURE_OR_TASK_NAME='m'", "MIXTURE={'nsmc': 1, 'korsts': 1}"])
+        )
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.name)
+def test_listed_tasks_are_sound(task):
+    task_types.check(task)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.2, 0.5, 1])
+def test_every_step_gives_as_many_answers_as_numbers(step):
+    task = own(MIXTURE_OR_TASK_NAME="korsts", TASK_TARGET_STEP=step)
+    found = answers(task)
+    assert len(set(found)) == len(found) == round(5 / step) + 1
+    assert all(task.answer(text) == text for text in found)
+
+
+@pytest.mark.parametrize("step", [2, 0.25, 0.05, 0.3, -0.5])
+def test_steps_that_one_decimal_cannot_write(step):
+    with pytest.raises(UserError, match=rf"TASK_TARGET_STEP = {step}.* one of 0.1, 0.2, 0.5, 1.0"):
+        own(MIXTURE_OR_TASK_NAME="korsts", TASK_TARGET_STEP=step)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "metric", "said"),
+    [
+        ("nsmc", {}, "spearman", "whose answers are labels; take accuracy or macro_f1"),
+        ("korsts", {}, "accuracy", "are numbers .*; take pearson or spearman"),
+        ("nsmc", {"TASK_LABELS": {}}, "macro_f1", "whose answers are free text; take accuracy"),
+        ("pretrain", {}, "accuracy", "which is plain text for pretraining; take none"),
+    ],
+)
+def test_metrics_suit_the_answers(task, changes, metric, said):
+    with pytest.raises(UserError, match=f"TASK_METRICS: {metric} does not suit {task}, .*{said}"):
+        own(MIXTURE_OR_TASK_NAME=task, TASK_METRICS=[metric], **changes)
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ({"MIXTURE_OR_TASK_NAME": "nsmk"}, "no task is called nsmk. Did you mean nsmc"),
+        ({"MIXTURE_OR_TASK_NAME": "x", "TASK_PROMPT": "{a}"}, "has no files"),
+        ({"MIXTURE_OR_TASK_NAME": "x", "TASK_TRAIN_FILES": "a.csv"}, "TASK_PROMPT"),
+        (
+            {"MIXTURE_OR_TASK_NAME": "x", "TASK_TRAIN_FILES": "a", "TASK_PROMPT": "{a}"},
+            "TASK_TARGET_COLUMN",
+        ),
+        ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_PROMPT": "{"}, "brace"),
+        ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_LABELS": {0: "가", 1: "가"}}, "same word"),
+        ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_METRICS": "acuracy"}, "Did you mean accuracy"),
+        ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_HOLDOUT": 1.5}, "TASK_HOLDOUT"),
+        ({"MIXTURE_OR_TASK_NAME": "m", "MIXTURE": {"nsmc": "1"}}, "a number above zero"),
+        (
+            {"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_HOLDOUT": 0.1, "MIXTURE": {"korsts": 1}},
+            "which MIXTURE leaves out",
+        ),
+    ],
+)
+def test_mistakes_are_named(macros, message):
+    with pytest.raises(UserError, match=message.replace("{", r"\{")):
+        own(**macros)
+
+
+def test_tasks_import_nothing_heavy():
+    heavy = ("numpy", "jax", "pyarrow", "grain", "tensorflow")
+    code = f"import sys, kcmoe.tasks.registry; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine against numbers that T5X + Flaxformer computed, and the comparison against itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kcmoe import cli
+from kcmoe.tools.parity import compare
+
+GOLDEN = Path(__file__).parents[2] / "testdata" / "packed_top2"
+REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
+
+
+def test_golden_case_holds(capsys):
+    assert cli.run(["parity", str(GOLDEN)]) == 0
+    printed = capsys.readouterr().out
+    for quantity in compare.OUTPUTS:
+        assert quantity in printed
+    assert "optimizer state in t5x_orbax" in printed
+    assert "FAIL" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dispatch"),
+    [("packed_top2", way) for way in ("gather", "einsum", "grouped", "ragged")]
+    + [("factored_unpacked", "gather")],
+)
+def test_reference_cases_hold_whatever_the_dispatch(name, dispatch):
+    if not (REFERENCE / name).exists():
+        pytest.skip("the larger reference cases are not beside this clone")
+    assert cli.run(["parity", str(REFERENCE / name), f"--dispatch={dispatch}"]) == 0
+
+
+def changed_copy(tmp_path: Path, file: str, key: str | None) -> Path:
+    """A copy of the golden case with one array changed, or dropped if the key begins with "-"."""
+    folder = tmp_path / "case"
+    shutil.copytree(GOLDEN, folder)
+    with np.load(folder / file) as archive:
+        arrays = dict(archive)
+    if key.startswith("-"):
+        del arrays[key[1:]]
+    else:
+        arrays[key] = arrays[key] + np.asarray(1e-3 * np.max(np.abs(arrays[key]))).astype(
+            arrays[key].dtype
+        )
+    np.savez(folder / file, **arrays)
+    return folder
+
+
+def test_a_wrong_number_fails(tmp_path, capsys):
+    key = "grads/encoder/layers_1/mlp/expert/wi_0/kernel"
+    folder = changed_copy(tmp_path, "outputs.npz", key)
+    assert cli.run(["parity", str(folder)]) == 1
+    assert f"FAIL at {key}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("outputs.npz", "-decode4/scores"),
+        ("outputs.npz", "-intermediates/encoder/layers_1/mlp/expert_usage"),
+        ("trajectory.npz", "-token_embedder/embedding"),
+        ("batches.npz", "-2/decoder_loss_weights"),
+    ],
+)
+def test_an_incomplete_case_is_refused(tmp_path, capsys, file, key):
+    folder = changed_copy(tmp_path, file, key)
+    assert cli.run(["parity", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert file in error
+    assert key.rpartition("/")[2] in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["case.json", "params.npz", "t5x_orbax"])
+def test_a_case_without_a_file_is_refused(tmp_path, capsys, missing):
+    folder = tmp_path / "case"
+    shutil.copytree(GOLDEN, folder)
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert cli.run(["parity", str(folder)]) == 2
+    assert missing in capsys.readouterr().err
+
+
+def test_a_case_with_an_unknown_macro_is_refused(tmp_path, capsys):
+    folder = tmp_path / "case"
+    shutil.copytree(GOLDEN, folder)
+    spec = json.loads((folder / "case.json").read_text())
+    spec["gin"]["NUM_EXPERTZ"] = 4
+    (folder / "case.json").write_text(json.dumps(spec))
+    assert cli.run(["parity", str(folder)]) == 2
+    assert "NUM_EXPERTS" in capsys.readouterr().err
+
+
+def test_what_a_dense_model_does_not_have_is_not_compared():
+    one = {"loss": np.ones(()), "grads/encoder/layers_0/mlp/wo/kernel": np.ones((2, 2))}
+    assert [line.quantity for line in compare.of_outputs(one, one)] == ["loss", "gradients"]
+
+
+def test_errors_are_relative_and_shapes_must_agree():
+    expected = np.array([100.0, -200.0])
+    assert compare.error(np.array([101.0, -200.0]), expected) == pytest.approx(1 / 200)
+    assert compare.error(np.zeros(3), np.zeros(2)) == np.inf
+    assert compare.error(np.full(2, 1e-3), np.zeros(2)) == pytest.approx(1e-3)
+    assert not compare.Line("x", 1, float("nan"), "x", 1e-5).holds
