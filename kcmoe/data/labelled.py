@@ -89,7 +89,12 @@ def iter_examples(
         manifest.check_content(path, strict)
         row_in_file = 0
         for chunk in tables.read_chunks(
-            path, columns, strict=strict, encoding=task.encoding, report=report
+            path,
+            columns,
+            strict=strict,
+            encoding=task.encoding,
+            report=report,
+            lists=[task.target] if task.multi_label else [],
         ):
             for values in zip(*chunk.values(), strict=True):
                 row_number, row_in_file = row_number + 1, row_in_file + 1

@@ -43,12 +43,17 @@ def open_file(path: str) -> Any:
 
 
 def read_chunks(
-    path: str, columns: Sequence[str], strict: bool, report: tables.Report, lenient: str
+    path: str,
+    columns: Sequence[str],
+    strict: bool,
+    report: tables.Report,
+    lenient: str,
+    lists: Sequence[str] = (),
 ) -> Iterator[tables.Chunk]:
     """Yields `columns` of every row group as lists; see `tables.read_chunks`."""
     file = open_file(path)
     with file:
-        _check_columns(file, path, columns)
+        _check_columns(file, path, columns, lists)
         for group in range(file.metadata.num_row_groups):
             yield from _read_group(file, path, group, columns, strict, report, lenient)
 
@@ -92,13 +97,15 @@ def _read_group(
         report.drop("damaged row group", place, max(expected - rows, 0))
 
 
-def _check_columns(file: Any, path: str, columns: Sequence[str]) -> None:
+def _check_columns(file: Any, path: str, columns: Sequence[str], lists: Sequence[str]) -> None:
     import pyarrow as pa
 
     schema = file.schema_arrow
     tables._positions(schema.names, path, columns)
     for name in columns:
-        kind = schema.field(name).type
+        given = kind = schema.field(name).type
+        if name in lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         plain = (
@@ -111,7 +118,7 @@ def _check_columns(file: Any, path: str, columns: Sequence[str]) -> None:
             or pa.types.is_null(kind)
         )
         if not plain:
-            raise UserError(f"{path}: column {name} is {kind}, but text or numbers are needed")
+            raise UserError(f"{path}: column {name} is {given}, but text or numbers are needed")
 
 
 class Writer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError, near_misses
@@ -131,6 +132,7 @@ def read_chunks(
     encoding: str = "utf-8",
     report: Report | None = None,
     lenient: str = "set DATA_STRICT = False",
+    lists: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
@@ -144,6 +146,7 @@ def read_chunks(
       encoding: of text files; a byte order mark wins.
       report: counts are added here.
       lenient: what a person does to have such places left out, for the message; "" if nothing.
+      lists: columns whose values may be lists of texts or numbers, where the format has lists.
 
     Raises:
       UserError: missing column, other encoding, unreadable file; in strict reading also a bad row.
@@ -155,9 +158,10 @@ def read_chunks(
     if kind == ".parquet":
         from kcmoe.data import parquet
 
-        yield from parquet.read_chunks(path, columns, strict, report, lenient)
+        yield from parquet.read_chunks(path, columns, strict, report, lenient, lists)
         return
-    readers = {".txt": _lines, ".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl}
+    jsonl = functools.partial(_jsonl, lists=lists)
+    readers: dict[str, _Reader] = {".txt": _lines, ".tsv": _tsv, ".csv": _csv, ".jsonl": jsonl}
     rows: list[list[Any]] = []
     try:
         with open_text(path, encoding) as file:
@@ -225,6 +229,7 @@ def open_text(path: str, encoding: str) -> io.TextIOWrapper:
 
 
 _Row = tuple[str, "list[Any] | BadRow"]
+_Reader = Callable[[Iterable[str], str, Sequence[str]], Iterator[_Row]]
 
 
 def _lines(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
@@ -306,7 +311,9 @@ def _json_values(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", BadRow(f"not JSON ({error})")
 
 
-def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
+def _jsonl(
+    file: Iterable[str], path: str, columns: Sequence[str], lists: Sequence[str]
+) -> Iterator[_Row]:
     seen: set[str] = set()
     for place, row in _json_values(file):
         if isinstance(row, BadRow):
@@ -321,7 +328,7 @@ def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_
         seen.update(row)
         if missing:
             yield place, BadRow(f"no column {missing[0]}")
-        elif any(isinstance(row[name], list | dict) for name in columns):
+        elif any(_is_nested(row[name], name in lists) for name in columns):
             yield place, BadRow("a list or object where a text is needed")
         elif any(
             isinstance(row[n], str) and not row[n].isascii() and _broken(row[n]) for n in columns
@@ -329,6 +336,12 @@ def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_
             yield place, BadRow("half a surrogate pair in the text")
         else:
             yield place, [row[name] for name in columns]
+
+
+def _is_nested(value: Any, list_allowed: bool) -> bool:
+    if isinstance(value, list) and list_allowed:
+        return any(isinstance(each, list | dict) for each in value)
+    return isinstance(value, list | dict)
 
 
 def _broken(text: str) -> bool:

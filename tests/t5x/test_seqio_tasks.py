@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]
 LENGTHS = {"inputs": 48, "targets": 6}
 DATA = Path(__file__).parents[2] / "../shared/data"
 LABELLED = ["sample_reviews", "sample_nli", "nsmc", "kornli", "korsts", "hate_speech"]
+LABELLED += ["kornli_from_klue", "klue_sts", "kmhas", "apeach", "hate_speech_binary", "curse"]
+LABELLED += ["three_i_four_k", "question_pair"]
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,12 @@ def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
             ["0.0", "2.0", "4.0"],
             ["0.4", "2.2", "5.0"],
             {"spearman_corrcoef": 100.0, "pearson_corrcoef": 99.2},
+        ),
+        (
+            "kmhas",  # 2 hits, 1 miss and 1 false alarm; two of nine labels are found, each always
+            ["정치, 욕설", "나이", "문제없음"],
+            ["정치", "나이, 성별", "글쎄, 문제없음"],
+            {"micro_f1": 57.1, "macro_f1": 22.2},
         ),
     ],
 )
