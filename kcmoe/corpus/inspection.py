@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from kcmoe.data import labelled, packing, tables
+from kcmoe.data import labelled, packing, splits, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, tokenize_examples
 from kcmoe.data.rows import CorpusRows
@@ -180,13 +180,13 @@ def _texts(task: Task, split: str, config: DataConfig) -> Iterator[str]:
         for example in labelled.iter_examples(task, split, config.data_dir, strict=config.strict):
             yield example.inputs_text
         return
-    for file in labelled.split_files(task, split, config.data_dir):
+    for file in splits.split_files(task, split, config.data_dir):
         chunks = tables.read_chunks(
             file, [task.text_column], strict=config.strict, encoding=task.encoding
         )
         for chunk in chunks:
             for text in chunk[task.text_column]:
-                if isinstance(text, str) and text.strip() and labelled.in_split(task, split, text):
+                if isinstance(text, str) and text.strip() and splits.in_split(task, split, text):
                     yield text
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.data import labelled
+from kcmoe.data import labelled, splits
 from kcmoe.data.features import Features, Lengths, Ragged, with_eos
 from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
 from kcmoe.data.token_cache import Source, TokenCache
@@ -222,11 +222,11 @@ def corpus(
     cache_dir: str | None = None,
 ) -> TokenCache:
     """The tokens of one split of a span corruption task, tokenizing what is not in the cache."""
-    files = labelled.split_files(task, split, data_dir)
+    files = splits.split_files(task, split, data_dir)
     source = Source(
         column=task.text_column,
         encoding=task.encoding,
-        holdout=task.holdout if labelled.is_divided(task, split) else 0.0,
+        holdout=task.holdout if splits.is_divided(task, split) else 0.0,
         keep_held_out=split == "validation",
         strict=strict,
     )
