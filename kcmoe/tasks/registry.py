@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every task as data: where its files are, columns, prompt, label words, metrics.
 
-Pure data: nothing here opens a file, knows ids or imports more than the standard library, so that
-the engine (`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task
-of one's own is written in gin with the `TASK_…` macros below; they also override single fields of a
-task listed here.
+Nothing here opens a file, knows ids or imports more than the standard library, so that the engine
+(`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task of one's own is
+written in gin with the `TASK_…` macros of `kcmoe.config.task`; they also change single fields of a task
+listed here.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError, near_misses
 from kcmoe.tasks import types as task_types
-from kcmoe.tasks.settings import TaskSettings
-from kcmoe.tasks.types import Mixture, Task, format_number
+from kcmoe.tasks.types import SPLITS, Mixture, Task, cell_text, format_number
 
 __all__ = [
     "TASKS",
     "Mixture",
     "Task",
-    "TaskSettings",
     "format_number",
     "get_task",
     "named_task",
@@ -206,6 +205,25 @@ TASKS: Mapping[str, Task] = {
 }
 
 
+def _task_fields(settings: TaskSettings) -> dict[str, Any]:
+    """Fields of `Task` that the settings give."""
+    fields = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name not in ("name", "mixture") and getattr(settings, field.name) is not None
+    }
+    files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
+    if "labels" in fields:
+        fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
+    if "metrics" in fields:
+        fields["metrics"] = _names(fields["metrics"])
+    return fields | ({"files": files} if files else {})
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     """The task of this name, or the task or mixture that the macros describe.
 
@@ -215,7 +233,7 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     if isinstance(name_or_macros, str):
         return named_task(name_or_macros)
     settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
-    fields = settings.task_fields()
+    fields = _task_fields(settings)
     own = _build(settings.name, fields) if fields else None
     if settings.mixture is None:
         return own or named_task(settings.name)

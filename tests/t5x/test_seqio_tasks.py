@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kcmoe.config.data import DataConfig
 from kcmoe.data import pipeline
 from kcmoe.errors import UserError
 from kcmoe.tasks import registry as tasks
@@ -55,7 +56,13 @@ def same_ids(name: str, split: str, vocabulary: Vocabulary, max_batches: int | N
         pytest.skip(f"{task.files[split]} is not part of the real data")
     register(task, str(DATA))
     ours = pipeline.eval_batches(
-        task, split, vocabulary, LENGTHS, 500, str(DATA), max_batches=max_batches
+        task,
+        split,
+        vocabulary,
+        LENGTHS,
+        500,
+        DataConfig(data_dir=str(DATA)),
+        max_batches=max_batches,
     )
     theirs = converted(name, split, LENGTHS)
     rows = 0
@@ -107,7 +114,7 @@ def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary
     register(task)
     found = converted(task.name, "train", lengths, seed=1)
     theirs = [next(found) for _ in range(count)]
-    ours = pipeline.train_batches(task, vocabulary, lengths, count, seed=1, pack=False).at(0)
+    ours = pipeline.train_batches(task, vocabulary, lengths, count, 1, DataConfig()).at(0)
 
     def facts(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         first = vocabulary.size - vocabulary.num_sentinels

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `TASK_…` macros, with which gin describes a task of one's own or changes a listed one."""
+"""Settings that name a task, change one, or describe one of the user's own.
+
+What a task is, and the tasks that exist, stand in `kcmoe.tasks`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import dataclasses
 from typing import Any
 
 from kcmoe.config.fields import GinConfig, macro
-from kcmoe.tasks.types import METRICS, SPLITS, cell_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSettings(GinConfig):
-    """The `TASK_…` macros: fields of a task of one's own, or changes to a listed task."""
+    """The `TASK_…` macros: fields of a task of one's own, or changes to a listed one."""
 
     name: str = macro("MIXTURE_OR_TASK_NAME", help="the task, or a name for the mixture in MIXTURE")
     mixture: dict | None = macro(
@@ -48,7 +50,9 @@ class TaskSettings(GinConfig):
     target_range: Any = macro(
         "TASK_TARGET_RANGE", default=None, help="lowest and highest answer, e.g. (0.0, 5.0)"
     )
-    metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
+    metrics: Any = macro(
+        "TASK_METRICS", default=None, help="names from METRICS of kcmoe.tasks.types"
+    )
     id_column: str | None = macro(
         "TASK_ID_COLUMN", default=None, help="column that names an example"
     )
@@ -58,21 +62,3 @@ class TaskSettings(GinConfig):
     encoding: str | None = macro(
         "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"
     )
-
-    def task_fields(self) -> dict[str, Any]:
-        """Fields of `Task` that are set."""
-        fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("name", "mixture") and getattr(self, field.name) is not None
-        }
-        files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
-        if "labels" in fields:
-            fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
-        if "metrics" in fields:
-            fields["metrics"] = _names(fields["metrics"])
-        return fields | ({"files": files} if files else {})
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
