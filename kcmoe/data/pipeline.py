@@ -2,8 +2,8 @@
 """Batches for training and evaluation: tasks + vocabulary + lengths -> arrays by step.
 
 `Batches.at(step)` is a pure function, so resuming is asking for the next step; `Batches.iterate` makes
-steps ahead in Grain worker processes, which changes the speed and never the batches. No host or device
-count enters anywhere: a host that wants its part of a batch asks for its rows.
+steps ahead in Grain worker processes, which changes the speed but not the batches. The number of hosts and
+devices plays no part: a host asks for the rows of the batch that it needs.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Batches:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """In a worker: what asks the whole process group to stop is the parent's to answer."""
+    """Prepares a worker: signals sent to the whole process group are left to the parent."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -142,7 +142,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker of Grain's would wait for a parent that was killed until the machine stops."""
+    """Ends this worker with its parent; Grain's workers go on waiting for a parent that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -150,7 +150,7 @@ def _end_with_parent() -> None:
 
 
 class _Steps:
-    """Steps as Grain's random access source."""
+    """Gives Grain the batch of any step."""
 
     def __init__(self, batches: Batches, start: int, stop: int | None):
         self._batches, self._start = batches, start
