@@ -18,7 +18,7 @@ from kcmoe.config.data import DataConfig
 from kcmoe.data import labelled, packing, splits, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, noise_of, tokenize_examples
-from kcmoe.data.rows import CorpusRows
+from kcmoe.data.rows import CorpusRows, RowSettings
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary
@@ -74,8 +74,8 @@ def _inspect_corpus(
     shown: int,
 ) -> Findings:
     cache = corpus(task, split, vocabulary, data)
-    noise = noise_of(data)
-    rows = CorpusRows(task.name, cache, vocabulary, lengths, seed, pack=data.pack, noise=noise)
+    settings = RowSettings(lengths, seed, data.pack, noise=noise_of(data))
+    rows = CorpusRows(task.name, cache, vocabulary, settings)
     counts = rows.counts
     sizes = cache.document_lengths(_SAMPLE)
     sample = rows.segments(np.arange(min(64, rows.rows_per_epoch)))
