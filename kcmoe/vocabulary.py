@@ -9,14 +9,13 @@ downwards as in T5: sentinel 0 is the last id. A comment that happens to contain
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import remote, resources
+from kcmoe.io import hashing, remote, resources
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
 # Vocabularies differ in how they spell a sentinel; the published one puts a space mark before it.
@@ -43,7 +42,7 @@ class Vocabulary:
         """Reads `path` (local or `gs://`), by default the shipped vocabulary.
 
         Raises:
-          UserError: if the file is missing, is no SentencePiece model, or its pad, eos and unk are
+          UserError: if the file is missing, is not a SentencePiece model, or its pad, eos and unk are
             not 0, 1 and 2.
         """
         self.path = os.fspath(path) if path else str(resources.find(DEFAULT_FILE))
@@ -52,7 +51,7 @@ class Vocabulary:
     def _load(self, model: bytes) -> None:
         import sentencepiece
 
-        self.digest = hashlib.sha256(model).hexdigest()
+        self.digest = hashing.sha256(model)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -124,10 +123,8 @@ class Vocabulary:
             if first_sentinel <= token < self.size:
                 parts += [self._processor.DecodeIds(run), f"<extra_id_{self.size - 1 - token}>"]
                 run = []
-            elif (
-                0 < token < first_sentinel
-            ):  # rows of the embedding beyond the vocabulary are padding
-                run.append(token)
+            elif 0 < token < first_sentinel:
+                run.append(token)  # ids beyond the vocabulary are padding of the embedding
         parts.append(self._processor.DecodeIds(run))
         return " ".join(part for part in parts if part)
 

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kcmoe.corpus import fetch
-from kcmoe.data import parquet
 from kcmoe.errors import UserError
-from kcmoe.io import remote
+from kcmoe.io import durable, hashing, remote
+from kcmoe.io.wording import first_line
 
 _BLOCK = 1 << 22
 
@@ -52,7 +51,7 @@ def copy(address: str, target: Path, say: Callable[[str], object] = print) -> No
         if "ENOSPC" in repr(error) or getattr(error, "errno", None) == 28:
             raise UserError(f"the disk of {target} is full; start again to resume") from None
         raise UserError(
-            f"{address} cannot be copied: {parquet.one_line(error)}; start again to resume"
+            f"{address} cannot be copied: {first_line(error)}; start again to resume"
         ) from None
 
 
@@ -73,7 +72,7 @@ def _copy_file(filesystem: Any, name: str, info: dict[str, Any], local: Path) ->
     if part.stat().st_size != info["size"] or wanted not in (None, _md5(part)):
         part.unlink()
         raise UserError(f"{name} came with another checksum than the bucket's; start again")
-    os.replace(part, local)
+    durable.finish_file(part, local)
     return True
 
 
@@ -93,5 +92,4 @@ def _blocks(filesystem: Any, name: str, start: int, size: int, label: str) -> It
 
 
 def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+    return base64.b64encode(bytes.fromhex(hashing.file_digest(path, "md5"))).decode()

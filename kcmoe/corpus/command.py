@@ -162,7 +162,7 @@ def _prepare(argv: Sequence[str]) -> int:
 def _run_prepare(args: argparse.Namespace) -> int:
     from kcmoe.corpus import exclusion
     from kcmoe.corpus.cleaning import Cleaner
-    from kcmoe.corpus.prepare import Plan, prepare
+    from kcmoe.corpus.prepare import Preparation, prepare
     from kcmoe.corpus.staging import Reading
     from kcmoe.data import tables
 
@@ -176,7 +176,7 @@ def _run_prepare(args: argparse.Namespace) -> int:
     rules = [rule for rule in args.without.split(",") if rule]
     cleaner = Cleaner.without(rules, min_characters=args.min_characters)
     _check_least(args, shard_rows=1, workers=1, validation=0, min_characters=0)
-    plan = Plan(
+    plan = Preparation(
         files=tables.expand(inputs),
         output=Path(args.output),
         reading=Reading(cleaner, args.column, args.encoding, not args.lenient, args.seed),
@@ -214,7 +214,7 @@ def parse_bytes(text: str) -> int:
     try:
         return int(float(plain.removesuffix(unit)) * (1 << units[unit] if unit else 1))
     except (ValueError, KeyError, OverflowError):
-        raise UserError(f"--memory={text} is no size; write 500MB or 4GB") from None
+        raise UserError(f"--memory={text} is not a size; write 500MB or 4GB") from None
 
 
 def _inspect(argv: Sequence[str]) -> int:

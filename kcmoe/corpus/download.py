@@ -19,8 +19,10 @@ from kcmoe.corpus import bucket, fetch
 from kcmoe.corpus.catalogue import DATA_SETS
 from kcmoe.corpus.convert import convert
 from kcmoe.corpus.types import DataSet, Table
-from kcmoe.data import manifest, parquet
+from kcmoe.data import manifest
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io.hashing import file_digest
+from kcmoe.io.wording import first_line
 
 
 def data_set(name: str) -> DataSet:
@@ -33,7 +35,7 @@ def data_set(name: str) -> DataSet:
 
 
 def present(each: DataSet, data_dir: Path) -> bool:
-    """Whether the set is in `data_dir`, whoever put it there."""
+    """Whether the files of the set are in `data_dir`."""
     if each.tables:
         return all((data_dir / table.file).is_file() for table in each.tables)
     return any(path.is_file() for path in data_dir.glob(each.present))
@@ -87,13 +89,15 @@ def _check_address(mirror: str) -> None:
     with contextlib.suppress(ValueError):
         if urllib.parse.urlsplit(mirror).scheme in ("http", "https", "file"):
             return
-    raise UserError(f"--mirror={mirror} is no address; it begins with https:// or http://")
+    raise UserError(
+        f"--mirror={mirror} is not an address; write one that begins with https://, http:// or file://"
+    )
 
 
 def _make_tables(each: DataSet, raw: Path, data_dir: Path, say: Callable[[str], object]) -> None:
     """Makes the tables that are not there, or not as this catalogue has them, and the manifest."""
     done = None
-    with contextlib.suppress(UserError):  # a damaged manifest is written anew
+    with contextlib.suppress(UserError):  # a damaged manifest is written again
         done = manifest.read(data_dir / each.name)
     known = {shard["file"]: shard for shard in done["shards"]} if done else {}
     shards = []
@@ -105,7 +109,7 @@ def _make_tables(each: DataSet, raw: Path, data_dir: Path, say: Callable[[str], 
             whole = made_of.items() <= shard.items() and _is_whole(path, shard["sha256"])
             if not whole:
                 rows, dropped = convert(table, raw, data_dir)
-                size, sha256 = path.stat().st_size, manifest.sha256(path)
+                size, sha256 = path.stat().st_size, file_digest(path)
                 shard = {"file": path.name, "rows": rows, "bytes": size, "sha256": sha256}
                 shard |= made_of | {"left_out": dropped}
         left_out = f", left out {shard['left_out']}" if shard["left_out"] else ""
@@ -124,7 +128,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {parquet.one_line(error)}; what was fetched is kept"
+            f"{path} cannot be written: {first_line(error)}; what was fetched is kept"
         ) from None
 
 
@@ -145,4 +149,4 @@ def _made_of(each: DataSet, table: Table) -> dict[str, Any]:
 
 
 def _is_whole(path: Path, sha256: str) -> bool:
-    return path.is_file() and manifest.sha256(path) == sha256
+    return path.is_file() and file_digest(path) == sha256

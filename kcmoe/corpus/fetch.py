@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches one file over HTTP: resumed after a cut, checked, and under its name only when it is whole.
 
-Uses the standard library, so the proxies of the environment (`https_proxy`, `no_proxy`) are respected and
-redirects followed. Knows nothing of data sets.
+Uses the standard library, so the proxies of the environment (`https_proxy`, `no_proxy`) are used and
+redirects followed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import http.client
-import os
 import shutil
 import ssl
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 
 _BLOCK = 1 << 18
 _ATTEMPTS = 5
@@ -36,7 +36,7 @@ _BROKEN = (
 
 
 class _GiveUp(Exception):
-    """This address will not give the file; the next one may."""
+    """Raised when an address does not give the file, so that the next one is tried."""
 
 
 def git_blob(path: Path) -> str:
@@ -77,11 +77,11 @@ def fetch(
             try:
                 resumed = part.exists()
                 found = _fetch_from(url, part, pause_s)
-                if found != blob and resumed:  # what was left there may be of another file
+                if found != blob and resumed:  # the part that was there may be of another file
                     part.unlink()
                     found = _fetch_from(url, part, pause_s)
                 if found == blob:
-                    os.replace(part, target)
+                    durable.finish_file(part, target)
                     return True
                 part.unlink()
                 problems.append(f"{url} gives another file (git blob {found}, expected {blob})")
@@ -114,10 +114,8 @@ def _fetch_from(url: str, part: Path, pause_s: float) -> str:
             _read_once(url, part, before)
             return git_blob(part)
         except urllib.error.HTTPError as error:
-            if (
-                error.code == 416 and before
-            ):  # asked beyond the end: it is whole, or of another file
-                return git_blob(part)
+            if error.code == 416 and before:
+                return git_blob(part)  # asked beyond the end: it is complete, or of another file
             if error.code < 500 and error.code not in (408, 429):
                 raise _GiveUp(f"{url} answers {error.code} {error.reason}") from None
             reason = f"{error.code} {error.reason}"
@@ -140,7 +138,7 @@ def _read_once(url: str, part: Path, start: int) -> None:
         resumed = answer.status == 206 and _starts_at(answer) == start
         if "text/html" in answer.headers.get("Content-Type", ""):
             raise _GiveUp(
-                f"{url} answers with a web page, not a file; a login or proxy stands between"
+                f"{url} answers with a web page, not a file; perhaps that of a login or a proxy"
             )
         length = int(answer.headers.get("Content-Length") or 0)
         check_room(part.parent, length)

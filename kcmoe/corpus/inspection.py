@@ -2,7 +2,7 @@
 """`kcmoe data inspect`: what a task's data looks like before a run spends hours on it.
 
 Measures lengths, truncation, unknown pieces, packing and duplicates, and shows rows as the model gets
-them. Prints and plots; decides nothing.
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kcmoe.config.data import DataConfig
 from kcmoe.data import labelled, packing, splits, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, noise_of, tokenize_examples
-from kcmoe.data.rows import CorpusRows
+from kcmoe.data.rows import CorpusRows, RowSettings
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary
@@ -74,15 +74,15 @@ def _inspect_corpus(
     shown: int,
 ) -> Findings:
     cache = corpus(task, split, vocabulary, data)
-    noise = noise_of(data)
-    rows = CorpusRows(task.name, cache, vocabulary, lengths, seed, pack=data.pack, noise=noise)
+    settings = RowSettings(lengths, seed, data.pack, noise=noise_of(data))
+    rows = CorpusRows(task.name, cache, vocabulary, settings)
     counts = rows.counts
     sizes = cache.document_lengths(_SAMPLE)
     sample = rows.segments(np.arange(min(64, rows.rows_per_epoch)))
     filled = counts.inputs / lengths.inputs, counts.targets / lengths.targets
     left_out: dict[str, int] = {}
     for shard in cache.shards:
-        for reason, count in shard.manifest["left_out"].items():
+        for reason, count in shard.facts["left_out"].items():
             left_out[reason] = left_out.get(reason, 0) + count
     lines = [
         f"{len(cache.shards)} files, {cache.num_documents:,} documents, {cache.num_tokens:,} tokens",
@@ -157,7 +157,7 @@ def _inspect_labelled(
 
 
 def _share(rows: np.ndarray) -> str:
-    """How many of the rows, bool [N], are meant; one of very many is still to be seen."""
+    """The number and the share of the rows that are True, bool [N]; both, as one row of many is 0.00%."""
     count = int(rows.sum())
     return f"{count:,} row{'' if count == 1 else 's'} ({rows.mean():.2%})"
 

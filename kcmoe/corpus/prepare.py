@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +25,9 @@ from kcmoe.data import manifest as manifests
 from kcmoe.data import parquet
 from kcmoe.data.token_cache import stamp
 from kcmoe.errors import UserError
+from kcmoe.io import durable
+from kcmoe.io.hashing import facts_digest, file_digest
+from kcmoe.io.wording import first_line
 
 # What Python, PyArrow and DuckDB take apart from the sort itself.
 _OVERHEAD_BYTES = 400 << 20
@@ -34,8 +35,8 @@ MIN_MEMORY_BYTES = 700 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to make.
+class Preparation:
+    """What to make of which files.
 
     Attributes:
       files: inputs.
@@ -70,7 +71,7 @@ class Plan:
         }
 
 
-def prepare(plan: Plan) -> dict[str, Any]:
+def prepare(plan: Preparation) -> dict[str, Any]:
     """Makes the shards, or goes on where an interrupted run stopped, and returns the manifest.
 
     Raises:
@@ -81,7 +82,7 @@ def prepare(plan: Plan) -> dict[str, Any]:
     if plan.memory_bytes < MIN_MEMORY_BYTES:
         raise UserError(f"--memory must be at least {MIN_MEMORY_BYTES >> 20}MB")
     facts = plan.facts()
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = facts_digest(facts)
     done = manifests.read(plan.output)
     if done is not None:
         if done.get("plan") == digest:
@@ -102,10 +103,10 @@ def prepare(plan: Plan) -> dict[str, Any]:
         expected = sum(c["kept"] for c in counts)
         shards, duplicates, excluded = _write_shards(plan, stage, expected, excluded_keys)
         result = _manifest(plan, digest, counts, shards, duplicates, excluded, excluded_texts)
-        manifests.write(work, result)  # tells whose shards those are, should this stop half-way
+        manifests.write(work, result)  # says which shards are ours, if this stops half-way
         for shard in shards:
-            os.replace(work / shard["part"], plan.output / shard["file"])
-        os.replace(work / manifests.NAME, plan.output / manifests.NAME)
+            durable.finish_file(work / shard["part"], plan.output / shard["file"])
+        durable.finish_file(work / manifests.NAME, plan.output / manifests.NAME)
     except OSError as error:
         raise UserError(f"{plan.output}: {error.strerror or error}; nothing was finished") from None
     finally:
@@ -137,7 +138,7 @@ def _clear_output(output: Path) -> None:
     ours = {shard["file"]: shard["sha256"] for shard in manifest["shards"]}
     found = [*output.glob("train-*"), *output.glob("validation.parquet")]
     foreign = [
-        path for path in found if path.name not in ours or manifests.sha256(path) != ours[path.name]
+        path for path in found if path.name not in ours or file_digest(path) != ours[path.name]
     ]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -164,7 +165,7 @@ def _work_folder(output: Path, digest: str) -> Path:
 
 
 def _write_shards(
-    plan: Plan, stage: Stage, expected: int, excluded_keys: np.ndarray
+    plan: Preparation, stage: Stage, expected: int, excluded_keys: np.ndarray
 ) -> tuple[list[dict[str, Any]], int, int]:
     """Sorts, drops duplicates and excluded texts, writes shards under working names."""
     from tqdm import tqdm
@@ -195,7 +196,7 @@ def _write_shards(
         raise
 
 
-def _sorted(plan: Plan, stage: Stage) -> Iterator[tuple[np.ndarray, Any]]:
+def _sorted(plan: Preparation, stage: Stage) -> Iterator[tuple[np.ndarray, Any]]:
     """Keys, uint64 [N], and texts, a PyArrow array, in the order of the keys."""
     import duckdb
 
@@ -217,7 +218,7 @@ def _sorted(plan: Plan, stage: Stage) -> Iterator[tuple[np.ndarray, Any]]:
             if batch.num_rows:
                 yield batch.column(0).to_numpy(), batch.column(1)
     except duckdb.Error as error:
-        message = parquet.one_line(error)
+        message = first_line(error)
         raise UserError(f"sorting failed: {message}; give more --memory or disk space") from None
     finally:
         connection.close()
@@ -278,13 +279,13 @@ class _Shards:
     def _finish(self) -> None:
         self._writer.close()
         shard, path = self._written[-1], Path(self._writer.path)
-        shard |= {"bytes": path.stat().st_size, "sha256": manifests.sha256(path)}
+        shard |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
     def close(self) -> list[dict[str, Any]]:
         self._finish()
         train = [shard for shard in self._written if shard["split"] == "train" and shard["rows"]]
         if not train:
-            # Other settings or files are another plan, which cannot go on from what was staged.
+            # With other settings or files nothing that was staged could be used again.
             shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(
                 "nothing is left to train on after cleaning and setting validation apart"
@@ -301,7 +302,7 @@ class _Shards:
 
 
 def _manifest(
-    plan: Plan,
+    plan: Preparation,
     digest: str,
     counts: Sequence[dict[str, Any]],
     shards: Sequence[dict[str, Any]],

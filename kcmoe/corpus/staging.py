@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """First half of `kcmoe data prepare`: input files -> cleaned texts with a key, one staged file each.
 
-The key is a keyed hash of the cleaned text: sorting by it shuffles the corpus and brings equal texts
-together. Cleaning runs in worker processes, a bounded number of chunks at a time. A staged file appears
+The key is a keyed hash of the cleaned text: sorting by it shuffles the corpus and puts equal texts side by
+side. Cleaning runs in worker processes, a bounded number of chunks at a time. A staged file appears
 whole, with its counts, or not at all, so an interrupted run goes on with the next input.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from kcmoe.corpus.cleaning import Cleaner
 from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 
 LENIENT = "give --lenient"
 _ROW_BITS = 40  # ordinal = file number << 40 | row: which of two equal texts came first
@@ -139,9 +140,8 @@ class Stage:
             "dropped": dict(dropped + tally.dropped),
             "places": tally.places,
         }
-        partial = self.path(number).with_suffix(".part")
-        partial.write_text(json.dumps(counts, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, self.path(number).with_suffix(".json"))
+        text = json.dumps(counts, ensure_ascii=False)
+        durable.write_file(self.path(number).with_suffix(".json"), text.encode())
 
     def _cleaned(
         self, file: str, pool: concurrent.futures.Executor | None, tally: tables.Tally

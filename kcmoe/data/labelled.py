@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled sets as examples: a prompt, the word to generate, and the row they came from.
 
-Knows tasks and rows, not ids. Every row of an evaluation split comes back, empty documents included
-(the official NSMC test has three): they are scored, not lost. Where a task has no validation split,
-a fixed share of train is held out by the hash of the inputs.
+Every row of an evaluation split becomes an example, empty documents included (the official NSMC test has
+three), so that all of them are scored. Ids are made elsewhere.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`manifest.json` beside prepared shards: what they are, and whether they still are.
+"""`manifest.json` beside the shards of a corpus or labelled set: files, sizes, checksums, where from.
 
-Checked whenever a corpus is opened (presence and size) and whenever a shard is tokenized (checksum).
-A folder without a manifest is read as it is.
+Compared with the files whenever a corpus is opened (presence and size) and whenever a shard is tokenized
+(checksum). A folder without a manifest is read as it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import remote
+from kcmoe.io import durable, remote
+from kcmoe.io.hashing import file_digest
 
 NAME = "manifest.json"
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The manifest of a folder, or None where there is none.
 
     Raises:
-      UserError: if it is no manifest.
+      UserError: if it cannot be read as a manifest.
     """
     path = Path(folder) / NAME
     try:
@@ -40,11 +40,9 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def write(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:
-    """Writes the manifest; it appears whole or not at all."""
-    path = Path(folder) / NAME
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Writes the manifest; it appears whole or not at all. Raises `UserError` if the disk refuses."""
+    text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+    durable.write_file(Path(folder) / NAME, text.encode())
 
 
 def check(files: Sequence[str], strict: bool = True) -> None:
@@ -71,7 +69,7 @@ def check(files: Sequence[str], strict: bool = True) -> None:
                 problems.append(f"{path} is gone")
             elif name in present and os.path.getsize(path) != size:
                 problems.append(f"{path} has {os.path.getsize(path)} bytes, not {size}")
-        # Left by another run, whose texts would be read twice, or put there by hand.
+        # Left by another run, so that texts would be read twice, or put there by hand.
         more = [name for name in sorted(present - listed.keys()) if _split(name) in splits]
         unlisted += [f"{os.path.join(folder, name)} is none of the shards written" for name in more]
     _report(problems, strict)
@@ -90,7 +88,7 @@ def check_content(file: str, strict: bool = True) -> None:
     manifest = read(os.path.dirname(file))
     known = {shard["file"]: shard["sha256"] for shard in manifest["shards"]} if manifest else {}
     name = os.path.basename(file)
-    if name in known and sha256(file) != known[name]:
+    if name in known and file_digest(file) != known[name]:
         _report([f"{file} is not the shard that was written: its checksum differs"], strict)
 
 
@@ -98,13 +96,7 @@ def _report(problems: Sequence[str], strict: bool, mend: str = "prepare the corp
     for problem in problems:
         if strict:
             raise UserError(
-                f"{problem} ({NAME} beside it knows it otherwise); {mend}, or set DATA_STRICT = False "
-                "to go on with what is there"
+                f"{problem}, so the folder is not as its {NAME} says; {mend}, or set DATA_STRICT = "
+                "False to go on with what is there"
             )
         _log.warning("%s", problem)
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Checksum of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import remote
+from kcmoe.io import durable, remote
+from kcmoe.io.wording import first_line
 
 ROW_GROUP_ROWS = 20_000
 
@@ -38,7 +40,7 @@ def open_file(path: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {one_line(error)}") from None
+        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from None
 
 
 class Damaged(Exception):
@@ -73,7 +75,7 @@ def read_group(
         if rows != expected:
             raise pa.ArrowInvalid(f"{rows} rows where the footer says {expected}")
     except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
-        raise Damaged(one_line(error), expected) from None
+        raise Damaged(first_line(error), expected) from None
 
 
 def check_types(file: Any, path: str, columns: Sequence[str], lists: Sequence[str]) -> None:
@@ -125,18 +127,15 @@ class Writer:
         self.rows += table.num_rows
 
     def close(self) -> None:
-        """Finishes the file and gives it its name."""
+        """Finishes the file and gives it its name once it is on the disk."""
         self._writer.close()
-        os.replace(self._partial, self.path)
+        durable.finish_file(Path(self._partial), Path(self.path))
 
     def abandon(self) -> None:
         """Removes what was written."""
-        with contextlib.suppress(OSError):  # the full disk that is the reason, once more
+        with contextlib.suppress(
+            OSError
+        ):  # closing writes, which fails again where the disk is full
             self._writer.close()
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._partial)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough for a message."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

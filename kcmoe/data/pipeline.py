@@ -2,8 +2,8 @@
 """Batches for training and evaluation: tasks + vocabulary + lengths -> arrays by step.
 
 `Batches.at(step)` is a pure function, so resuming is asking for the next step; `Batches.iterate` makes
-steps ahead in Grain worker processes, which changes the speed and never the batches. No host or device
-count enters anywhere: a host that wants its part of a batch asks for its rows.
+steps ahead in Grain worker processes, which changes the speed but not the batches. The number of hosts and
+devices plays no part: a host asks for the rows of the batch that it needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from kcmoe.config.data import DataConfig
 from kcmoe.data import labelled, splits
 from kcmoe.data.features import Features, Lengths, Ragged, with_eos
-from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
+from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows, RowSettings
 from kcmoe.data.span_corruption import Noise
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
@@ -134,7 +134,7 @@ class Batches:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """In a worker: what asks the whole process group to stop is the parent's to answer."""
+    """Prepares a worker: signals sent to the whole process group are left to the parent."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -142,7 +142,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker of Grain's would wait for a parent that was killed until the machine stops."""
+    """Ends this worker with its parent; Grain's workers go on waiting for a parent that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -150,7 +150,7 @@ def _end_with_parent() -> None:
 
 
 class _Steps:
-    """Steps as Grain's random access source."""
+    """Gives Grain the batch of any step."""
 
     def __init__(self, batches: Batches, start: int, stop: int | None):
         self._batches, self._start = batches, start
@@ -187,12 +187,12 @@ def train_batches(
     if batch_size < 1:
         raise UserError(f"BATCH_SIZE = {batch_size}, but it must be at least 1")
     sizes = Lengths.of(lengths)
+    settings = RowSettings(sizes, seed, data.pack, noise=noise_of(data))
 
     def rows(one: Task) -> Rows:
         if one.kind == "span_corruption":
             cache = corpus(one, "train", vocabulary, data)
-            noise = noise_of(data)
-            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=data.pack, noise=noise)
+            return CorpusRows(one.name, cache, vocabulary, settings)
         inputs, targets = tokenize_examples(
             labelled.iter_examples(one, "train", data.data_dir, strict=data.strict),
             vocabulary,
@@ -200,7 +200,7 @@ def train_batches(
         )
         if not inputs.lengths.size:
             raise UserError(f"task {one.name}: the train split has no rows")
-        return LabelledRows(one.name, inputs, targets, sizes, seed, pack=data.pack)
+        return LabelledRows(one.name, inputs, targets, settings)
 
     if isinstance(task, Mixture):
         parts = [(rows(one), weight) for one, weight in task.weights]
@@ -295,19 +295,18 @@ def eval_batches(
     first 1,280 held out of NSMC are 77 % positive, all of them 49 %.
     """
     sizes = Lengths.of(lengths)
+    settings = RowSettings(sizes, shuffle=False, noise=noise_of(data))
     limit = max_batches * batch_size if max_batches else None
     if task.kind == "span_corruption":
         cache = corpus(task, split, vocabulary, data)
-        segments = CorpusRows(
-            task.name, cache, vocabulary, sizes, 0, pack=False, shuffle=False, noise=noise_of(data)
-        )
+        segments = CorpusRows(task.name, cache, vocabulary, settings)
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
     every = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     count = min(len(every), limit or len(every))
     examples = tuple(labelled.spread(every, count) if spread else every[:count])
     inputs, targets = tokenize_examples(iter(examples), vocabulary, sizes)
-    rows = LabelledRows(task.name, inputs, targets, sizes, seed=0, shuffle=False)
+    rows = LabelledRows(task.name, inputs, targets, settings)
     return EvalBatches(
         examples, len(examples), batch_size, lambda r, size: rows.place(r, np.arange(r.size), size)
     )

@@ -7,6 +7,7 @@ sequence, so any batch can be made at once and resuming costs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -49,6 +50,25 @@ class Rows(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+    """How rows are made of a corpus or of examples.
+
+    Attributes:
+      lengths: tokens of inputs and targets per row.
+      seed: decides order, packing and noise.
+      pack: whether segment ids and positions are given, and several examples share a row.
+      shuffle: whether rows come in another order each epoch, or always in that of the files.
+      noise: of span corruption.
+    """
+
+    lengths: Lengths
+    seed: int = 0
+    pack: bool = False
+    shuffle: bool = True
+    noise: Noise = PRETRAINING
+
+
 class CorpusRows:
     """Segments of a corpus under span corruption.
 
@@ -62,19 +82,14 @@ class CorpusRows:
         name: str,
         cache: TokenCache,
         vocabulary: Vocabulary,
-        lengths: Lengths,
-        seed: int,
-        *,
-        pack: bool = True,
-        shuffle: bool = True,
-        noise: Noise = PRETRAINING,
+        settings: RowSettings,
     ):
         """Raises `UserError` where lengths do not fit or the corpus is shorter than one segment."""
+        lengths, noise, seed = settings.lengths, settings.noise, settings.seed
         self.counts = span_corruption.check_lengths(
             lengths.inputs, lengths.targets, vocabulary.num_sentinels, noise
         )
-        self._cache, self._lengths, self._pack = cache, lengths, pack
-        self._noise, self._shuffle = noise, shuffle
+        self._cache, self._settings = cache, settings
         self._first_sentinel, self._eos = vocabulary.sentinel_id(0), vocabulary.eos_id
         self.rows_per_epoch = cache.num_tokens // self.counts.tokens
         if not self.rows_per_epoch:
@@ -82,24 +97,25 @@ class CorpusRows:
                 f"task {name}: {cache.num_tokens} tokens of text are less than one row of "
                 f"{self.counts.tokens}; give more text or shorter TASK_FEATURE_LENGTHS"
             )
-        self._name, self._seed = name, seed
+        self._name = name
         self._order = EpochOrder(self.rows_per_epoch, seed, name)
         self._noise_key = make_key("noise", name, seed)
-        self.fingerprint = _digest(name, cache.digest, seed, lengths, noise, pack)
+        self.fingerprint = _digest(name, cache.digest, seed, lengths, noise, settings.pack)
 
     def take(self, rows: np.ndarray) -> Features:
         """See `Rows.take`."""
         mask = span_corruption.noise_masks(
-            hashes(self._noise_key, rows), self.counts.tokens, self._noise
+            hashes(self._noise_key, rows), self.counts.tokens, self._settings.noise
         )
         inputs, targets = span_corruption.corrupt(
             self.segments(rows), mask, self._first_sentinel, self._eos
         )
-        sides = (
-            one_per_row(inputs, self._lengths.inputs),
-            one_per_row(targets, self._lengths.targets),
+        lengths = self._settings.lengths
+        return model_features(
+            one_per_row(inputs, lengths.inputs),
+            one_per_row(targets, lengths.targets),
+            self._settings.pack,
         )
-        return model_features(*sides, self._pack)
 
     def segments(self, rows: np.ndarray) -> np.ndarray:
         """The tokens of these rows before corruption, int32 [B, tokens]."""
@@ -107,12 +123,14 @@ class CorpusRows:
 
     def segment_starts(self, rows: np.ndarray) -> np.ndarray:
         """The first token of each row's segment, int64 [B]."""
-        if not self._shuffle:
+        if not self._settings.shuffle:
             return np.asarray(rows, np.int64) * self.counts.tokens % self._cache.num_tokens
         epochs, segments = self._order(rows)
         # Each epoch cuts at other places, so that the same words do not always share a row.
         distinct, where = np.unique(epochs, return_inverse=True)
-        keys = [make_key("phase", self._name, self._seed, int(epoch)) for epoch in distinct]
+        keys = [
+            make_key("phase", self._name, self._settings.seed, int(epoch)) for epoch in distinct
+        ]
         phases = np.array([int(key) % self._cache.num_tokens for key in keys], np.int64)
         return (phases[where] + segments * self.counts.tokens) % self._cache.num_tokens
 
@@ -124,22 +142,12 @@ class CorpusRows:
 class LabelledRows:
     """Examples of a labelled set, one or several to a row."""
 
-    def __init__(
-        self,
-        name: str,
-        inputs: Ragged,
-        targets: Ragged,
-        lengths: Lengths,
-        seed: int,
-        *,
-        pack: bool = False,
-        shuffle: bool = True,
-    ):
-        """Takes sequences that end in EOS and fit `lengths`; see `pipeline.tokenize_examples`."""
-        self.inputs, self.targets = inputs, targets
-        self._lengths, self._pack, self._shuffle = lengths, pack, shuffle
+    def __init__(self, name: str, inputs: Ragged, targets: Ragged, settings: RowSettings):
+        """Takes sequences that end in EOS and fit the lengths; see `pipeline.tokenize_examples`."""
+        self.inputs, self.targets, self._settings = inputs, targets, settings
+        lengths, seed = settings.lengths, settings.seed
         count = inputs.lengths.size
-        if pack:
+        if settings.pack:
             order = permute(np.arange(count), count, make_key("pack", name, seed))
             self.packing = packing.first_fit(inputs.lengths, targets.lengths, lengths, order)
         else:
@@ -147,19 +155,23 @@ class LabelledRows:
         self.rows_per_epoch = self.packing.num_rows
         self._order = EpochOrder(self.rows_per_epoch, seed, name)
         content = hashlib.sha256(inputs.tokens.tobytes() + targets.tokens.tobytes()).hexdigest()
-        self.fingerprint = _digest(name, content, seed, lengths, pack)
+        self.fingerprint = _digest(name, content, seed, lengths, settings.pack)
 
     def take(self, rows: np.ndarray) -> Features:
         """See `Rows.take`."""
-        elements = self._order(rows)[1] if self._shuffle else np.asarray(rows) % self.rows_per_epoch
+        elements = (
+            self._order(rows)[1]
+            if self._settings.shuffle
+            else np.asarray(rows) % self.rows_per_epoch
+        )
         return self.place(*self.packing.of_rows(elements), num_rows=len(rows))
 
     def place(self, members: np.ndarray, rows: np.ndarray, num_rows: int) -> Features:
         """Features of `num_rows` rows in which example `members[k]` stands in row `rows[k]`."""
-        where, lengths = (members, rows, num_rows), self._lengths
+        where, lengths = (members, rows, num_rows), self._settings.lengths
         inputs = several_per_row(self.inputs, *where, lengths.inputs)
         targets = several_per_row(self.targets, *where, lengths.targets)
-        return model_features(inputs, targets, self._pack)
+        return model_features(inputs, targets, self._settings.pack)
 
     def changed_sources(self) -> list[str]:
         """Nothing: the examples are in memory."""

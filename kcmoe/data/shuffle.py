@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers and orders that are functions of their place, not of what was drawn before.
 
-Element i of a shuffled epoch, or the noise of row r, is computed directly, so that any step's batch can
-be made at once, on any worker, without replaying the steps before it. The permutation is a balanced
+Element i of a shuffled epoch, or the noise of row r, is computed directly, so that the batch of any step
+can be made by any worker without making those before it. The permutation is a balanced
 Feistel network with cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002);
 the mixing function is the finalizer of SplitMix64 (Steele et al., 2014).
 """
@@ -59,7 +59,7 @@ def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
         for round_key in rounds:
             left, right = right, left ^ (hashes(round_key, right) & low)
         values[todo] = (left << half_bits) | right
-        # The network permutes the next power of four; who falls outside the domain walks on.
+        # The network permutes a power of four; values outside range(size) are permuted again.
         todo = todo[values[todo] >= np.uint64(size)]
     return values.astype(np.int64)
 

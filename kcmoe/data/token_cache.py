@@ -2,7 +2,7 @@
 """A corpus as plain files of token ids, built on first use, so that any token is one read away.
 
 Each source file becomes a folder with `tokens.bin` (ids one after another, little-endian), `ends.bin`
-(where each document ends) and `manifest.json` (source, sizes, checksums, what was left out). A folder
+(where each document ends) and `tokens.json` (source, sizes, checksums, what was left out). A folder
 appears whole or not at all; an interrupted build goes on with the next file. The name of a folder
 depends on the source's size and time, the vocabulary and the settings, so a changed source is read anew.
 Reads use `pread`, not a memory map: a file that shrinks gives an error with its name, not a dead process.
@@ -11,7 +11,6 @@ Reads use `pread`, not a memory map: a file that shrinks gives an error with its
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.data import manifest as manifests
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
-from kcmoe.io import remote
+from kcmoe.io import hashing, remote
+
+FACTS = "tokens.json"
+_FORMER_FACTS = "manifest.json"  # in folders built before this name was left to prepared corpora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +72,23 @@ def stamp(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is gone or cannot be read ({error})") from None
 
 
+def facts_file(folder: Path) -> Path | None:
+    """The file that says what is in a folder of the cache; None where there is no such folder yet."""
+    found = (folder / name for name in (FACTS, _FORMER_FACTS))
+    return next((path for path in found if path.exists()), None)
+
+
 class Shard:
     """The tokens of one source file, in the cache."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            text = (folder / "manifest.json").read_text(encoding="utf-8")
-            self.manifest: dict[str, Any] = json.loads(text)
-            self.num_tokens: int = self.manifest["tokens"]
-            self.num_documents: int = self.manifest["documents"]
-            self.dtype = np.dtype(self.manifest["dtype"])
+            text = (facts_file(folder) or folder / FACTS).read_text(encoding="utf-8")
+            self.facts: dict[str, Any] = json.loads(text)
+            self.num_tokens: int = self.facts["tokens"]
+            self.num_documents: int = self.facts["documents"]
+            self.dtype = np.dtype(self.facts["dtype"])
             self._check_files()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -90,13 +97,13 @@ class Shard:
         self._handle: int | None = None
 
     def _check_files(self) -> None:
-        for name, known in self.manifest["files"].items():
+        for name, known in self.facts["files"].items():
             status = os.stat(self.folder / name)
             if status.st_size != known["size"]:
                 raise ValueError(f"{name} has {status.st_size} bytes, not {known['size']}")
             if (
                 status.st_mtime_ns != known["mtime_ns"]
-                and manifests.sha256(self.folder / name) != known["sha256"]
+                and hashing.file_digest(self.folder / name) != known["sha256"]
             ):
                 raise ValueError(f"{name} does not match its checksum")
 
@@ -134,8 +141,8 @@ class TokenCache:
         np.cumsum([shard.num_tokens for shard in self.shards], out=self._starts[1:])
         self.num_tokens = int(self._starts[-1])
         self.num_documents = sum(shard.num_documents for shard in self.shards)
-        checksums = [shard.manifest["files"]["tokens.bin"]["sha256"] for shard in self.shards]
-        self.digest = hashlib.sha256("".join(checksums).encode()).hexdigest()
+        checksums = [shard.facts["files"]["tokens.bin"]["sha256"] for shard in self.shards]
+        self.digest = hashing.sha256("".join(checksums).encode())
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Windows of the ring; the last token is followed by the first.
@@ -173,7 +180,7 @@ class TokenCache:
         """Source files that vanished or changed since they were read, each with the reason."""
         changed = []
         for shard in self.shards:
-            known = shard.manifest["source"]
+            known = shard.facts["source"]
             try:
                 if stamp(known["path"]) != known:
                     changed.append(f"{known['path']} changed")

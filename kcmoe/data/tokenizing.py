@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the token cache: files of text -> folders of ids, several files at a time, each whole or not at all.
+"""Builds the token cache: files of text -> folders of ids, several files at a time.
 
-See `token_cache` for what lies in a folder. Progress is shown by rows, or by files where several
-processes work.
+See `token_cache` for what is in a folder. Progress is shown by rows, or by files where several processes
+work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,8 +22,9 @@ import numpy as np
 
 from kcmoe.data import manifest as manifests
 from kcmoe.data import tables
-from kcmoe.data.token_cache import Shard, Source, TokenCache, stamp
+from kcmoe.data.token_cache import FACTS, Shard, Source, TokenCache, facts_file, stamp
 from kcmoe.errors import UserError
+from kcmoe.io import durable, hashing
 from kcmoe.vocabulary import Vocabulary
 
 # A longer text is a missing line break, not a comment; SentencePiece would take gigabytes for it.
@@ -61,7 +61,7 @@ def open_cache(
     """
     manifests.check(files, source.strict)
     folders = {path: shard_folder(path, source, vocabulary, cache_dir) for path in files}
-    todo = [path for path in files if not (folders[path] / "manifest.json").exists()]
+    todo = [path for path in files if not facts_file(folders[path])]
     if todo:
         _build(todo, source, vocabulary, cache_dir, processes)
     cache = TokenCache([Shard(folders[path]) for path in files])
@@ -106,7 +106,7 @@ def _build(
 def shard_folder(path: str, source: Source, vocabulary: Vocabulary, cache_dir: str) -> Path:
     """Where the cache of one source file lies."""
     facts = {"stamp": stamp(path), "source": dataclasses.asdict(source), "version": _VERSION}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    key = hashing.facts_digest(facts)[:20]
     return Path(cache_dir) / vocabulary.digest[:12] / key
 
 
@@ -126,24 +126,15 @@ def build_shard(
       UserError: damaged source, full disk, or a folder that cannot be written.
     """
     folder = shard_folder(path, source, vocabulary, cache_dir)
-    if (folder / "manifest.json").exists():
+    if facts_file(folder):
         return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, path, source, vocabulary, threads, progress or (lambda rows: None))
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not (folder / "manifest.json").exists():  # else another process was faster
-                raise
-    except OSError as error:
-        raise UserError(
-            f"the token cache {cache_dir} cannot be written: {error}; set CACHE_DIR"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with durable.staged(folder) as partial:
+            _write(partial, path, source, vocabulary, threads, progress or (lambda rows: None))
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise UserError(f"the token cache: {error}; set CACHE_DIR") from None
+        raise
     return folder
 
 
@@ -188,7 +179,7 @@ def _write(
         status = os.stat(folder / name)
         size, mtime = status.st_size, status.st_mtime_ns
         files[name] = {"size": size, "mtime_ns": mtime, "sha256": digest.hexdigest()}
-    manifest = {
+    facts = {
         "source": known,
         "tokens": tokens,
         "documents": documents,
@@ -199,8 +190,8 @@ def _write(
         "places": tally.places,
         "files": files,
     }
-    text = json.dumps(manifest, ensure_ascii=False, indent=1)
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
+    (folder / FACTS).write_text(text, encoding="utf-8")
 
 
 def _encoded(

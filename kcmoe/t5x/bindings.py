@@ -23,8 +23,10 @@ import jax  # noqa: E402
 import seqio  # noqa: E402
 
 from kcmoe.config import gin_files  # noqa: E402
+from kcmoe.config.data import DataConfig  # noqa: E402
 from kcmoe.config.fields import check_names  # noqa: E402
 from kcmoe.data import splits as data_splits  # noqa: E402
+from kcmoe.data.pipeline import noise_of  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
@@ -80,8 +82,10 @@ def task_name(splits: Sequence[str]) -> str:
         for split in splits:
             if split != "validation" or split in part.splits:
                 data_splits.split_files(part, split, data_dir)
-    strict = macros.get("DATA_STRICT", True)
-    return seqio_tasks.register(task, data_dir, macros.get("VOCABULARY_FILE"), strict=strict)
+    data = DataConfig.from_macros(macros)
+    return seqio_tasks.register(
+        task, data_dir, data.vocabulary_file, strict=data.strict, noise=noise_of(data)
+    )
 
 
 @_one_line

@@ -111,7 +111,7 @@ class Task:
         """The text the model learns to generate for `value` of the target column.
 
         Raises:
-          ValueError: if the value is no label of this task, or no number where one is needed.
+          ValueError: if the value is not a label of this task, or not a number where one is needed.
         """
         if self.target_step:
             return format_number(float(value), self.target_step)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in actions:
         hint = near_misses(argv[0], actions)
         raise UserError(
-            f"tokenizer does not {argv[0]}.{hint} It is `kcmoe tokenizer train` or `report`"
+            f"no action {argv[0]}.{hint} Actions: `kcmoe tokenizer train` and `kcmoe tokenizer report`"
         )
     return actions[argv[0]](argv[1:])
 
@@ -62,7 +62,7 @@ def _train(argv: Sequence[str]) -> int:
     add_gin_arguments(parser)
     args, macros = parse_with_gin(parser, argv)
     if not args.gin_file:
-        raise UserError("which settings? Add --gin_file=configs/tokenizer/unigram_32k.gin")
+        raise UserError("no settings are given: add --gin_file=configs/tokenizer/unigram_32k.gin")
 
     from kcmoe.tokenizer import trainer
     from kcmoe.tokenizer.settings import TokenizerConfig
@@ -108,7 +108,9 @@ def _report(argv: Sequence[str]) -> int:
     parser.add_argument("--plot", metavar="FILE.png", help="also draw the measures")
     args = parser.parse_args(argv)
     if not args.text:
-        raise UserError("which text? Add --text=FILE, e.g. --text=data/comments/validation.parquet")
+        raise UserError(
+            "no text is given: add --text=FILE, e.g. --text=data/comments/validation.parquet"
+        )
     if args.lines < 0:
         raise UserError(f"--lines={args.lines}, but it must be 1 or more")
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lines a vocabulary learns from: out of any corpus, a sample that fits in memory.
 
-Formats and their faults are `kcmoe.data.tables`' business; here texts become clean lines of bounded
-length, and reservoir sampling (Li 1994, algorithm L) keeps a fixed number of them, each line of the
-corpus with the same chance, whatever the size of the corpus.
+`kcmoe.data.tables` reads the formats. Here texts become clean lines of bounded length, and reservoir
+sampling (Li 1994, algorithm L) keeps a fixed number of them, each line of the corpus with the same chance,
+whatever the size of the corpus.
 """
 
 from __future__ import annotations
@@ -64,10 +64,9 @@ def measure(paths: Sequence[str], column: str) -> Size:
 
 def _bytes_of(path: str) -> int:
     """Size of a text file once unpacked, roughly."""
-    with text_formats.open_text(
+    text_formats.open_text(
         path, "utf-8"
-    ):  # names what is wrong with a file that does not open
-        pass
+    ).close()  # says what is wrong with a file that does not open
     if remote.is_remote(path):
         filesystem, name = remote.fsspec().core.url_to_fs(path)
         size = int(filesystem.size(name) or 0)

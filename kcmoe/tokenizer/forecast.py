@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory and time a vocabulary will take, told before it starts.
 
-The rates were measured on the 697,033 lines of `vocab/README.md` with two cores; they are there so that
-nobody waits hours for a run that cannot end, not as a promise.
+The rates were measured on the 697,033 lines of `vocab/README.md` with two cores. They are rough: enough to
+see beforehand that a run would take hours or not fit in memory.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a SentencePiece model after training: the twin with sentinels, and files whole or absent.
+"""What is done to a SentencePiece model after training: the twin with sentinels, and durable writing.
 
 A model file is a protocol buffer, read with the definition that SentencePiece ships.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def add_sentinels(model: bytes, count: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, with its folder, that is either complete or, whenever the process dies, as it was.
+    """Writes a file, and its folder where there is none, so that it is complete or as it was.
 
     Raises:
       UserError: if it cannot be written.
@@ -89,8 +88,3 @@ def write_whole(path: Path, data: bytes) -> None:
     with durable.user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_file(path, data)
-
-
-def sha256(data: bytes) -> str:
-    """Checksum in hex."""
-    return hashlib.sha256(data).hexdigest()

@@ -3,7 +3,7 @@
 
 The only file that imports MeCab, and only when a boundary is asked for. Processes are started fresh
 (`spawn`), since a fork under PyArrow's or JAX's threads may hang; results come back in order, so the
-number of processes never shows in them.
+number of processes does not change them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _worker_normalizer: Any = None
 
 def _start(options: Mapping[str, str], marked: bool) -> None:
     global _worker_normalizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is left to the parent
     _worker_normalizer = normalization.normalizer(options)
     if marked:
         require()
@@ -99,7 +99,7 @@ def prepare_all(
       UserError: if MeCab is not installed, or the system stopped a process (most often for memory).
     """
     if marked:
-        require()  # here, for its message: a failing initializer only breaks the pool
+        require()  # here, since the message of a failing initializer would be lost
     pending: collections.deque[concurrent.futures.Future[list[str]]] = collections.deque()
     pool = concurrent.futures.ProcessPoolExecutor(
         workers,
@@ -117,7 +117,7 @@ def prepare_all(
             yield from pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a MeCab process did not live, most often because memory ran out (set TOKENIZER_WORKERS "
+            "a MeCab process ended early, most often because memory ran out (set TOKENIZER_WORKERS "
             "lower), or because a script called this outside `if __name__ == '__main__':`"
         ) from None
     finally:

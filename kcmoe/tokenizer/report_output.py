@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kcmoe.errors import UserError
+from kcmoe.io.wording import markdown
 from kcmoe.tokenizer import model_file
 from kcmoe.tokenizer.report import KINDS, Measures
 
@@ -61,19 +62,7 @@ def tables(measures: Sequence[Measures]) -> str:
             *names(models),
         ]
         cells = [header, *([label, *map(show, models)] for label, show in _rows())]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-        lines = [
-            f"| {row[0]:<{widths[0]}} | "
-            + " | ".join(
-                f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)
-            )
-            + " |"
-            for row in cells
-        ]
-        rule = (
-            f"| {'-' * widths[0]} | " + " | ".join("-" * (w - 1) + ":" for w in widths[1:]) + " |"
-        )
-        parts += ["\n".join([lines[0], rule, *lines[1:]]), _examples(models)]
+        parts += ["\n".join(markdown(cells)), _examples(models)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -98,7 +87,7 @@ def write_plot(measures: Sequence[Measures], path: Path) -> None:
     """Draws bars: texts side by side within models, one panel per measure.
 
     Raises:
-      UserError: if matplotlib is missing or the file's ending is no picture format.
+      UserError: if matplotlib is missing or the file's ending names no picture format.
     """
     try:
         from matplotlib.figure import Figure

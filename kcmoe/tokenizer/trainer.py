@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a corpus to the two model files: sample, mark morphemes, choose seeds, fit, finish.
 
-Model, twin and record are written when all three are made, each at once or not at all, the record with the
-checksums of both last: a run that is interrupted leaves the previous three, or in that moment a record
-whose checksums show that they do not belong together. The same corpus, settings and versions give the
+Model, twin and record are written when all three are made, the record with the checksums of the others last.
+A run that is interrupted leaves the previous three or, if it stops between two of them, a record whose
+checksums differ from the models'. The same corpus, settings and versions give the
 same bytes: files are read in order, the sample is seeded, processes return in order, and no path or time
 enters a model.
 """
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.data import tables
+from kcmoe.io.hashing import sha256
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
 from kcmoe.tokenizer.settings import TokenizerConfig
 
-# What becomes of the marks between morphemes before SentencePiece sees the lines.
+# What the marks between morphemes are replaced by before SentencePiece gets the lines.
 _MARKS = {"delimiter": normalization.DELIMITER, "spaces": " ", "none": ""}
 
 
@@ -40,7 +41,7 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Trained:
     """What a training run made."""
 
     model: Path
@@ -50,7 +51,7 @@ class Result:
     peak_bytes: int
 
 
-def train(config: TokenizerConfig, say: Callable[[str], None]) -> Result:
+def train(config: TokenizerConfig, say: Callable[[str], None]) -> Trained:
     """Trains the vocabulary and its twin and writes them with a record of how they came about.
 
     Args:
@@ -121,7 +122,7 @@ def _sample(
 
 def learn(
     config: TokenizerConfig, prepared: Prepared, folder: Path, say: Callable[[str], None]
-) -> Result:
+) -> Trained:
     """Fits pieces to prepared lines and writes model, twin and record; `folder` is for what lies between."""
     options = _options(config, folder)
     model = Path(config.output)
@@ -154,7 +155,7 @@ def learn(
     model_file.write_whole(config.twin, twin)
     record = model.with_suffix(".json")
     model_file.write_whole(record, _record(config, prepared, base, twin))
-    return Result(model, config.twin, record, prepared.lines, peak)
+    return Trained(model, config.twin, record, prepared.lines, peak)
 
 
 def _options(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
@@ -221,8 +222,8 @@ def _record(config: TokenizerConfig, prepared: Prepared, base: bytes, twin: byte
         "lines": prepared.lines,
         "lines_sha256": prepared.sha256,
         "models": {
-            Path(config.output).name: model_file.sha256(base),
-            config.twin.name: model_file.sha256(twin),
+            Path(config.output).name: sha256(base),
+            config.twin.name: sha256(twin),
         },
     }
     return (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode()

@@ -15,7 +15,7 @@ import pytest
 
 from kcmoe.corpus import exclusion, staging
 from kcmoe.corpus.cleaning import RULES, Cleaner
-from kcmoe.corpus.prepare import MIN_MEMORY_BYTES, Plan, prepare
+from kcmoe.corpus.prepare import MIN_MEMORY_BYTES, Preparation, prepare
 from kcmoe.corpus.staging import Reading
 from kcmoe.errors import UserError
 
@@ -66,7 +66,7 @@ def inputs(tmp_path) -> list[str]:
     return [str(first), str(second)]
 
 
-def plan(inputs, output, **changes) -> Plan:
+def plan(inputs, output, **changes) -> Preparation:
     fields = {
         "files": inputs,
         "output": Path(output),
@@ -75,7 +75,7 @@ def plan(inputs, output, **changes) -> Plan:
         "validation_rows": 100,
         "memory_bytes": MIN_MEMORY_BYTES,
     }
-    return Plan(**{**fields, **changes})
+    return Preparation(**{**fields, **changes})
 
 
 def shards(folder) -> dict[str, list[str]]:

@@ -17,6 +17,8 @@ from kcmoe.data.splits import held_out
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
+from kcmoe.io import durable
+from kcmoe.io.hashing import file_digest
 from kcmoe.vocabulary import Vocabulary
 
 TEXTS = [f"{n}번째 댓글입니다 정말 재밌네요" for n in range(300)]
@@ -54,7 +56,7 @@ def test_the_ring_holds_every_token_in_order(corpus, vocabulary, tmp_path):
     assert cache.document_lengths(250).tolist() == [len(vocabulary.encode(t)) for t in TEXTS[:250]]
     long = cache.read(np.array([5]), 2 * len(whole))
     assert long[0].tolist() == (whole * 3)[5 : 5 + 2 * len(whole)]
-    left_out = [shard.manifest["left_out"] for shard in cache.shards]
+    left_out = [shard.facts["left_out"] for shard in cache.shards]
     assert left_out == [{"empty": 2}] * 3
 
 
@@ -89,7 +91,7 @@ def test_an_interrupted_build_leaves_nothing_and_goes_on(corpus, vocabulary, tmp
     monkeypatch.setattr(tokenizing, "_write", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         opened(corpus, vocabulary, tmp_path)
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob(f"*{durable.TEMPORARY}*"))
     opened(corpus, vocabulary, tmp_path)
     assert calls == [corpus[0], corpus[1], corpus[1], corpus[2]]
 
@@ -103,7 +105,7 @@ from kcmoe.data.tokenizing import open_cache
 from kcmoe.vocabulary import Vocabulary
 folder, column = {str(tmp_path)!r}, {"본문"!a}
 cache = open_cache([folder + "/a.tsv"], Source(column=column), Vocabulary(), folder + "/cache")
-assert cache.shards[0].manifest["settings"]["column"] == column
+assert cache.shards[0].facts["settings"]["column"] == column
 """
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | ascii_only)
@@ -158,7 +160,7 @@ def test_absurd_lengths_are_left_out_and_said(vocabulary, tmp_path, caplog):
     path.write_text("보통 댓글입니다\n" + "가" * 1_000_001, encoding="utf-8")
     cache = opened([str(path)], vocabulary, tmp_path)
     assert cache.num_documents == 1
-    assert cache.shards[0].manifest["left_out"] == {"too long": 1}
+    assert cache.shards[0].facts["left_out"] == {"too long": 1}
     assert "1 x too long; first at" in caplog.text
 
 
@@ -176,7 +178,7 @@ def test_a_cache_folder_that_cannot_be_written(corpus, vocabulary, tmp_path):
 
 def test_manifest_beside_the_shards(corpus, vocabulary, tmp_path):
     shards = [
-        {"file": os.path.basename(f), "bytes": os.path.getsize(f), "sha256": manifests.sha256(f)}
+        {"file": os.path.basename(f), "bytes": os.path.getsize(f), "sha256": file_digest(f)}
         for f in corpus
     ]
     names = [f"train-{n}.txt" for n in range(3)]
@@ -215,3 +217,13 @@ def test_manifest_beside_the_shards(corpus, vocabulary, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"shards": [{}]}))
     with pytest.raises(UserError, match=r"manifest.json is damaged"):
         opened(files, vocabulary, tmp_path)
+
+
+def test_folders_built_under_the_former_name_are_read(corpus, vocabulary, tmp_path):
+    before = opened(corpus, vocabulary, tmp_path)
+    for shard in before.shards:
+        (shard.folder / "tokens.json").rename(shard.folder / "manifest.json")
+    times = [(shard.folder / "tokens.bin").stat().st_mtime_ns for shard in before.shards]
+    again = opened(corpus, vocabulary, tmp_path)
+    assert again.digest == before.digest
+    assert [(s.folder / "tokens.bin").stat().st_mtime_ns for s in again.shards] == times

@@ -13,6 +13,7 @@ import pytest
 
 from kcmoe.config.data import DataConfig
 from kcmoe.data import pipeline
+from kcmoe.data.span_corruption import Noise
 from kcmoe.errors import UserError
 from kcmoe.tasks import registry as tasks
 from kcmoe.vocabulary import Vocabulary
@@ -107,14 +108,21 @@ def test_a_sentinel_in_a_comment_stays_text(tmp_path: Path, vocabulary: Vocabula
     assert max(map(max, ids)) < vocabulary.size - vocabulary.num_sentinels
 
 
-def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize(
+    ("density", "span", "targets", "tokens"), [(0.15, 3.0, 32, 141), (0.25, 2.0, 55, 145)]
+)
+def test_span_corruption_has_the_statistics_of_the_engine(
+    vocabulary: Vocabulary, density: float, span: float, targets: int, tokens: int
+) -> None:
     from kcmoe.t5x.tasks import register
 
-    task, lengths, count = tasks.named_task("sample_pretrain"), {"inputs": 128, "targets": 32}, 96
-    register(task)
+    task, count = tasks.named_task("sample_pretrain"), 96
+    lengths, noise = {"inputs": 128, "targets": targets}, Noise(density, span)
+    register(task, noise=noise)
     found = converted(task.name, "train", lengths, seed=1)
     theirs = [next(found) for _ in range(count)]
-    ours = pipeline.train_batches(task, vocabulary, lengths, count, 1, DataConfig()).at(0)
+    data = DataConfig(noise_density=density, mean_noise_span_length=span)
+    ours = pipeline.train_batches(task, vocabulary, lengths, count, 1, data).at(0)
 
     def facts(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         first = vocabulary.size - vocabulary.num_sentinels
@@ -129,11 +137,11 @@ def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary
         for k in ("encoder_input_tokens", "decoder_target_tokens")
     ]
     t5 = facts(*stacked)
-    tokens, *noise = facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"])
-    np.testing.assert_allclose(noise, t5[1:], rtol=0.02)
-    np.testing.assert_allclose(noise, [0.149, 3.0], rtol=0.02)
+    segment, *found_noise = facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"])
+    np.testing.assert_allclose(found_noise, t5[1:], rtol=0.02)
+    np.testing.assert_allclose(found_noise, [density, span], rtol=0.02)
     # t5 concatenates 128 texts at a time, and what is left over at their end is a shorter segment.
-    assert 0.95 * tokens < t5[0] <= tokens == 141
+    assert 0.95 * segment < t5[0] <= segment == tokens
 
 
 def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
