@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     if args.predictions:
         _check_writable(args.predictions)
 
-    from kcmoe.training import compilation_cache
+    from kcmoe.io import compilation_cache
 
     compilation_cache.enable()
     loaded = loading.load(checkpoint, given=given)

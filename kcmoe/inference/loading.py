@@ -181,9 +181,9 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     import numpy as np
 
     from kcmoe.checkpoint.restoring import restore
-    from kcmoe.training.state import init_params
+    from kcmoe.model.interface import param_shapes
 
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    shapes = param_shapes(model)
     here = reader.scan()[0]
     expected = {}
     for name, leaf in shapes.items():

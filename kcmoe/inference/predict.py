@@ -56,7 +56,7 @@ class LanguageModel:
         cls, path: str | os.PathLike[str], config: str | None = None, **settings: object
     ) -> Self:
         """See `kcmoe.load`."""
-        from kcmoe.training import compilation_cache
+        from kcmoe.io import compilation_cache
 
         compilation_cache.enable()
         return cls(loading.load(path, config, settings))

@@ -13,8 +13,7 @@ import numpy as np
 from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.losses import HEAD, features, loss_weights
-from kcmoe.training.state import nested
+from kcmoe.model.interface import HEAD, features, loss_weights, nested
 
 
 def token_log_likelihoods(logits: Array, targets: Array) -> Array:

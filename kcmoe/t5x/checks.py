@@ -131,13 +131,16 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     from kcmoe.checkpoint.run_config import check_vocabulary
     from kcmoe.checkpoint.sizes import explain_difference
     from kcmoe.training import state
+    from kcmoe.training.optimizers.adafactor import Adafactor
 
     reader = open_checkpoint(path)
     if reader.format == "safetensors":
         raise UserError(
             f"{path} is safetensors, which T5X cannot read; make a copy with `kcmoe checkpoint convert`"
         )
-    expected = state.to_flat(state.state_shapes(ModelConfig.from_macros(macros)))
+    # Shapes depend on none of the optimizer's settings.
+    adafactor = Adafactor(decay_rate=0.8, step_offset=0)
+    expected = state.to_flat(state.state_shapes(ModelConfig.from_macros(macros), adafactor))
     here, problems = reader.scan()
     if not optimizer:
         here, problems, expected = _parameters(here), _parameters(problems), _parameters(expected)

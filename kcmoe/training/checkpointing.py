@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 from kcmoe.io.wording import human_bytes
+from kcmoe.model.interface import Flat
 from kcmoe.training import state as states
 from kcmoe.training.model_dir import existing
+from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.settings import Settings
-from kcmoe.training.state import Flat, TrainState
+from kcmoe.training.state import TrainState
 from kcmoe.training.validation import Chooser
 
 EXTRA = "training.json"
@@ -122,30 +124,37 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def restore(
-    path: str | Path, shardings: Mapping[str, Any], config: ModelConfig
+    path: str | Path, shardings: TrainState, config: ModelConfig, optimizer: Optimizer
 ) -> tuple[TrainState, bool]:
     """The train state saved at `path`, every leaf checked, on the devices that `shardings` say.
 
     Returns:
       The state, and whether its optimizer state is from `path` too; where that has none
-      (safetensors), it is a fresh one at the checkpoint's step.
+      (safetensors) or that of another optimizer, it is a fresh one at the checkpoint's step.
 
     Raises:
       UserError: listing all leaves that are missing, misshapen or damaged.
     """
-    expected = states.to_flat(states.state_shapes(config))
+    expected = states.to_flat(states.state_shapes(config, optimizer))
+    placing = states.to_flat(shardings)
     reader = checkpoints.open_checkpoint(path)
-    if any(leaf.startswith("state/param_states/") for leaf in reader.scan()[0]):
-        return states.from_flat(checkpoints.restore(reader, expected, sharding=shardings)), True
-    restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=shardings)
+    if _slot_names(reader.scan()[0]) == _slot_names(expected):
+        return states.from_flat(checkpoints.restore(reader, expected, sharding=placing)), True
+    restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=placing)
     fresh = {
         leaf: jnp.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()
         if leaf not in restored
     }
     fresh["state/step"] = jnp.asarray(reader.step, jnp.int32)
-    placed = {leaf: jax.device_put(value, shardings[leaf]) for leaf, value in fresh.items()}
+    placed = {leaf: jax.device_put(value, placing[leaf]) for leaf, value in fresh.items()}
     return states.from_flat({**placed, **restored}), False
+
+
+def _slot_names(paths: Iterable[str]) -> set[str]:
+    """What an optimizer calls its slots, from the paths of a flat train state."""
+    prefix = "state/param_states/"
+    return {path.rpartition("/")[2] for path in paths if path.startswith(prefix)}
 
 
 def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
@@ -156,7 +165,9 @@ def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
     except UserError:
         return []  # nothing that can be read from here
     run, warnings = settings.run, []
-    memory = max(step, 1) ** settings.optimizer.decay_rate  # steps that a second moment averages
+    memory = settings.optimizer.remembered_steps(step)
+    if not memory:
+        return []
     for name, gradients, now in (
         ("NUM_MICROBATCHES", "gradients", run.microbatches),
         ("NUM_EXPERT_PARTITIONS", "gradients of experts", run.num_expert_partitions),

@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_gin_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
+    from kcmoe.io import compilation_cache
     from kcmoe.model import kept_memory
-    from kcmoe.training import compilation_cache
     from kcmoe.training.health import NonFiniteError
     from kcmoe.training.settings import Settings
 

@@ -24,9 +24,9 @@ from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError
 from kcmoe.model import kept_memory
 from kcmoe.training import model_dir as model_dirs
-from kcmoe.training import programs as programs_lib
 from kcmoe.training import report, sharding
 from kcmoe.training import state as states
+from kcmoe.training import update as updates
 from kcmoe.training.checkpointing import (
     Checkpoints,
     check_space,
@@ -35,12 +35,11 @@ from kcmoe.training.checkpointing import (
     read_extra,
     restore,
 )
-from kcmoe.training.freezing import frozen_paths
 from kcmoe.training.inputs import Inputs, open_inputs
 from kcmoe.training.progress import Progress
 from kcmoe.training.records import Recorder, cut_after
 from kcmoe.training.settings import Settings
-from kcmoe.training.state import TrainState
+from kcmoe.training.state import TrainState, frozen_paths
 from kcmoe.training.step_log import StepLog
 from kcmoe.training.stopping import StopRequest
 from kcmoe.training.validation import TaskMetric, Validation
@@ -85,7 +84,7 @@ def train(
         # --- Devices: rows of a batch over all of them, experts over some.
         mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
         sharding.check_batch(run.batch_size, run.microbatches, mesh)
-        shapes = states.state_shapes(settings.model)
+        shapes = states.state_shapes(settings.model, settings.optimizer)
         frozen = frozen_paths(run.freeze, shapes.params)
         say(report.devices(mesh))
         say(report.sizes(settings, shapes.params, frozen))
@@ -107,10 +106,10 @@ def train(
         stop = held.enter_context(StopRequest())
         held.enter_context(model_dirs.locked(folder, say))
         checkpoints_lib.clean(folder)
-        shardings = sharding.state_shardings(mesh, states.to_flat(shapes))
+        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer)
         state, origin, optimizer = _restored(settings, folder, shardings, inputs.vocabulary)
         start_step = int(state.step) if state else 0
-        settings.check_start(start_step)
+        settings.optimizer.check_start(start_step)
         batches = _batches_from(inputs, origin, start_step)
         say(report.start(start_step, origin, run.random_seed, optimizer=optimizer))
         if origin and optimizer:
@@ -124,7 +123,13 @@ def train(
         say(report.plan(settings, start_step, checkpoint_bytes))
 
         # --- The compiled update and evaluation, and fresh weights where nothing was restored.
-        programs = programs_lib.lower(settings, mesh, shardings, batches.at(start_step), frozen)
+        programs = updates.lower(
+            updates.of_run(settings, frozen),
+            settings.model,
+            mesh,
+            batches.at(start_step),
+            run.microbatches,
+        )
         state, update = programs.start(state)
         say(report.memory(update))
         update = kept_memory.keep(update)
@@ -168,7 +173,7 @@ def train(
 
 
 def _restored(
-    settings: Settings, folder: Path, shardings: states.Flat, vocabulary: Any
+    settings: Settings, folder: Path, shardings: TrainState, vocabulary: Any
 ) -> tuple[TrainState | None, Path | str | None, bool]:
     """The state to go on from, where it is from, and whether its optimizer state is, too.
 
@@ -195,7 +200,7 @@ def _restored(
                 f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
                 f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
             )
-    state, optimizer = restore(origin, shardings, settings.model)
+    state, optimizer = restore(origin, shardings, settings.model, settings.optimizer)
     return state, origin, optimizer
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model directory: its `config.gin`, and what may not change once a run has begun there.
 
-Two kinds of settings are fixed for the life of a directory: sizes, because the weights have them,
-and what decides the batches, because a resumed run must see those that the stopped one would have
-seen. Everything else may change between starts (and the change is printed).
+Three kinds of settings are fixed for the life of a directory: sizes, because the weights have them;
+the optimizer, because checkpoints hold its state; and what decides the batches, because a resumed run
+must see those that the stopped one would have seen. Everything else may change between starts (and the
+change is printed).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _SIZES = tuple(
     if field.name not in _FREE_MODEL_FIELDS
 )
 _BATCHES = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK")
-FIXED = frozenset((*_SIZES, *_BATCHES))
+FIXED = frozenset((*_SIZES, *_BATCHES, "OPTIMIZER"))
 
 
 def open_model_dir(macros: gin_files.Macros) -> tuple[Path, list[str]]:

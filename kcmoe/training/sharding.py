@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.model.axes import logical_axes
+from kcmoe.training.optimizers.base import Optimizer
+from kcmoe.training.state import TrainState
 
 DATA, EXPERT = "data", "expert"
 
@@ -55,27 +57,16 @@ def named(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def state_shardings(mesh: Mesh, flat_shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """A sharding for every leaf of a flat train state (`target/…`, `state/…`, as `state.to_flat`
-    gives).
-
-    Optimizer state of an expert parameter has the experts in front, like the parameter itself,
-    except for its unused members of shape [1].
-    """
-    parameters = {p.removeprefix("target/") for p in flat_shapes if p.startswith("target/")}
-    shardings = {}
-    for path, leaf in flat_shapes.items():
-        parameter = path.removeprefix("target/").removeprefix("state/param_states/")
-        if parameter not in parameters:  # optimizer state has one name more
-            parameter = parameter.rpartition("/")[0]
-        axes = logical_axes(parameter) if parameter in parameters else ()
-        if path.startswith("target/"):
-            shardings[path] = named(mesh, *axes)
-        elif axes[:1] == ("expert",) and leaf.ndim > 1:
-            shardings[path] = named(mesh, "expert")
-        else:
-            shardings[path] = named(mesh)
-    return shardings
+def state_shardings(mesh: Mesh, shapes: TrainState, optimizer: Optimizer) -> TrainState:
+    """A `NamedSharding` for every leaf of the train state with these shapes."""
+    params = {path: named(mesh, *logical_axes(path)) for path in shapes.params}
+    slots = {path: optimizer.slots(path, leaf.shape) for path, leaf in shapes.params.items()}
+    states = {
+        path: {name: named(mesh, *slot.axes) for name, slot in of_one.items()}
+        for path, of_one in slots.items()
+    }
+    step: Any = named(mesh)
+    return TrainState(step, params, states)
 
 
 def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:

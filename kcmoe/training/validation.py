@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kcmoe.training.state import Flat
+from kcmoe.model.interface import Flat
 
 # flat parameters -> metric name -> value
 TaskMetric = Callable[[Flat], Mapping[str, float]]

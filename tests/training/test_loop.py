@@ -277,7 +277,7 @@ def test_a_decay_that_starts_later_than_the_run_is_refused(toy: ModuleType, tmp_
     with pytest.raises(UserError, match=r"STEP_OFFSET = 1 is past step 0, .*; set it to 0 or less"):
         run(toy, tmp_path / "new", STEP_OFFSET=1)
     assert not (tmp_path / "new").exists()
-    toy.settings(tmp_path, STEP_OFFSET=6).check_start(6)
+    toy.settings(tmp_path, STEP_OFFSET=6).optimizer.check_start(6)
 
 
 def test_other_sizes_are_refused_with_what_differs(
@@ -301,7 +301,9 @@ def test_two_runs_cannot_share_a_directory(toy: ModuleType, tmp_path: Path) -> N
 
 
 def test_resume_matches_a_state_of_t5x_shape(whole: Path, toy: ModuleType) -> None:
-    expected = states.to_flat(states.state_shapes(toy.settings(whole).model))
+    expected = states.to_flat(
+        states.state_shapes(toy.settings(whole).model, toy.settings(whole).optimizer)
+    )
     saved = leaves(whole, 6)
     assert {p: x.shape for p, x in saved.items()} == {p: x.shape for p, x in expected.items()}
     assert int(saved["state/step"]) == 6

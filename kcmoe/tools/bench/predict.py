@@ -127,9 +127,9 @@ class _Engine:
 
         from kcmoe.inference import bucketing
         from kcmoe.model.encoder_decoder import EncoderDecoder
+        from kcmoe.model.interface import init_params
         from kcmoe.tools.bench.step_worker import model_config
         from kcmoe.tools.bench.train import Shape
-        from kcmoe.training.state import init_params
 
         config = model_config(Shape(size, 1, 1, 1))
         self._params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)

@@ -125,7 +125,7 @@ def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
     from kcmoe.training import flops, state
 
     run, hardware, choice = planner.settings.run, planner.hardware, estimate.choice
-    shapes = state.state_shapes(planner.settings.model)
+    shapes = state.state_shapes(planner.settings.model, planner.settings.optimizer)
     total, active = flops.parameter_counts(planner.settings.model, shapes.params)
     flat = state.to_flat(shapes).values()
     tokens = choice.batch_size * sum(run.lengths[name] for name in ("inputs", "targets"))

@@ -77,7 +77,7 @@ class Planner:
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
         rows = _rows_per_device(choice, how.rows_over)
-        parameters, optimizer = memory_lib.state_bytes(model, how)
+        parameters, optimizer = memory_lib.state_bytes(model, self.settings.optimizer, how)
         # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
         activations = rows * memory_lib.activation_bytes(
             model,
