@@ -33,7 +33,7 @@ LAYERS = (
     {"corpus", "tokenizer"},
     {"data", "checkpoint"},
     {"model", "tasks", "vocabulary"},
-    {"config"},
+    {"config", "tree"},
     {"io"},
     {"errors"},
 )

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kcmoe import tree
 from kcmoe.checkpoint import manage, run_config
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
@@ -186,15 +187,14 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     shapes = param_shapes(model)
     here = reader.scan()[0]
     expected = {}
-    for name, leaf in shapes.items():
-        path, dtype = f"target/{name}", np.dtype(leaf.dtype)
+    for path, leaf in tree.as_state(shapes).items():
+        dtype = np.dtype(leaf.dtype)
         if path in here and here[path].dtype.name in ("bfloat16", "float16"):
             dtype = here[path].dtype
         expected[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    restored = restore(reader, expected, ["target/"])
+    restored = restore(reader, expected, [tree.PARAMETERS])
     return {
-        path.removeprefix("target/"): np.asarray(values, np.float32)
-        for path, values in restored.items()
+        name: np.asarray(values, np.float32) for name, values in tree.parameters(restored).items()
     }
 
 

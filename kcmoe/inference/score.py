@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.interface import HEAD, features, loss_weights, nested
+from kcmoe.model.interface import HEAD, features, loss_weights
+from kcmoe.tree import nested
 
 
 def token_log_likelihoods(logits: Array, targets: Array) -> Array:

@@ -8,25 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jax import Array
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.tree import flattened
 
 Flat = dict[str, Any]  # path -> array or jax.ShapeDtypeStruct
 
 HEAD = "decoder/logits_dense/kernel"  # float32[D, V]
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}, the form Flax modules take."""
-    return traverse_util.unflatten_dict(dict(flat), sep="/")
-
-
-def flattened(tree: Mapping[str, Any]) -> Flat:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def init_params(config: ModelConfig, seed: int) -> Flat:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
+from kcmoe import tree
 from kcmoe.checkpoint import run_config
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
@@ -140,21 +141,20 @@ def restore(
     reader = checkpoints.open_checkpoint(path)
     if _slot_names(reader.scan()[0]) == _slot_names(expected):
         return states.from_flat(checkpoints.restore(reader, expected, sharding=placing)), True
-    restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=placing)
+    restored: Flat = checkpoints.restore(reader, expected, [tree.PARAMETERS], sharding=placing)
     fresh = {
         leaf: jnp.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()
         if leaf not in restored
     }
-    fresh["state/step"] = jnp.asarray(reader.step, jnp.int32)
+    fresh[tree.STEP] = jnp.asarray(reader.step, jnp.int32)
     placed = {leaf: jax.device_put(value, placing[leaf]) for leaf, value in fresh.items()}
     return states.from_flat({**placed, **restored}), False
 
 
 def _slot_names(paths: Iterable[str]) -> set[str]:
     """What an optimizer calls its slots, from the paths of a flat train state."""
-    prefix = "state/param_states/"
-    return {path.rpartition("/")[2] for path in paths if path.startswith(prefix)}
+    return {path.rpartition("/")[2] for path in paths if tree.is_optimizer(path)}
 
 
 def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
@@ -190,8 +190,7 @@ def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
 
 def check_space(model_dir: Path, shapes: TrainState) -> int:
     """Raises `UserError` unless one checkpoint fits on the disk; returns its size in bytes."""
-    leaves = states.to_flat(shapes).values()
-    needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    needed = tree.total_bytes(states.to_flat(shapes).values())
     free = shutil.disk_usage(existing(model_dir)).free
     if free < needed:
         raise UserError(

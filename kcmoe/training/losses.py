@@ -19,7 +19,8 @@ from jax import Array
 
 from kcmoe.config.training import LossConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.interface import HEAD, features, flattened, loss_weights, nested
+from kcmoe.model.interface import HEAD, features, loss_weights
+from kcmoe.tree import flattened, nested
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]

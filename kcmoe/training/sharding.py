@@ -22,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.model.axes import logical_axes
 from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.state import TrainState
+from kcmoe.tree import logical_axes
 
 DATA, EXPERT = "data", "expert"
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training state, its flat form (the tree T5X writes to checkpoints), and which of it stays frozen.
+"""The training state, its flat form (the tree T5X writes to checkpoints, see `kcmoe.tree`), and which of it
+stays frozen.
 
-T5X's paths are "target/<parameter>", "state/step" and "state/param_states/<parameter>/<slot>"
-(t5x@cc342d4:t5x/train_state.py). They are a public interface. The optimizer names the slots.
 Patterns of FREEZE are regular expressions that match from the start of the path, as T5X's do (`encoder/.*`
 freezes the encoder, `.*router.*` the routers).
 """
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kcmoe import tree
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError, near_misses
 from kcmoe.model.interface import Flat, init_params
@@ -60,23 +60,12 @@ def state_shapes(config: ModelConfig, optimizer: Optimizer) -> TrainState:
 
 def to_flat(state: TrainState) -> Flat:
     """The state as T5X's checkpoint tree, flat."""
-    flat: Flat = {f"target/{path}": leaf for path, leaf in state.params.items()}
-    flat["state/step"] = state.step
-    for path, leaves in state.param_states.items():
-        flat |= {f"state/param_states/{path}/{name}": leaf for name, leaf in leaves.items()}
-    return flat
+    return tree.joined(state.step, state.params, state.param_states)
 
 
 def from_flat(flat: Mapping[str, Any]) -> TrainState:
     """Inverse of `to_flat`. The caller has checked that every leaf is there."""
-    params = {p.removeprefix("target/"): x for p, x in flat.items() if p.startswith("target/")}
-    prefix = "state/param_states/"
-    states: dict[str, Flat] = {path: {} for path in params}
-    for path, leaf in flat.items():
-        if path.startswith(prefix):
-            parameter, _, slot = path.removeprefix(prefix).rpartition("/")
-            states[parameter][slot] = leaf
-    return TrainState(flat["state/step"], params, states)
+    return TrainState(*tree.split(flat))
 
 
 # t5x@cc342d4:t5x/contrib/moe/trainer.py: the parameters whose gradients MoeTrainer scales.

@@ -21,8 +21,8 @@ from kcmoe import checkpoint
 from kcmoe.errors import UserError
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.interface import nested
 from kcmoe.tasks.registry import TASKS
+from kcmoe.tree import nested
 
 WORDS = [
     "영화",

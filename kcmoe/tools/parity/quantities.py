@@ -13,11 +13,12 @@ import numpy as np
 from kcmoe.inference.decode import beam_search
 from kcmoe.inference.score import target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.interface import features, nested
+from kcmoe.model.interface import features
 from kcmoe.tools.parity.case import Arrays, Case
 from kcmoe.training import state as states
 from kcmoe.training.losses import loss_and_metrics
 from kcmoe.training.state import TrainState, to_flat
+from kcmoe.tree import nested
 
 # Flaxformer's sown metrics; ours besides these have no counterpart there.
 ROUTER_METRICS = (

@@ -23,9 +23,9 @@ from jax import Array
 
 from kcmoe.config.training import AdafactorConfig
 from kcmoe.errors import UserError
-from kcmoe.model.axes import logical_axes
 from kcmoe.model.layers import column_sums
 from kcmoe.training.optimizers.base import Optimizer, Params, Slot, States
+from kcmoe.tree import logical_axes
 
 MIN_DIM_SIZE_TO_FACTOR = 128
 EPSILON1 = 1e-30  # added to squared gradients

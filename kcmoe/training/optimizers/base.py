@@ -12,7 +12,7 @@ files of `configs/` are declared in `kcmoe/config/training.py`, where verbs that
 The learning rate comes from the schedule, and gradients arrive as the update has them: summed over
 microbatches, those of experts multiplied by NUM_EXPERT_PARTITIONS, and none of frozen parameters. Which rule
 a parameter follows (weight decay, factoring, orthogonalization, …) is decided by its path, whose logical
-axes `kcmoe.model.axes` tells. Parameters are flat: path -> array.
+axes `kcmoe.tree.logical_axes` tells. Parameters are flat: path -> array.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Slot:
 
     Attributes:
       shape: its shape; (1,) for a member of T5X's layout that this parameter does not use.
-      axes: for each dimension the logical axis by which it is divided over devices, as `model.axes` names
-        them, or None where it is copied. A slot shaped like its parameter has the axes of the parameter.
+      axes: for each dimension the logical axis by which it is divided over devices, as `kcmoe.tree`
+        names them, or None where it is copied. A slot of the
+        shape of its parameter has the axes of the parameter.
     """
 
     shape: tuple[int, ...]
