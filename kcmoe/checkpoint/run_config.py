@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is recorded with a checkpoint about its run, and whether a vocabulary is the one of its weights.
+"""What a checkpoint tells of its run: what is recorded beside it, its sizes, whose vocabulary it has.
 
 A run's `config.gin` stands beside or above its checkpoints. A converted checkpoint has left it behind and
 holds `config.json` instead: what the weights need to be used, and no path of the machine they come from.
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
+from kcmoe.tree import ShapeDtype, parameters
 from kcmoe.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.gin"
@@ -26,6 +28,7 @@ DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabul
 _MODEL_TYPE = "kcmoe"  # Transformers has files of this name, too
 _KEPT = (*(field.metadata["macro"] for field in dataclasses.fields(ModelConfig)),
          DIGEST, "TASK_FEATURE_LENGTHS")  # fmt: skip
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
 
 def find_config(checkpoint: str) -> str | None:
@@ -80,13 +83,12 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     return macros
 
 
-def to_keep(source: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What goes into the `config.json` of a copy of `source`: recorded macros, and `sizes` of its tree.
+def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What goes into the `config.json` of a copy of `source`: macros `found` there, and `sizes` of its tree.
 
     Raises:
-      UserError: if the two disagree, or as `recorded`.
+      UserError: if the two disagree.
     """
-    found = recorded(source)
     macros = {name: found[name] for name in _KEPT if name in found}
     unequal = [name for name in sizes if macros.get(name, sizes[name]) != sizes[name]]
     if unequal:
@@ -121,3 +123,49 @@ def check_vocabulary(checkpoint: str, vocabulary: Vocabulary) -> None:
             f"(sha256 {digest[:12]}…), not with {vocabulary.path} ({vocabulary.digest[:12]}…); set "
             "VOCABULARY_FILE to the former"
         )
+
+
+def sizes_of(tree: Mapping[str, ShapeDtype]) -> dict[str, int]:
+    """Returns macro name -> size for all that the tree tells; {} for a tree of another model."""
+    params, sizes = parameters(tree), dict[str, int]()
+    for stack in ("encoder", "decoder"):
+        layers, sparse = set(), set()
+        for found in filter(None, map(_LAYER.match, params)):
+            if found[1] == stack:
+                layers.add(found[2])
+                if found[3]:
+                    sparse.add(found[2])
+        if layers:
+            sizes[f"NUM_{stack.upper()}_LAYERS"] = len(layers)
+            sizes[f"NUM_{stack.upper()}_SPARSE_LAYERS"] = len(sparse)
+    sizes.update(_dimensions(params))
+    return sizes
+
+
+def _dimensions(params: Mapping[str, ShapeDtype]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for path, leaf in params.items():
+        if path.endswith("token_embedder/embedding") and len(leaf.shape) == 2:
+            found["NUM_EMBEDDINGS"], found["EMBED_DIM"] = leaf.shape
+        elif path.endswith("relpos_bias/rel_embedding") and len(leaf.shape) == 2:
+            found["NUM_HEADS"] = leaf.shape[0]
+        elif path.endswith("attention/query/kernel") and len(leaf.shape) == 2:
+            found["joined"] = leaf.shape[1]
+        elif path.endswith("mlp/expert/wi_0/kernel") and len(leaf.shape) == 3:
+            found["NUM_EXPERTS"], _, found["EXPERT_MLP_DIM"] = leaf.shape
+        elif path.endswith("mlp/wi_0/kernel") and len(leaf.shape) == 2:
+            found["MLP_DIM"] = leaf.shape[1]
+    joined = found.pop("joined", None)
+    if joined and found.get("NUM_HEADS"):
+        found["HEAD_DIM"] = joined // found["NUM_HEADS"]
+    return found
+
+
+def explain_difference(here: Mapping[str, ShapeDtype], wanted: Mapping[str, ShapeDtype]) -> str:
+    """Returns " (another size: EMBED_DIM 32 here, 128 expected)", or "" if the sizes agree."""
+    theirs, ours = sizes_of(here), sizes_of(wanted)
+    names = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+    if not names:
+        return ""
+    listed = ", ".join(f"{name} {theirs[name]} here, {ours[name]} expected" for name in names)
+    return f" (another size: {listed}; take the gin file of that checkpoint's size)"

@@ -26,7 +26,7 @@ from kcmoe.tasks.registry import TaskSettings
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from kcmoe.checkpoint.reader import Reader
+    from kcmoe.checkpoint.base import Reader
 
 BASE = "configs/engine/engine.gin"
 _LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings do not say
@@ -149,7 +149,7 @@ def load(
     """
     import jax
 
-    from kcmoe.checkpoint.reader import open_checkpoint
+    from kcmoe.checkpoint.reading import open_checkpoint
 
     checkpoint = find_checkpoint(path)
     macros = read_settings(checkpoint, config, given)
@@ -181,7 +181,7 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from kcmoe.checkpoint.restoring import restore
+    from kcmoe.checkpoint.reading import restore
     from kcmoe.model.interface import param_shapes
 
     shapes = param_shapes(model)

@@ -124,18 +124,19 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     Raises:
       UserError: no checkpoint, one that may not be read, another size, another vocabulary.
     """
-    from kcmoe.checkpoint.reader import describe_problems, open_checkpoint
-    from kcmoe.checkpoint.restoring import compare
-    from kcmoe.checkpoint.run_config import check_vocabulary
-    from kcmoe.checkpoint.sizes import explain_difference
+    from kcmoe.checkpoint.base import describe_problems
+    from kcmoe.checkpoint.formats import FORMATS
+    from kcmoe.checkpoint.reading import compare, open_checkpoint
+    from kcmoe.checkpoint.run_config import check_vocabulary, explain_difference
     from kcmoe.training import state
     from kcmoe.training.optimizers.adafactor import Adafactor
     from kcmoe.tree import ShapeDtype, as_state, parameters
 
     reader = open_checkpoint(path)
-    if reader.format == "safetensors":
+    if not FORMATS[reader.format].read_by_t5x:
         raise UserError(
-            f"{path} is safetensors, which T5X cannot read; make a copy with `kcmoe checkpoint convert`"
+            f"{path} is {FORMATS[reader.format].title}, which T5X cannot read; make a copy with "
+            "`kcmoe checkpoint convert`"
         )
     # Shapes depend on none of the optimizer's settings.
     adafactor = Adafactor(decay_rate=0.8, step_offset=0)

@@ -26,7 +26,7 @@ State = dict[str, np.ndarray]
 SAVER = """
 import resource, sys
 import numpy as np
-from kcmoe.checkpoint.writer import save
+from kcmoe.checkpoint.writing import save
 from kcmoe.errors import UserError
 
 def state(step):
