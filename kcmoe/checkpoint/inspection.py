@@ -14,7 +14,7 @@ from typing import Any
 from kcmoe.checkpoint.base import Reader
 from kcmoe.checkpoint.reading import checked_leaves
 from kcmoe.checkpoint.run_config import sizes_of
-from kcmoe.io.wording import human_bytes
+from kcmoe.io.wording import aligned, human_bytes
 from kcmoe.tree import OPTIMIZER, PARAMETERS, ShapeDtype, total_bytes, total_values
 
 
@@ -100,14 +100,12 @@ def render(found: Inspection) -> str:
         rows.append(("extra file", f"{name} ({human_bytes(length)})"))
     checks = "of every leaf, in kcmoe.json" if found.has_checksums else "none (not saved by kcmoe)"
     rows += [("checksums", checks), ("finite", _finite(found.faults))]
-    lines = [f"{name:<12}{text}" for name, text in rows]
-    width = max(len(path) for path in found.tree)
-    lines.append("")
-    for path, leaf in found.tree.items():
-        fault = (found.faults or {}).get(path)
-        mark = f"  <- {fault}" if fault else ""
-        lines.append(f"{path:<{width}}  {leaf!s:<28}{human_bytes(leaf.nbytes):>10}{mark}".rstrip())
-    return "\n".join(lines)
+    faults = found.faults or {}
+    leaves = [
+        (path, str(leaf), human_bytes(leaf.nbytes), f"<- {faults[path]}" if path in faults else "")
+        for path, leaf in found.tree.items()
+    ]
+    return "\n".join([*aligned(rows, "<"), "", *aligned(leaves, "<<><")])
 
 
 def _amount(leaves: dict[str, ShapeDtype]) -> str:

@@ -148,13 +148,6 @@ def test_a_save_of_the_same_step_replaces_the_earlier_one(
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_7"]
 
 
-def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
-    durable.write_file(tmp_path / "best.json", b"1")
-    durable.write_file(tmp_path / "best.json", b"22")
-    assert (tmp_path / "best.json").read_bytes() == b"22"
-    assert [p.name for p in tmp_path.iterdir()] == ["best.json"]
-
-
 @pytest.mark.parametrize("name", ["state", "checkpoint", "../x", "kcmoe.json", "model.safetensors"])
 def test_extras_cannot_take_the_place_of_other_files(
     name: str, state: State, tmp_path: Path
