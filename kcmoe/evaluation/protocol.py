@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.model import ModelConfig
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example
 from kcmoe.evaluation import metrics
@@ -23,7 +22,10 @@ from kcmoe.inference import batched, bucketing
 from kcmoe.inference.answers import answers
 from kcmoe.inference.predict import probabilities
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks.registry import Mixture, Task
+from kcmoe.tasks.registry import Task
+from kcmoe.training.inputs import Inputs
+from kcmoe.training.settings import Settings
+from kcmoe.training.validation import TaskMetric
 from kcmoe.vocabulary import Vocabulary
 
 Advance = Callable[[int], object]
@@ -155,40 +157,25 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else float("nan")
 
 
-def rank_metric(
-    config: ModelConfig,
-    task: Task,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    max_inputs: int,
-) -> Callable[[Mapping[str, Any]], dict[str, float]] | None:
-    """A function from flat parameters to the task's metrics by `rank`, for use during training.
+def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
+    """The metrics of a run's task by `rank`, on its held-out examples, for use during training.
+
+    Nothing is dropped, as in `kcmoe evaluate`.
 
     Returns:
-      None where the task has no answers to choose from. The function computes without dropping tokens,
-      as `kcmoe evaluate` does, and gives fractions in the order of `task.metrics`.
+      None for a mixture, and where a task has no labelled examples or no answers to choose from.
     """
-    if task.kind != "labelled" or not examples or not answers(task) or not task.metrics:
+    task, examples = inputs.task, inputs.examples
+    if not isinstance(task, Task) or task.kind != "labelled" or not examples:
         return None
-    questions = Questions(task, examples, vocabulary, max_inputs)
-    model = EncoderDecoder(bucketing.inference_config(config))
+    if not answers(task) or not task.metrics:
+        return None
+    longest = settings.run.lengths["inputs"]
+    questions = Questions(task, examples, inputs.vocabulary, longest)
+    model = EncoderDecoder(bucketing.inference_config(settings.model))
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
         outcome = questions.rank(model, params)
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 
-    return measure
-
-
-def training_metric(
-    config: ModelConfig,
-    task: Task | Mixture,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    max_inputs: int,
-) -> tuple[Callable[[Mapping[str, Any]], dict[str, float]], tuple[str, ...]] | None:
-    """`rank_metric` with the names it gives, the choosing one first; None for a mixture."""
-    if isinstance(task, Mixture):
-        return None
-    measure = rank_metric(config, task, examples, vocabulary, max_inputs)
-    return None if measure is None else (measure, task.metrics)
+    return TaskMetric(measure, task.metrics)

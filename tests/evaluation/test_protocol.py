@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kcmoe.config import gin_files
 from kcmoe.data.labelled import Example
 from kcmoe.errors import UserError
 from kcmoe.evaluation import protocol
 from kcmoe.inference import batched
 from kcmoe.inference.answers import answers
 from kcmoe.tasks.registry import TASKS, Task
+from kcmoe.training.inputs import Inputs
+from kcmoe.training.settings import Settings
 from kcmoe.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary()
@@ -132,15 +135,12 @@ def test_metric_for_training(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(protocol, "EncoderDecoder", remember)
     ranks([[-3.0, -1.0], [-1.0, -1.5]])
-    config = _config()
-    made = protocol.training_metric(
-        config, TASKS["nsmc"], examples(["긍정적", "긍정적"]), VOCABULARY, 32
-    )
+    settings = _settings()
+    made = protocol.training_metric(settings, _inputs(TASKS["nsmc"], ["긍정적", "긍정적"]))
     assert made is not None
-    measure, names = made
-    assert names == ("accuracy",)
-    assert measure(PARAMS) == {"accuracy": 0.5}
-    assert config.routing == "capacity"
+    assert made.names == ("accuracy",)
+    assert made.measure(PARAMS) == {"accuracy": 0.5}
+    assert settings.model.routing == "capacity"
     assert seen[0].routing == "dropless"
 
 
@@ -150,16 +150,22 @@ def test_metric_for_training(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     ids=["no labels", "no rows"],
 )
 def test_no_metric_where_there_is_nothing_to_rank(task: Task, targets: Sequence[str]) -> None:
-    assert protocol.rank_metric(_config(), task, examples(targets), VOCABULARY, 32) is None
+    assert protocol.training_metric(_settings(), _inputs(task, targets)) is None
 
 
-def _config() -> Any:
-    from kcmoe.config import gin_files
-    from kcmoe.config.model import ModelConfig
+def _inputs(task: Task, targets: Sequence[str]) -> Inputs:
+    no_batches: Any = None
+    return Inputs(no_batches, examples=examples(targets), task=task, vocabulary=VOCABULARY)
 
-    files = ["configs/engine/engine.gin", "configs/sizes/tiny.gin"]
-    macros: Mapping[str, Any] = gin_files.parse(files)
-    return ModelConfig.from_macros(macros)
+
+def _settings() -> Settings:
+    files = ["configs/engine/engine.gin", "configs/sizes/tiny.gin", "configs/runs/pretrain.gin"]
+    values = {
+        "MODEL_DIR": "run", "MIXTURE_OR_TASK_NAME": "nsmc", "BATCH_SIZE": 4, "TRAIN_STEPS": 1,
+        "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8}, "EVAL_PERIOD": 1, "EVAL_STEPS": 1,
+        "CHECKPOINT_PERIOD": 1, "LEARNING_RATE": 0.1,
+    }  # fmt: skip
+    return Settings.from_macros(gin_files.parse(files, [f"{k} = {v!r}" for k, v in values.items()]))
 
 
 def test_answers() -> None:

@@ -20,9 +20,10 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
-from kcmoe.training.checkpointing import other_factors
-from kcmoe.training.health import NonFiniteError
 from kcmoe.training.loop import Outcome, train
+from kcmoe.training.observing import NonFiniteError
+from kcmoe.training.start import Start, other_factors
+from kcmoe.training.validation import TaskMetric
 
 TIMES = ("step_s", "tokens_per_s", "model_flops_per_s")
 
@@ -169,7 +170,7 @@ def test_best_checkpoint_is_named_and_outlives_newer_ones(toy: ModuleType, tmp_p
 
     def task_metric(settings: Any, inputs: Any) -> Any:
         del settings, inputs
-        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+        return TaskMetric(lambda params: {"accuracy_rank": next(scores)}, ("accuracy_rank",))
 
     settings = toy.settings(tmp_path, TRAIN_STEPS=10, CHECKPOINTS_TO_KEEP=2)
     outcome = train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
@@ -187,7 +188,7 @@ def test_a_resume_without_validation_keeps_the_best(toy: ModuleType, tmp_path: P
 
     def task_metric(settings: Any, inputs: Any) -> Any:
         del settings, inputs
-        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+        return TaskMetric(lambda params: {"accuracy_rank": next(scores)}, ("accuracy_rank",))
 
     settings = toy.settings(tmp_path, TRAIN_STEPS=4, CHECKPOINTS_TO_KEEP=1)
     train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
@@ -267,7 +268,8 @@ def test_another_factor_of_the_gradients_is_told_once(
     )
     assert back.endswith("steps; set NUM_MICROBATCHES = 2 to avoid it")
     (experts,) = other_factors(
-        whole / "checkpoint_6", 6, toy.settings(whole, NUM_EXPERT_PARTITIONS=1)
+        Start(6, str(whole / "checkpoint_6"), optimizer_kept=True),
+        toy.settings(whole, NUM_EXPERT_PARTITIONS=1),
     )
     assert "NUM_EXPERT_PARTITIONS was 4" in experts
     assert "multiplies gradients of experts, so their second moments start 16 times" in experts

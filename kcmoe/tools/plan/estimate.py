@@ -14,10 +14,10 @@ from typing import Literal
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.model import flops
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
 from kcmoe.tools.plan.memory import Layout, Memory
-from kcmoe.training import flops
 from kcmoe.training.settings import Settings
 
 Stack = Literal["engine", "t5x"]

@@ -11,8 +11,8 @@ import pytest
 
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
+from kcmoe.model import flops
 from kcmoe.model.interface import param_shapes
-from kcmoe.training import flops
 
 
 def config(size: str, **changes: object) -> ModelConfig:
