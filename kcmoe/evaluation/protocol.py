@@ -10,7 +10,7 @@ see the same ids as training did. Which split is read is the caller's business.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ import numpy as np
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example
 from kcmoe.evaluation import metrics
-from kcmoe.inference import batched, bucketing
 from kcmoe.inference.answers import answers
+from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
 from kcmoe.inference.predict import probabilities
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tasks.registry import Task
@@ -28,7 +28,6 @@ from kcmoe.training.settings import Settings
 from kcmoe.training.validation import TaskMetric
 from kcmoe.vocabulary import Vocabulary
 
-Advance = Callable[[int], object]
 _NO_NUMBER = -1.0
 
 
@@ -55,7 +54,6 @@ class Questions:
       examples: labelled examples.
       vocabulary: turns their texts into ids.
       max_inputs: tokens of an input, EOS included; longer ones are cut, as in training.
-      tokens: tokens computed at once; None suits the device and the model.
     """
 
     def __init__(
@@ -64,7 +62,6 @@ class Questions:
         examples: Sequence[Example],
         vocabulary: Vocabulary,
         max_inputs: int,
-        tokens: int | None = None,
     ):
         eos = vocabulary.eos_id
         prompts = [example.inputs_text for example in examples]
@@ -74,22 +71,10 @@ class Questions:
         self.words = answers(task)
         self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]
         self._vocabulary = vocabulary
-        self._max_inputs = max_inputs
-        self._tokens = tokens
 
-    def rank(
-        self, model: EncoderDecoder, params: Mapping[str, Any], advance: Advance | None = None
-    ) -> Outcome:
+    def rank(self, model: BatchedModel, advance: Advance | None = None) -> Outcome:
         """Chooses among `words`."""
-        log_likelihoods = batched.rank(
-            model,
-            params,
-            self.inputs,
-            self.word_ids,
-            longest=self._max_inputs,
-            tokens=self._tokens_for(params),
-            advance=advance,
-        )
+        log_likelihoods = model.rank(self.inputs, self.word_ids, advance)
         if self.task.target_step:
             values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
             return Outcome(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
@@ -97,22 +82,10 @@ class Questions:
         return Outcome(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
 
     def generate(
-        self,
-        model: EncoderDecoder,
-        params: Mapping[str, Any],
-        max_targets: int,
-        advance: Advance | None = None,
+        self, model: BatchedModel, max_targets: int, advance: Advance | None = None
     ) -> Outcome:
         """Generates greedily, at most `max_targets` tokens."""
-        found = batched.generate(
-            model,
-            params,
-            self.inputs,
-            longest=self._max_inputs,
-            tokens=self._tokens_for(params),
-            max_tokens=max_targets,
-            advance=advance,
-        )
+        found = model.generate(self.inputs, max_targets, advance=advance)
         texts = [self._vocabulary.decode(row) for row in found]
         if self.task.target_step:
             values = np.array([_number(text) for text in texts])
@@ -122,9 +95,6 @@ class Questions:
         number = {word: i for i, word in enumerate(self.words)}
         chosen = np.array([number.get(text, -1) for text in texts])
         return Outcome(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
-
-    def _tokens_for(self, params: Mapping[str, Any]) -> int:
-        return self._tokens or bucketing.default_tokens(sum(x.size for x in params.values()))
 
     def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Estimate]:
         number = {word: i for i, word in enumerate(self.words)}
@@ -172,10 +142,11 @@ def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
         return None
     longest = settings.run.lengths["inputs"]
     questions = Questions(task, examples, inputs.vocabulary, longest)
-    model = EncoderDecoder(bucketing.inference_config(settings.model))
+    model = EncoderDecoder(inference_config(settings.model))
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
-        outcome = questions.rank(model, params)
+        tokens = default_tokens(sum(x.size for x in params.values()))
+        outcome = questions.rank(BatchedModel(model, params, longest, tokens))
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 
     return TaskMetric(measure, task.metrics)

@@ -17,6 +17,7 @@ from kcmoe.evaluation.protocol import Outcome
 from kcmoe.evaluation.selection import Selection
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
+from kcmoe.io.wording import aligned
 
 FOLDER = "evaluation"
 
@@ -69,7 +70,7 @@ class Report:
         rows.append(["examples/s", *(f"{self.examples / s:,.0f}" for s in self.seconds.values())])
         lines = [title, f"{self.checkpoint} (step {self.step:,}; {settings})", ""]
         return "\n".join(
-            [*lines, *_aligned(rows), "", *self.selection.lines(self.checkpoint, self.ids_file)]
+            [*lines, *aligned(rows), "", *self.selection.lines(self.checkpoint, self.ids_file)]
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -106,19 +107,6 @@ def _json(estimate: Estimate) -> dict[str, float | None]:
         name: float(value) if math.isfinite(value) else None
         for name, value in estimate._asdict().items()
     }
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
 
 
 def output_folder(model_dir: str, chosen: str | None) -> Path:

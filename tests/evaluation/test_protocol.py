@@ -14,8 +14,8 @@ from kcmoe.config import gin_files
 from kcmoe.data.labelled import Example
 from kcmoe.errors import UserError
 from kcmoe.evaluation import protocol
-from kcmoe.inference import batched
 from kcmoe.inference.answers import answers
+from kcmoe.inference.batching import BatchedModel
 from kcmoe.tasks.registry import TASKS, Task
 from kcmoe.training.inputs import Inputs
 from kcmoe.training.settings import Settings
@@ -23,6 +23,8 @@ from kcmoe.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary()
 PARAMS = {"weight": np.zeros(3)}
+NO_MODULE: Any = None
+MODEL = BatchedModel(NO_MODULE, PARAMS, longest=32, tokens=64)
 
 
 def examples(targets: Sequence[str]) -> list[Example]:
@@ -30,7 +32,7 @@ def examples(targets: Sequence[str]) -> list[Example]:
 
 
 def questions(task: Task, targets: Sequence[str]) -> protocol.Questions:
-    return protocol.Questions(task, examples(targets), VOCABULARY, max_inputs=32, tokens=64)
+    return protocol.Questions(task, examples(targets), VOCABULARY, max_inputs=32)
 
 
 @pytest.fixture
@@ -38,14 +40,14 @@ def generates(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the model generate the given texts."""
 
     def lay_down(texts: Sequence[str]) -> None:
-        def generate(*_: Any, max_tokens: int, **__: Any) -> np.ndarray:
+        def generate(model: Any, inputs: Any, max_tokens: int, **_: Any) -> np.ndarray:
             found = np.zeros((len(texts), max_tokens), np.int32)
             for row, text in zip(found, texts, strict=True):
                 ids = [*VOCABULARY.encode(text), VOCABULARY.eos_id]
                 row[: len(ids)] = ids
             return found
 
-        monkeypatch.setattr(batched, "generate", generate)
+        monkeypatch.setattr(BatchedModel, "generate", generate)
 
     return lay_down
 
@@ -55,7 +57,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the model give the given log-likelihoods."""
 
     def lay_down(rows: Sequence[Sequence[float]]) -> None:
-        monkeypatch.setattr(batched, "rank", lambda *_, **__: np.array(rows, np.float32))
+        monkeypatch.setattr(BatchedModel, "rank", lambda *_, **__: np.array(rows, np.float32))
 
     return lay_down
 
@@ -67,7 +69,7 @@ def value(outcome: protocol.Outcome, name: str) -> float:
 def test_generate_wants_the_exact_word(generates: Any) -> None:
     generates(["긍정적", "긍정적입니다", "부정적", ""])
     asked = questions(TASKS["nsmc"], ["긍정적", "긍정적", "긍정적", "부정적"])
-    outcome = asked.generate(None, PARAMS, max_targets=8)
+    outcome = asked.generate(MODEL, max_targets=8)
     assert value(outcome, "accuracy") == 0.25
     assert outcome.unknown == 2
     assert outcome.answers == ["긍정적", "긍정적입니다", "부정적", ""]
@@ -75,14 +77,14 @@ def test_generate_wants_the_exact_word(generates: Any) -> None:
 
 def test_rank_takes_the_likeliest(ranks: Any) -> None:
     ranks([[-3.0, -1.0], [-1.0, -1.5], [-2.0, -9.0]])
-    outcome = questions(TASKS["nsmc"], ["긍정적", "긍정적", "부정적"]).rank(None, PARAMS)
+    outcome = questions(TASKS["nsmc"], ["긍정적", "긍정적", "부정적"]).rank(MODEL)
     assert value(outcome, "accuracy") == pytest.approx(2 / 3)
     assert outcome.answers == ["긍정적", "부정적", "부정적"]
 
 
 def test_metrics_come_in_the_order_of_the_task(ranks: Any) -> None:
     ranks(np.eye(3) * 5)
-    outcome = questions(TASKS["hate_speech"], ["혐오", "공격적", "문제없음"]).rank(None, PARAMS)
+    outcome = questions(TASKS["hate_speech"], ["혐오", "공격적", "문제없음"]).rank(MODEL)
     assert list(outcome.metrics) == ["macro_f1", "accuracy"]
     assert value(outcome, "macro_f1") == 1.0
 
@@ -94,7 +96,7 @@ def test_rank_of_numbers_is_their_weighted_mean(ranks: Any) -> None:
     rows[0, low] = rows[1, high] = 0.0
     rows[2, [low, high]] = np.log([0.25, 0.75])
     ranks(rows)
-    outcome = questions(TASKS["korsts"], ["0.0", "5.0", "2.6"]).rank(None, PARAMS)
+    outcome = questions(TASKS["korsts"], ["0.0", "5.0", "2.6"]).rank(MODEL)
     assert outcome.answers == ["1.0000", "2.0000", "1.7500"]
     assert value(outcome, "spearman") == pytest.approx(1.0)
 
@@ -114,7 +116,7 @@ def test_generated_text_that_is_no_number_counts_as_minus_one(generates: Any) ->
 def test_free_text_has_accuracy_only(generates: Any) -> None:
     task = dataclasses.replace(TASKS["nsmc"], name="own", labels={}, metrics=("accuracy",))
     generates(["서울", "부산"])
-    outcome = questions(task, ["서울", "대구"]).generate(None, PARAMS, max_targets=8)
+    outcome = questions(task, ["서울", "대구"]).generate(MODEL, max_targets=8)
     assert value(outcome, "accuracy") == 0.5
 
 
