@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was held out for choosing a checkpoint, and which checkpoint was chosen by it.
 
-Said beside every score, so that nobody has to take on trust that the test split chose nothing: training
+Said beside every score, so that a reader can check that the test split was not used to choose: training
 reads the train and validation splits only, and `best.json` records its choice.
 """
 

@@ -60,9 +60,8 @@ def train(
     """Trains until TRAIN_STEPS or until asked to stop.
 
     Raises:
-      UserError: for what the person can mend; nothing half-written is left.
-      NonFiniteError: if loss, gradients or parameters are no finite numbers; the last checkpoint is
-      good.
+      UserError: for what the user can correct; nothing half-written is left.
+      NonFiniteError: if loss, gradients or parameters are not finite; the last checkpoint is good.
     """
     run = settings.run
     with contextlib.ExitStack() as held:
@@ -86,8 +85,8 @@ def train(
         for line in [*inputs.lines, *folder.changes]:
             say(line)
 
-        # --- The state to start from, and the batches that belong to it. From here on we write, so
-        # Ctrl-C no longer interrupts.
+        # --- The state to start from, and the batches that belong to it. From here on files are written,
+        # so Ctrl-C no longer interrupts.
         stop = held.enter_context(StopRequest())
         held.enter_context(folder.locked(say))
         checkpoints.clean(folder.path)

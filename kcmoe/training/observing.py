@@ -162,7 +162,7 @@ WINDOW_STEPS = 50  # a load is noisy, and routers wander in the first steps
 
 
 class NonFiniteError(Exception):
-    """The loss, the gradients or the parameters are no finite numbers any more."""
+    """Says that the loss, the gradients or the parameters are not finite any more."""
 
 
 def check_finite(step: int, values: Mapping[str, Any]) -> None:
@@ -196,8 +196,7 @@ class CollapseAlarm:
         self._told: set[str] = set()
 
     def observe(self, step: int, loads: Mapping[str, np.ndarray]) -> list[str]:
-        """Takes the loads [E] of one step by layer; returns warnings, one line each, usually
-        none."""
+        """Takes the loads [E] of one step by layer; returns warnings, one line each, usually none."""
         warnings = []
         for layer, load in loads.items():
             recent = self._recent.setdefault(layer, collections.deque(maxlen=WINDOW_STEPS))

@@ -93,7 +93,7 @@ def start(where: Start, seed: int) -> str:
 
 
 def validation(step: int, values: Mapping[str, Any], metric: str) -> str:
-    """The metric that chooses the best checkpoint, then the ones everybody looks for."""
+    """The metric that chooses the best checkpoint, then the loss and the accuracy."""
     shown = dict.fromkeys((metric, "cross_ent_loss", "token_accuracy"))
     listed = ", ".join(f"{name} {float(values[name]):.4f}" for name in shown if name in values)
     return f"validation  step {step:,}: {listed}"

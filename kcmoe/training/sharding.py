@@ -70,8 +70,10 @@ def state_shardings(mesh: Mesh, shapes: TrainState, optimizer: Optimizer) -> Tra
 
 
 def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
-    """Raises `UserError` unless each microbatch, a whole one by `Settings.check`, divides over the
-    devices."""
+    """Raises `UserError` unless each microbatch divides over the devices.
+
+    `Settings.check` has seen to it that a microbatch is a whole number of rows.
+    """
     rows = batch_size // num_microbatches
     if rows % mesh.size:
         microbatch = f"a microbatch of {rows} rows (BATCH_SIZE {batch_size} / NUM_MICROBATCHES "

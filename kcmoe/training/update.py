@@ -119,8 +119,7 @@ def accumulate(loss_fn: LossFn, params: Flat, batch: Batch, rng: Array) -> tuple
 
 
 def make_update(parts: UpdateParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The update: state after N steps and batch N+1 [M, B/M, …] -> state after N+1 steps,
-    metrics."""
+    """The update: (state after N steps, batch N+1 [M, B/M, …]) -> (state after N+1 steps, metrics)."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # The key depends on seed and step alone, so a resumed run draws what the stopped one would

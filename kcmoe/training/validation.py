@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation during training: loss on held-out data, and a task's own metric where there is one.
 
-A task's own metric is a callable that whoever starts the run hands in (`kcmoe.train`): parameters in, metrics
-by name out. So nothing here knows text or labels. The metric that chooses the best checkpoint is the first of
+A task's own metric is a callable that `kcmoe.train` hands in: parameters in, metrics by name out. So nothing
+here knows text or labels. The metric that chooses the best checkpoint is the first of
 the task's metrics, or the cross-entropy per target token where a task has none.
 """
 
