@@ -22,8 +22,8 @@ from kcmoe.errors import UserError, near_misses
 CONFIG_MODULES = [
     "kcmoe.config.model",
     "kcmoe.config.training",
-    "kcmoe.tasks.registry",
-    "kcmoe.data.settings",
+    "kcmoe.config.task",
+    "kcmoe.config.data",
     "kcmoe.inference.loading",
     "kcmoe.tokenizer.settings",
 ]

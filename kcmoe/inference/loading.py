@@ -19,9 +19,9 @@ from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
 from kcmoe.config.fields import GinConfig, macro
 from kcmoe.config.model import ModelConfig
+from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
-from kcmoe.tasks.registry import TaskSettings
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

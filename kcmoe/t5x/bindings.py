@@ -24,7 +24,7 @@ import seqio  # noqa: E402
 
 from kcmoe.config import gin_files  # noqa: E402
 from kcmoe.config.fields import check_names  # noqa: E402
-from kcmoe.data import labelled  # noqa: E402
+from kcmoe.data import splits as data_splits  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
@@ -79,7 +79,7 @@ def task_name(splits: Sequence[str]) -> str:
     for part in [task] if isinstance(task, tasks.Task) else [part for part, _ in task.weights]:
         for split in splits:
             if split != "validation" or split in part.splits:
-                labelled.split_files(part, split, data_dir)
+                data_splits.split_files(part, split, data_dir)
     strict = macros.get("DATA_STRICT", True)
     return seqio_tasks.register(task, data_dir, macros.get("VOCABULARY_FILE"), strict=strict)
 

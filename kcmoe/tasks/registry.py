@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every task as data: where its files are, columns, prompt, label words, metrics.
 
-Pure data: nothing here opens a file, knows ids or imports more than the standard library, so that
-the engine (`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task
-of one's own is written in gin with the `TASK_…` macros below; they also override single fields of a
-task listed here.
+Nothing here opens a file, knows ids or imports more than the standard library, so that the engine
+(`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task of one's own is
+written in gin with the `TASK_…` macros of `kcmoe.config.task`; they also change single fields of a task
+listed here.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError, near_misses
 from kcmoe.tasks import types as task_types
-from kcmoe.tasks.types import METRICS, SPLITS, Mixture, Task, cell_text, format_number
+from kcmoe.tasks.types import SPLITS, Mixture, Task, cell_text, format_number
 
 __all__ = [
     "TASKS",
     "Mixture",
     "Task",
-    "TaskSettings",
     "format_number",
     "get_task",
     "named_task",
@@ -36,6 +35,11 @@ def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
 
 _SENTIMENT_PROMPT = "다음 리뷰가 긍정적인지 부정적인지 판단하세요. 리뷰: {document}"
 _SENTIMENT = {"0": "부정적", "1": "긍정적"}
+_HATE_PROMPT = "다음 글이 혐오 표현인지 판단하세요. 글: {%s}"
+_STS_PROMPT = (
+    "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
+    "문장 1: {sentence1} 문장 2: {sentence2}"
+)
 _NLI_PROMPT = "전제와 가설의 관계를 판단하세요. 전제: {premise} 가설: {hypothesis}"
 _NLI = {"entailment": "함의", "neutral": "중립", "contradiction": "모순"}
 
@@ -63,10 +67,7 @@ _KORSTS = Task(
     name="korsts",
     kind="labelled",
     files=_files("korsts", "train", "validation", "test"),
-    prompt=(
-        "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
-        "문장 1: {sentence1} 문장 2: {sentence2}"
-    ),
+    prompt=_STS_PROMPT,
     target="score",
     target_step=0.2,
     target_range=(0.0, 5.0),
@@ -80,6 +81,95 @@ _HATE_SPEECH = Task(
     target="hate",
     labels={"hate": "혐오", "offensive": "공격적", "none": "문제없음"},
     metrics=("macro_f1", "accuracy"),
+)
+_MORE_LABELLED = (
+    # KorNLI's own training pairs were machine-translated; KLUE's were written in Korean.
+    dataclasses.replace(
+        _KORNLI,
+        name="kornli_from_klue",
+        files={**_KORNLI.files, "train": ("klue_nli/train.parquet",)},
+    ),
+    # Scored in steps of 0.2 as in korsts, so that one model answers both.
+    dataclasses.replace(
+        _KORSTS,
+        name="klue_sts",
+        files=_files("klue_sts", "train", "validation"),
+        target="label",
+        id_column="guid",
+        metrics=("pearson", "spearman"),
+    ),
+    Task(
+        name="kmhas",
+        kind="labelled",
+        files=_files("kmhas", "train", "validation", "test"),
+        prompt="다음 댓글에 담긴 혐오의 종류를 모두 고르세요. 댓글: {text}",
+        target="labels",
+        labels={
+            "0": "출신",
+            "1": "외모",
+            "2": "정치",
+            "3": "욕설",
+            "4": "나이",
+            "5": "성별",
+            "6": "인종",
+            "7": "종교",
+            "8": "문제없음",
+        },
+        multi_label=True,
+        metrics=("micro_f1", "macro_f1"),
+    ),
+    Task(
+        name="apeach",
+        kind="labelled",
+        files=_files("apeach", "test"),
+        prompt=_HATE_PROMPT % "text",
+        target="label",
+        labels={"Default": "문제없음", "Spoiled": "혐오"},
+        metrics=("macro_f1", "accuracy"),
+    ),
+    # What APEACH trains on: the comments of hate_speech, asked APEACH's question.
+    dataclasses.replace(
+        _HATE_SPEECH,
+        name="hate_speech_binary",
+        prompt=_HATE_PROMPT % "comments",
+        labels={"none": "문제없음", "offensive": "혐오", "hate": "혐오"},
+    ),
+    Task(
+        name="curse",
+        kind="labelled",
+        files=_files("curse", "train", "validation"),
+        prompt="다음 댓글에 욕설이나 비하가 있는지 판단하세요. 댓글: {text}",
+        target="label",
+        labels={"0": "문제없음", "1": "욕설"},
+        metrics=("macro_f1", "accuracy"),
+    ),
+    Task(
+        name="three_i_four_k",
+        kind="labelled",
+        files=_files("three_i_four_k", "train", "test"),
+        prompt="다음 말의 의도를 판단하세요. 말: {text}",
+        target="label",
+        labels={
+            "0": "구절",
+            "1": "서술",
+            "2": "질문",
+            "3": "명령",
+            "4": "수사의문",
+            "5": "수사명령",
+            "6": "억양의존",  # a question or a statement, as it is spoken
+        },
+        metrics=("accuracy", "macro_f1"),
+        holdout=0.02,  # no official validation split, as with nsmc
+    ),
+    Task(
+        name="question_pair",
+        kind="labelled",
+        files=_files("question_pair", "train", "validation", "test"),
+        prompt="두 질문의 뜻이 같은지 판단하세요. 질문 1: {question1} 질문 2: {question2}",
+        target="is_duplicate",
+        labels={"0": "같음", "1": "다름"},  # sic: the published files write 0 for the same question
+        metrics=("accuracy", "macro_f1"),
+    ),
 )
 _PRETRAIN = Task(
     name="pretrain",
@@ -110,67 +200,24 @@ _SAMPLES = (
 )
 
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_SAMPLES)
+    task.name: task
+    for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_MORE_LABELLED, *_SAMPLES)
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskSettings(GinConfig):
-    """The `TASK_…` macros: fields of a task of one's own, or changes to a task listed above."""
-
-    name: str = macro("MIXTURE_OR_TASK_NAME", help="the task, or a name for the mixture in MIXTURE")
-    mixture: dict | None = macro(
-        "MIXTURE", default=None, help="task -> weight, e.g. {'pretrain': 9.0, 'my_corpus': 1.0}"
-    )
-    train_files: Any = macro(
-        "TASK_TRAIN_FILES",
-        default=None,
-        help="a path or several, wildcards allowed, below DATA_DIR",
-    )
-    validation_files: Any = macro(
-        "TASK_VALIDATION_FILES", default=None, help="the same, validation"
-    )
-    test_files: Any = macro("TASK_TEST_FILES", default=None, help="the same, test")
-    text_column: str | None = macro(
-        "TASK_TEXT_COLUMN", default=None, help="the text; makes it a span corruption task"
-    )
-    prompt: str | None = macro(
-        "TASK_PROMPT", default=None, help="the input, with {column} where a column goes"
-    )
-    target: str | None = macro("TASK_TARGET_COLUMN", default=None, help="column of the answer")
-    labels: dict | None = macro(
-        "TASK_LABELS", default=None, help="value in the target column -> word to generate"
-    )
-    target_step: float | None = macro(
-        "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
-    )
-    target_range: Any = macro(
-        "TASK_TARGET_RANGE", default=None, help="lowest and highest answer, e.g. (0.0, 5.0)"
-    )
-    metrics: Any = macro("TASK_METRICS", default=None, help=f"some of {', '.join(METRICS)}")
-    id_column: str | None = macro(
-        "TASK_ID_COLUMN", default=None, help="column that names an example"
-    )
-    holdout: float | None = macro(
-        "TASK_HOLDOUT", default=None, help="share of train kept as validation where none is given"
-    )
-    encoding: str | None = macro(
-        "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"
-    )
-
-    def task_fields(self) -> dict[str, Any]:
-        """Fields of `Task` that are set."""
-        fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("name", "mixture") and getattr(self, field.name) is not None
-        }
-        files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
-        if "labels" in fields:
-            fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
-        if "metrics" in fields:
-            fields["metrics"] = _names(fields["metrics"])
-        return fields | ({"files": files} if files else {})
+def _task_fields(settings: TaskSettings) -> dict[str, Any]:
+    """Fields of `Task` that the settings give."""
+    fields = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name not in ("name", "mixture") and getattr(settings, field.name) is not None
+    }
+    files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
+    if "labels" in fields:
+        fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
+    if "metrics" in fields:
+        fields["metrics"] = _names(fields["metrics"])
+    return fields | ({"files": files} if files else {})
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -186,7 +233,7 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     if isinstance(name_or_macros, str):
         return named_task(name_or_macros)
     settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
-    fields = settings.task_fields()
+    fields = _task_fields(settings)
     own = _build(settings.name, fields) if fields else None
     if settings.mixture is None:
         return own or named_task(settings.name)
