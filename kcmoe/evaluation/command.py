@@ -24,7 +24,7 @@ from kcmoe.io.remote import is_remote
 if TYPE_CHECKING:
     from kcmoe.data.labelled import Example
     from kcmoe.data.settings import DataConfig
-    from kcmoe.evaluation.protocol import Outcome, Questions
+    from kcmoe.evaluation.protocol import ProtocolResult, Questions
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks.registry import Task
 
@@ -135,7 +135,7 @@ def _evaluate(
     longest = loaded.lengths["inputs"]
     model = BatchedModel(EncoderDecoder(loaded.config), loaded.params, longest, loaded.tokens)
     questions = Questions(task, examples, loaded.vocabulary, longest)
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, ProtocolResult] = {}
     seconds: dict[str, float] = {}
     for protocol in _protocols(args.protocol, bool(answers(task)), task):
         started_s = time.monotonic()

@@ -32,7 +32,7 @@ _NO_NUMBER = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ProtocolResult:
     """What one protocol gave.
 
     Attributes:
@@ -41,7 +41,7 @@ class Outcome:
       unknown: how many answers are no label or no number.
     """
 
-    metrics: dict[str, metrics.Estimate]
+    metrics: dict[str, metrics.Measurement]
     answers: list[str]
     unknown: int
 
@@ -72,31 +72,31 @@ class Questions:
         self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]
         self._vocabulary = vocabulary
 
-    def rank(self, model: BatchedModel, advance: Advance | None = None) -> Outcome:
+    def rank(self, model: BatchedModel, advance: Advance | None = None) -> ProtocolResult:
         """Chooses among `words`."""
         log_likelihoods = model.rank(self.inputs, self.word_ids, advance)
         if self.task.target_step:
             values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
-            return Outcome(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
+            return ProtocolResult(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
         chosen = np.argmax(log_likelihoods, axis=1)
-        return Outcome(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
+        return ProtocolResult(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
 
     def generate(
         self, model: BatchedModel, max_targets: int, advance: Advance | None = None
-    ) -> Outcome:
+    ) -> ProtocolResult:
         """Generates greedily, at most `max_targets` tokens."""
         found = model.generate(self.inputs, max_targets, advance=advance)
         texts = [self._vocabulary.decode(row) for row in found]
         if self.task.target_step:
             values = np.array([_number(text) for text in texts])
-            return Outcome(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
+            return ProtocolResult(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
         if not self.words:
-            return Outcome(self._measure_texts(texts), texts, 0)
+            return ProtocolResult(self._measure_texts(texts), texts, 0)
         number = {word: i for i, word in enumerate(self.words)}
         chosen = np.array([number.get(text, -1) for text in texts])
-        return Outcome(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
+        return ProtocolResult(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
 
-    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Estimate]:
+    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Measurement]:
         number = {word: i for i, word in enumerate(self.words)}
         true = np.array([number[text] for text in self.true])
         return {
@@ -104,12 +104,12 @@ class Questions:
             for name in self.task.metrics
         }
 
-    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Estimate]:
+    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Measurement]:
         true = np.array(self.true, np.float64)
         known = np.where(np.isnan(values), _NO_NUMBER, values)
         return {name: metrics.number_metric(name, known, true) for name in self.task.metrics}
 
-    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Estimate]:
+    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Measurement]:
         """Free text is right or wrong: every distinct text is a class of its own."""
         right = np.array([text == true for text, true in zip(texts, self.true, strict=True)])
         ones = np.ones(len(right), np.int64)

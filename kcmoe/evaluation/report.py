@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.evaluation.metrics import Estimate
-from kcmoe.evaluation.protocol import Outcome
+from kcmoe.evaluation.metrics import Measurement
+from kcmoe.evaluation.protocol import ProtocolResult
 from kcmoe.evaluation.selection import Selection
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
@@ -46,7 +46,7 @@ class Report:
     examples: int
     of_examples: int
     settings: Mapping[str, Any]
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, ProtocolResult]
     seconds: Mapping[str, float]
     selection: Selection
 
@@ -98,11 +98,11 @@ class Report:
         }
 
 
-def _cell(estimate: Estimate) -> str:
+def _cell(estimate: Measurement) -> str:
     return f"{100 * estimate.value:.2f} ± {100 * estimate.standard_error:.2f}"
 
 
-def _json(estimate: Estimate) -> dict[str, float | None]:
+def _json(estimate: Measurement) -> dict[str, float | None]:
     return {
         name: float(value) if math.isfinite(value) else None
         for name, value in estimate._asdict().items()

@@ -33,7 +33,7 @@ _IN_FLIGHT = 2  # batches dispatched before the first result is fetched
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """One batch of a fixed shape.
 
     Attributes:
@@ -89,7 +89,7 @@ def rows_of(lengths: Sequence[int], tokens: int) -> int:
     return rows if rows < 4 else rows // 4 * 4
 
 
-def batches(lengths: np.ndarray, longest: Sequence[int], tokens: int) -> list[Batch]:
+def batches(lengths: np.ndarray, longest: Sequence[int], tokens: int) -> list[PaddedBatch]:
     """Every sequence in exactly one batch.
 
     Args:
@@ -112,15 +112,15 @@ def batches(lengths: np.ndarray, longest: Sequence[int], tokens: int) -> list[Ba
         rows = rows_of(shape, tokens)
         indices = np.array(members[shape])
         for start in range(0, len(indices), rows):
-            found.append(Batch(indices[start : start + rows], rows, shape))
+            found.append(PaddedBatch(indices[start : start + rows], rows, shape))
     return found
 
 
 def run(
-    plan: Sequence[Batch],
-    compute: Callable[[Batch], Any],
+    plan: Sequence[PaddedBatch],
+    compute: Callable[[PaddedBatch], Any],
     advance: Advance | None = None,
-) -> Iterator[tuple[Batch, Any]]:
+) -> Iterator[tuple[PaddedBatch, Any]]:
     """Yields each batch with `compute(batch)` as NumPy arrays, computing a little ahead.
 
     Args:
@@ -130,7 +130,7 @@ def run(
     """
     import jax
 
-    pending: list[tuple[Batch, Any]] = []
+    pending: list[tuple[PaddedBatch, Any]] = []
     for batch in [*plan, *[None] * _IN_FLIGHT]:
         if batch is not None:
             pending.append((batch, compute(batch)))
@@ -173,7 +173,7 @@ class BatchedModel:
         joined = np.concatenate([np.asarray(ids, np.int32) for ids in labels])
         lengths = tuple(map(len, labels))
 
-        def compute(batch: Batch) -> Any:
+        def compute(batch: PaddedBatch) -> Any:
             return label_log_likelihoods(
                 self.model, self.params, batch.pad(inputs), joined, lengths
             )
@@ -188,7 +188,7 @@ class BatchedModel:
         """Log-likelihood of `targets[i]` (with EOS) for `inputs[i]` -> float32 [N]."""
         from kcmoe.inference.score import target_log_likelihoods
 
-        def compute(batch: Batch) -> Any:
+        def compute(batch: PaddedBatch) -> Any:
             target = batch.pad(targets, kind=1)
             features = {
                 "encoder_input_tokens": batch.pad(inputs),
@@ -216,7 +216,7 @@ class BatchedModel:
         """The best target of each input by beam search -> int32 [N, max_tokens], 0 after EOS."""
         from kcmoe.inference.decode import beam_search
 
-        def compute(batch: Batch) -> Any:
+        def compute(batch: PaddedBatch) -> Any:
             best_last, _ = beam_search(
                 self.model,
                 self.params,

@@ -62,7 +62,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lay_down
 
 
-def value(outcome: protocol.Outcome, name: str) -> float:
+def value(outcome: protocol.ProtocolResult, name: str) -> float:
     return outcome.metrics[name].value
 
 

@@ -66,7 +66,7 @@ def test_rows_come_by_fours_within_the_tokens(
 
 
 def test_pad_fills_missing_rows_with_the_first() -> None:
-    batch = batching.Batch(np.array([2, 0]), 3, (4,))
+    batch = batching.PaddedBatch(np.array([2, 0]), 3, (4,))
     padded = batch.pad([[5, 1], [9, 9, 9, 1], [7, 8, 1]])
     assert padded.tolist() == [[7, 8, 1, 0], [5, 1, 0, 0], [7, 8, 1, 0]]
 
