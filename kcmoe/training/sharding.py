@@ -90,6 +90,21 @@ def _suggest(batch_size: int, multiple: int) -> str:
     return "set BATCH_SIZE to " + " or ".join(str(size) for size in dict.fromkeys(sizes))
 
 
+def batch_shapes(
+    mesh: Mesh, batch: Mapping[str, Any], num_microbatches: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `put_batch` makes of such a batch."""
+    sharding = named(mesh, None, "batch")
+    return {
+        name: jax.ShapeDtypeStruct(
+            (num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:]),
+            x.dtype,
+            sharding=sharding,
+        )
+        for name, x in batch.items()
+    }
+
+
 def put_batch(
     mesh: Mesh, batch: Mapping[str, np.ndarray], num_microbatches: int
 ) -> dict[str, jax.Array]:

@@ -199,13 +199,13 @@ def lower(
     batch: Mapping[str, Any],
     microbatches: int = 1,
 ) -> Programs:
-    """Traces the programs for these shapes; nothing is compiled or allocated but the batch.
+    """Traces the programs for these shapes; nothing is compiled or allocated.
 
     Args:
       parts: the update.
       model: whose fresh parameters `Programs.init` makes.
-      mesh: the devices, from `sharding.make_mesh`.
-      batch: an example, [B, …] on the host.
+      mesh: the devices, from `sharding.make_mesh`, or those of a topology that is not here.
+      batch: an example [B, …], or its shapes and dtypes.
       microbatches: parts a batch is computed in, M.
     """
     shapes = states.state_shapes(model, parts.optimizer)
@@ -221,5 +221,5 @@ def lower(
     return Programs(
         evaluate=jax.jit(make_eval(parts.loss_fn), out_shardings=copied),
         init=init,
-        update=update.lower(state, sharding.put_batch(mesh, batch, microbatches)),
+        update=update.lower(state, sharding.batch_shapes(mesh, batch, microbatches)),
     )

@@ -84,6 +84,8 @@ def test_microbatches_hold_neighbouring_rows_on_any_number_of_devices(
         put = sharding.put_batch(mesh, rows, 2)["x"]
         np.testing.assert_array_equal(put, rows["x"].reshape(2, 4, 2))
         assert put.addressable_shards[0].data.shape == (2, 4 // devices, 2)
+        shape = sharding.batch_shapes(mesh, rows, 2)["x"]
+        assert (shape.shape, shape.sharding) == (put.shape, put.sharding)
 
 
 def test_devices_do_not_change_the_losses(toy: ModuleType, tmp_path: Path) -> None:
