@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kcmoe.checkpoint import checksums, run_config
-from kcmoe.checkpoint.storage import Damaged, Folder
+from kcmoe.checkpoint.checksums import checksum
+from kcmoe.checkpoint.storage import Damaged, Folder, step_of
 from kcmoe.errors import UserError
 from kcmoe.tree import STEP, ShapeDtype, shape_dtype
 
@@ -117,7 +117,7 @@ class Reader(abc.ABC):
                     problems[path] = f"{tree.pop(path)} is here, but was not saved"
             step = tree.get(STEP)
             if step is not None and step.dtype.kind == "f":
-                # T5X restores with dtype='float32', the step too, and saves it so ever after.
+                # T5X that restores with dtype='float32' casts the step, too, and then saves it so.
                 tree[STEP] = ShapeDtype(step.shape, np.dtype(np.int32))
             self._scanned = dict(sorted(tree.items())), problems
         return self._scanned
@@ -152,16 +152,12 @@ class Reader(abc.ABC):
             array = array.astype(np.int32)
         if shape_dtype(array) != expected:
             raise Damaged(f"{shape_dtype(array)} was read where {expected} is declared")
-        if self.saved is not None and self.saved.leaves[path] != (
-            expected,
-            checksums.checksum(array),
-        ):
-            saved = self.saved.leaves[path][0]
-            raise Damaged(
-                "its values differ from what was saved (checksum)"
-                if saved == expected
-                else f"{expected} is here, {saved} was saved"
-            )
+        if self.saved is not None:
+            saved, crc = self.saved.leaves[path]
+            if saved != expected:
+                raise Damaged(f"{expected} is here, {saved} was saved")
+            if crc != checksum(array):
+                raise Damaged("its values differ from what was saved (checksum)")
         return array
 
     def read_all(self, paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray | Damaged]]:
@@ -189,10 +185,10 @@ class Reader(abc.ABC):
             return int(self.read(STEP).reshape(()))
         if self.saved is not None and self.saved.step is not None:
             return self.saved.step
-        named = re.fullmatch(r"checkpoint_(\d+)", self.folder.name)
-        if named:
-            return int(named[1])
-        raise UserError(f"{self.path} says nowhere at which step it was saved ({STEP} is missing)")
+        named = step_of(self.path)
+        if named is not None:
+            return named
+        raise UserError(f"{self.path} does not tell at which step it was saved ({STEP} is missing)")
 
     def recorded(self) -> dict[str, Any]:
         """Returns what is recorded of the run: macro name -> value, {} where nothing is."""

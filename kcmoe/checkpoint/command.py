@@ -85,7 +85,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     from kcmoe.checkpoint import formats
-    from kcmoe.checkpoint.manage import step_of
+    from kcmoe.checkpoint.storage import step_of
     from kcmoe.checkpoint.writing import convert
 
     started_s = time.monotonic()

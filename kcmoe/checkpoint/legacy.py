@@ -50,7 +50,7 @@ class LegacyReader(Reader):
         if content.startswith(b"model_checkpoint_path"):
             raise UserError(
                 f"{self.path} is a TensorFlow checkpoint: let T5X restore and save it, then take "
-                f"that one"
+                "that one"
             )
         try:
             index = encodings.unpack(content, _INDEX)

@@ -7,21 +7,14 @@ Looks at names and at the marks of finished saves only, never at values.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path
 
 from kcmoe.checkpoint.formats import is_finished
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.io import durable
 
-_NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
 _PINNED = "PINNED"
-
-
-def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
-    """Returns N of `.../checkpoint_N`, or None for any other name."""
-    found = _NAMED.fullmatch(Path(checkpoint).name)
-    return int(found[1]) if found else None
 
 
 def all_checkpoints(model_dir: str | os.PathLike[str]) -> list[Path]:

@@ -94,7 +94,7 @@ class OrbaxReader(Reader):
         return tree, problems
 
     def _declared(self) -> dict[str, tuple[int, ...] | None]:
-        """Returns path -> shape (None if the index does not say) of the stored encodings."""
+        """Returns path -> shape (None if the index does not say) of the stored arrays."""
         if self.folder.exists(f"{_ITEM}/_METADATA"):
             return _parse_metadata(self.folder.read(f"{_ITEM}/_METADATA"))
         found = _parse_placeholders(self.folder.read(f"{_ITEM}/checkpoint"))
@@ -276,7 +276,7 @@ def _metadata(tree: Mapping[str, ShapeDtype]) -> dict[str, Any]:
 
 
 def _shardings(tree: Mapping[str, ShapeDtype]) -> dict[str, str]:
-    """Returns the content of `_sharding`: where Orbax puts arrays if nobody says (T5X does)."""
+    """Returns the content of `_sharding`: where Orbax puts arrays unless it is told (T5X tells it)."""
     first_device = {
         "sharding_type": "NamedSharding",
         "shape": [1],

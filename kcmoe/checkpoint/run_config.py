@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe.checkpoint.storage import Folder
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
@@ -25,14 +26,17 @@ from kcmoe.vocabulary import Vocabulary
 CONFIG_FILE = "config.gin"
 JSON_FILE = "config.json"
 DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabulary of a run
-_MODEL_TYPE = "kcmoe"  # Transformers has files of this name, too
+_MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
 _KEPT = (*(field.metadata["macro"] for field in dataclasses.fields(ModelConfig)),
          DIGEST, "TASK_FEATURE_LENGTHS")  # fmt: skip
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
 
 def find_config(checkpoint: str) -> str | None:
-    """`config.gin` in the folder of the checkpoint or the one above it, None if there is none."""
+    """Returns the path of `config.gin` in the checkpoint's folder or the one above; None if neither has it.
+
+    In a bucket, where looking costs a request, it is the one above, there or not.
+    """
     if is_remote(checkpoint):
         return f"{os.path.dirname(checkpoint)}/{CONFIG_FILE}"
     folder = os.path.abspath(checkpoint)
@@ -43,9 +47,7 @@ def find_config(checkpoint: str) -> str | None:
 
 
 def read_json(checkpoint: str) -> dict[str, Any]:
-    """The macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
-    from kcmoe.checkpoint.storage import Folder  # here, as names are checked without TensorStore
-
+    """Returns the macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
     folder = Folder(checkpoint)
     try:
         fields = json.loads(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
@@ -57,7 +59,7 @@ def read_json(checkpoint: str) -> dict[str, Any]:
 
 
 def recorded(checkpoint: str) -> dict[str, Any]:
-    """The macros of `config.gin`, else those of `config.json`; {} where neither is.
+    """Returns the macros of `config.gin`, else those of `config.json`; {} where neither is.
 
     T5X's config.gin has no digest of the vocabulary; that of the file it names is added, if that is there.
 
@@ -67,9 +69,9 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     config = find_config(checkpoint)
     if config is None:
         return read_json(checkpoint)
-    if is_remote(checkpoint):  # read as the checkpoint is, which needs nothing more to be installed
-        from kcmoe.checkpoint.storage import Folder
-
+    if is_remote(
+        checkpoint
+    ):  # through TensorStore, as the checkpoint itself, so no fsspec is needed
         above = Folder(os.path.dirname(config))
         if not above.exists(CONFIG_FILE):
             return read_json(checkpoint)
@@ -84,7 +86,7 @@ def recorded(checkpoint: str) -> dict[str, Any]:
 
 
 def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What goes into the `config.json` of a copy of `source`: macros `found` there, and `sizes` of its tree.
+    """Returns what the `config.json` of a copy of `source` holds: macros `found` there, `sizes` of its tree.
 
     Raises:
       UserError: if the two disagree.
@@ -101,7 +103,7 @@ def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> 
 
 
 def to_json(macros: Mapping[str, Any], step: int) -> bytes:
-    """The content of a `config.json` that `read_json` reads."""
+    """Returns the content of a `config.json` that `read_json` reads."""
     fields = {"model_type": _MODEL_TYPE, "step": step, **dict(sorted(macros.items()))}
     return json.dumps(fields, indent=2).encode() + b"\n"
 
@@ -115,7 +117,7 @@ def check_vocabulary(checkpoint: str, vocabulary: Vocabulary) -> None:
     try:
         macros = recorded(checkpoint)
     except UserError:
-        return  # nothing that can be read from here
+        return  # what is recorded cannot be read, so there is nothing to compare with
     digest, name = str(macros.get(DIGEST) or ""), macros.get("VOCABULARY_FILE")
     if digest and digest != vocabulary.digest:
         raise UserError(

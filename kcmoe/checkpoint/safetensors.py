@@ -120,8 +120,8 @@ def indexed_files(folder: Folder) -> tuple[list[str], dict[str, str]]:
     if not folder.exists(INDEX):
         if len(files) > 1:
             raise UserError(
-                f"{folder.path} holds {len(files)} safetensors files but no {INDEX}: which belong "
-                f"together?"
+                f"{folder.path} holds {len(files)} safetensors files but no {INDEX}, which would tell "
+                "how they belong together"
             )
         return files, {}
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
-from kcmoe.checkpoint import manage
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 
@@ -164,7 +164,7 @@ def test_newest_and_removal_of_old_ones(new_state: Callable[..., State], tmp_pat
     (tmp_path / "checkpoint_200").mkdir()
     (tmp_path / "checkpoint_300.orbax-checkpoint-tmp-5").mkdir()
     (tmp_path / "checkpoint_best").mkdir()
-    steps = [manage.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)]
+    steps = [step_of(path) for path in checkpoint.all_checkpoints(tmp_path)]
     assert steps == [2, 9, 10, 100]
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint_100"
     assert checkpoint.remove_old(tmp_path, None) == []

@@ -105,7 +105,7 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
 
 def _start_step(macros: Macros) -> int:
     """Steps already done when the run begins, which TRAIN_STEPS includes."""
-    from kcmoe.checkpoint.manage import step_of
+    from kcmoe.checkpoint.storage import step_of
 
     path = macros.get("INITIAL_CHECKPOINT_PATH")
     if not path and "INITIAL_CHECKPOINT_PATH" not in macros.required:
