@@ -14,7 +14,7 @@ from kcmoe.model.huge_pages import restart_with_huge_pages
 
 # verb -> (module with `main(argv) -> int`, one line of help)
 VERBS = {
-    "train": ("kcmoe.training.command", "pretrain, continue or fine-tune; resumes by itself"),
+    "train": ("kcmoe.train", "pretrain, continue or fine-tune; resumes by itself"),
     "evaluate": ("kcmoe.evaluation.command", "task metrics of a checkpoint, as a table and JSON"),
     "predict": ("kcmoe.inference.command", "labels with probabilities, or filled sentinels"),
     "data": (

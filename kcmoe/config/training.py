@@ -32,6 +32,7 @@ class TrainConfig(GinConfig):
         help="checkpoint to start from: weights, optimizer state, step",
         default=None,
     )
+    optimizer: str = macro("OPTIMIZER", help="what turns gradients into updates: adafactor")
     random_seed: int = macro("RANDOM_SEED", help="seed of initial weights, data order and dropout")
     num_microbatches: int | None = macro(
         "NUM_MICROBATCHES",

@@ -24,7 +24,7 @@ from kcmoe.io.remote import is_remote
 if TYPE_CHECKING:
     from kcmoe.data.labelled import Example
     from kcmoe.data.settings import DataConfig
-    from kcmoe.evaluation.protocol import Outcome, Questions
+    from kcmoe.evaluation.protocol import ProtocolResult, Questions
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks.registry import Task
 
@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
     configs.check_names(given)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit={args.limit} must be at least 1")
-    checkpoint = loading.find_checkpoint(given.require("CHECKPOINT_PATH"))
-    macros = loading.read_settings(checkpoint, given=given)
+    found = loading.find(given.require("CHECKPOINT_PATH"), given=given)
+    checkpoint, macros = found.checkpoint, found.macros
     task, data, examples = _examples(macros, args.split or "validation")
     model_dir = (
         os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
@@ -88,10 +88,7 @@ def main(argv: Sequence[str]) -> int:
     if args.predictions:
         _check_writable(args.predictions)
 
-    from kcmoe.training import compilation_cache
-
-    compilation_cache.enable()
-    loaded = loading.load(checkpoint, given=given)
+    loaded = loading.load(found)
     chosen = spread(examples, args.limit or len(examples))
     report, questions = _evaluate(loaded, task, chosen, len(examples), args, data, model_dir)
     print(report.table())
@@ -132,22 +129,22 @@ def _evaluate(
     from kcmoe.evaluation.report import Report
     from kcmoe.evaluation.selection import selection
     from kcmoe.inference.answers import answers
+    from kcmoe.inference.batching import BatchedModel
     from kcmoe.model.encoder_decoder import EncoderDecoder
 
-    model = EncoderDecoder(loaded.config)
-    questions = Questions(
-        task, examples, loaded.vocabulary, loaded.lengths["inputs"], tokens=loaded.tokens
-    )
-    outcomes: dict[str, Outcome] = {}
+    longest = loaded.lengths["inputs"]
+    model = BatchedModel(EncoderDecoder(loaded.config), loaded.params, longest, loaded.tokens)
+    questions = Questions(task, examples, loaded.vocabulary, longest)
+    outcomes: dict[str, ProtocolResult] = {}
     seconds: dict[str, float] = {}
     for protocol in _protocols(args.protocol, bool(answers(task)), task):
         started_s = time.monotonic()
         with tqdm(total=len(examples), desc=protocol, unit="line", disable=None) as bar:
             if protocol == "rank":
-                outcomes[protocol] = questions.rank(model, loaded.params, bar.update)
+                outcomes[protocol] = questions.rank(model, bar.update)
             else:
                 longest = loaded.lengths["targets"]
-                outcomes[protocol] = questions.generate(model, loaded.params, longest, bar.update)
+                outcomes[protocol] = questions.generate(model, longest, bar.update)
         seconds[protocol] = time.monotonic() - started_s
         if not sys.stderr.isatty():
             print(

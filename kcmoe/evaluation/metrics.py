@@ -17,7 +17,7 @@ RESAMPLES = 1000
 SEED = 0
 
 
-class Estimate(NamedTuple):
+class Measurement(NamedTuple):
     """A metric and one standard error of it."""
 
     value: float
@@ -71,7 +71,7 @@ def spearman(predicted: np.ndarray, true: np.ndarray) -> float:
     return pearson(ranks(predicted), ranks(true))
 
 
-def class_metric(name: str, predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate:
+def class_metric(name: str, predicted: np.ndarray, true: np.ndarray, classes: int) -> Measurement:
     """`accuracy` or `macro_f1` of int [N] classes; -1 in `predicted` is no class at all.
 
     Args:
@@ -80,20 +80,20 @@ def class_metric(name: str, predicted: np.ndarray, true: np.ndarray, classes: in
       true: int [N], 0 to classes - 1.
       classes: number of classes.
     """
-    function: Callable[[np.ndarray, np.ndarray, int], Estimate] = {
+    function: Callable[[np.ndarray, np.ndarray, int], Measurement] = {
         "accuracy": _accuracy,
         "macro_f1": _macro_f1,
     }[name]
     return function(predicted, true, classes)
 
 
-def _accuracy(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate:
+def _accuracy(predicted: np.ndarray, true: np.ndarray, classes: int) -> Measurement:
     del classes
     value = accuracy(predicted, true)
-    return Estimate(value, float(np.sqrt(value * (1 - value) / len(true))))
+    return Measurement(value, float(np.sqrt(value * (1 - value) / len(true))))
 
 
-def _macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate:
+def _macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> Measurement:
     counts = confusion(predicted, true, classes)
     # Resampling examples is drawing the cells of the confusion matrix from a multinomial distribution.
     shares = counts.reshape(-1) / counts.sum()
@@ -101,10 +101,10 @@ def _macro_f1(predicted: np.ndarray, true: np.ndarray, classes: int) -> Estimate
     # A draw without a class says nothing about its F1, so that of all examples stands in.
     f1 = f1_per_class(draws.reshape(RESAMPLES, *counts.shape), absent=float("nan"))
     spread = np.where(np.isnan(f1), f1_per_class(counts), f1).mean(axis=-1)
-    return Estimate(macro_f1(predicted, true, classes), float(spread.std(ddof=1)))
+    return Measurement(macro_f1(predicted, true, classes), float(spread.std(ddof=1)))
 
 
-def number_metric(name: str, predicted: np.ndarray, true: np.ndarray) -> Estimate:
+def number_metric(name: str, predicted: np.ndarray, true: np.ndarray) -> Measurement:
     """`spearman` or `pearson` of float [N] arrays."""
     function: Callable[[np.ndarray, np.ndarray], float] = {
         "spearman": spearman,
@@ -117,4 +117,4 @@ def number_metric(name: str, predicted: np.ndarray, true: np.ndarray) -> Estimat
         spread.append(function(predicted[chosen], true[chosen]))
     finite = np.array(spread)[np.isfinite(spread)]
     error = float(finite.std(ddof=1)) if finite.size > 1 else float("nan")
-    return Estimate(function(predicted, true), error)
+    return Measurement(function(predicted, true), error)

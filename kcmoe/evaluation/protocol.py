@@ -10,28 +10,29 @@ see the same ids as training did. Which split is read is the caller's business.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kcmoe.config.model import ModelConfig
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example
 from kcmoe.evaluation import metrics
-from kcmoe.inference import batched, bucketing
 from kcmoe.inference.answers import answers
+from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
 from kcmoe.inference.predict import probabilities
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.tasks.registry import Mixture, Task
+from kcmoe.tasks.registry import Task
+from kcmoe.training.inputs import Inputs
+from kcmoe.training.settings import Settings
+from kcmoe.training.validation import TaskMetric
 from kcmoe.vocabulary import Vocabulary
 
-Advance = Callable[[int], object]
 _NO_NUMBER = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ProtocolResult:
     """What one protocol gave.
 
     Attributes:
@@ -40,7 +41,7 @@ class Outcome:
       unknown: how many answers are no label or no number.
     """
 
-    metrics: dict[str, metrics.Estimate]
+    metrics: dict[str, metrics.Measurement]
     answers: list[str]
     unknown: int
 
@@ -53,7 +54,6 @@ class Questions:
       examples: labelled examples.
       vocabulary: turns their texts into ids.
       max_inputs: tokens of an input, EOS included; longer ones are cut, as in training.
-      tokens: tokens computed at once; None suits the device and the model.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class Questions:
         examples: Sequence[Example],
         vocabulary: Vocabulary,
         max_inputs: int,
-        tokens: int | None = None,
     ):
         eos = vocabulary.eos_id
         prompts = [example.inputs_text for example in examples]
@@ -72,59 +71,32 @@ class Questions:
         self.words = answers(task)
         self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]
         self._vocabulary = vocabulary
-        self._max_inputs = max_inputs
-        self._tokens = tokens
 
-    def rank(
-        self, model: EncoderDecoder, params: Mapping[str, Any], advance: Advance | None = None
-    ) -> Outcome:
+    def rank(self, model: BatchedModel, advance: Advance | None = None) -> ProtocolResult:
         """Chooses among `words`."""
-        log_likelihoods = batched.rank(
-            model,
-            params,
-            self.inputs,
-            self.word_ids,
-            longest=self._max_inputs,
-            tokens=self._tokens_for(params),
-            advance=advance,
-        )
+        log_likelihoods = model.rank(self.inputs, self.word_ids, advance)
         if self.task.target_step:
             values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
-            return Outcome(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
+            return ProtocolResult(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
         chosen = np.argmax(log_likelihoods, axis=1)
-        return Outcome(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
+        return ProtocolResult(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
 
     def generate(
-        self,
-        model: EncoderDecoder,
-        params: Mapping[str, Any],
-        max_targets: int,
-        advance: Advance | None = None,
-    ) -> Outcome:
+        self, model: BatchedModel, max_targets: int, advance: Advance | None = None
+    ) -> ProtocolResult:
         """Generates greedily, at most `max_targets` tokens."""
-        found = batched.generate(
-            model,
-            params,
-            self.inputs,
-            longest=self._max_inputs,
-            tokens=self._tokens_for(params),
-            max_tokens=max_targets,
-            advance=advance,
-        )
+        found = model.generate(self.inputs, max_targets, advance=advance)
         texts = [self._vocabulary.decode(row) for row in found]
         if self.task.target_step:
             values = np.array([_number(text) for text in texts])
-            return Outcome(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
+            return ProtocolResult(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
         if not self.words:
-            return Outcome(self._measure_texts(texts), texts, 0)
+            return ProtocolResult(self._measure_texts(texts), texts, 0)
         number = {word: i for i, word in enumerate(self.words)}
         chosen = np.array([number.get(text, -1) for text in texts])
-        return Outcome(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
+        return ProtocolResult(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
 
-    def _tokens_for(self, params: Mapping[str, Any]) -> int:
-        return self._tokens or bucketing.default_tokens(sum(x.size for x in params.values()))
-
-    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Estimate]:
+    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Measurement]:
         number = {word: i for i, word in enumerate(self.words)}
         true = np.array([number[text] for text in self.true])
         return {
@@ -132,12 +104,12 @@ class Questions:
             for name in self.task.metrics
         }
 
-    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Estimate]:
+    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Measurement]:
         true = np.array(self.true, np.float64)
         known = np.where(np.isnan(values), _NO_NUMBER, values)
         return {name: metrics.number_metric(name, known, true) for name in self.task.metrics}
 
-    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Estimate]:
+    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Measurement]:
         """Free text is right or wrong: every distinct text is a class of its own."""
         right = np.array([text == true for text, true in zip(texts, self.true, strict=True)])
         ones = np.ones(len(right), np.int64)
@@ -155,40 +127,26 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else float("nan")
 
 
-def rank_metric(
-    config: ModelConfig,
-    task: Task,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    max_inputs: int,
-) -> Callable[[Mapping[str, Any]], dict[str, float]] | None:
-    """A function from flat parameters to the task's metrics by `rank`, for use during training.
+def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
+    """The metrics of a run's task by `rank`, on its held-out examples, for use during training.
+
+    Nothing is dropped, as in `kcmoe evaluate`.
 
     Returns:
-      None where the task has no answers to choose from. The function computes without dropping tokens,
-      as `kcmoe evaluate` does, and gives fractions in the order of `task.metrics`.
+      None for a mixture, and where a task has no labelled examples or no answers to choose from.
     """
-    if task.kind != "labelled" or not examples or not answers(task) or not task.metrics:
+    task, examples = inputs.task, inputs.examples
+    if not isinstance(task, Task) or task.kind != "labelled" or not examples:
         return None
-    questions = Questions(task, examples, vocabulary, max_inputs)
-    model = EncoderDecoder(bucketing.inference_config(config))
+    if not answers(task) or not task.metrics:
+        return None
+    longest = settings.run.lengths["inputs"]
+    questions = Questions(task, examples, inputs.vocabulary, longest)
+    model = EncoderDecoder(inference_config(settings.model))
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
-        outcome = questions.rank(model, params)
+        tokens = default_tokens(sum(x.size for x in params.values()))
+        outcome = questions.rank(BatchedModel(model, params, longest, tokens))
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 
-    return measure
-
-
-def training_metric(
-    config: ModelConfig,
-    task: Task | Mixture,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    max_inputs: int,
-) -> tuple[Callable[[Mapping[str, Any]], dict[str, float]], tuple[str, ...]] | None:
-    """`rank_metric` with the names it gives, the choosing one first; None for a mixture."""
-    if isinstance(task, Mixture):
-        return None
-    measure = rank_metric(config, task, examples, vocabulary, max_inputs)
-    return None if measure is None else (measure, task.metrics)
+    return TaskMetric(measure, task.metrics)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.evaluation.metrics import Estimate
-from kcmoe.evaluation.protocol import Outcome
+from kcmoe.evaluation.metrics import Measurement
+from kcmoe.evaluation.protocol import ProtocolResult
 from kcmoe.evaluation.selection import Selection
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
+from kcmoe.io.wording import aligned
 
 FOLDER = "evaluation"
 
@@ -45,7 +46,7 @@ class Report:
     examples: int
     of_examples: int
     settings: Mapping[str, Any]
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, ProtocolResult]
     seconds: Mapping[str, float]
     selection: Selection
 
@@ -69,7 +70,7 @@ class Report:
         rows.append(["examples/s", *(f"{self.examples / s:,.0f}" for s in self.seconds.values())])
         lines = [title, f"{self.checkpoint} (step {self.step:,}; {settings})", ""]
         return "\n".join(
-            [*lines, *_aligned(rows), "", *self.selection.lines(self.checkpoint, self.ids_file)]
+            [*lines, *aligned(rows), "", *self.selection.lines(self.checkpoint, self.ids_file)]
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -97,28 +98,15 @@ class Report:
         }
 
 
-def _cell(estimate: Estimate) -> str:
+def _cell(estimate: Measurement) -> str:
     return f"{100 * estimate.value:.2f} ± {100 * estimate.standard_error:.2f}"
 
 
-def _json(estimate: Estimate) -> dict[str, float | None]:
+def _json(estimate: Measurement) -> dict[str, float | None]:
     return {
         name: float(value) if math.isfinite(value) else None
         for name, value in estimate._asdict().items()
     }
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
 
 
 def output_folder(model_dir: str, chosen: str | None) -> Path:

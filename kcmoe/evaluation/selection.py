@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was held out for choosing a checkpoint, and which checkpoint was chosen by it.
 
-Said beside every score, so that nobody has to take on trust that the test split chose nothing: training
+Said beside every score, so that a reader can check that the test split was not used to choose: training
 reads the train and validation splits only, and `best.json` records its choice.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,10 @@ from kcmoe.config import gin_files
 from kcmoe.data.labelled import labelled_examples, split_files
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
+from kcmoe.training.run_folder import BEST, read_best
 
 if TYPE_CHECKING:
     from kcmoe.data.settings import DataConfig
-
-BEST = "best.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +77,10 @@ def selection(task: Task, macros: Mapping[str, Any], data: DataConfig, model_dir
     own = str(macros.get("MIXTURE_OR_TASK_NAME") or task.name)
     if task.name not in (own, *(macros.get("MIXTURE") or ())):
         rule = f"nothing of {task.name}, for this run was trained on {own}"
-        return Selection(rule, (), 0, _read_best(model_dir), trained_on=own)
+        return Selection(rule, (), 0, read_best(model_dir), trained_on=own)
     rule, ids = _held_out(task, data)
     used = int(macros.get("EVAL_STEPS") or 0) * int(macros.get("BATCH_SIZE") or 0)
-    return Selection(rule, ids, min(len(ids), used or len(ids)), _read_best(model_dir))
+    return Selection(rule, ids, min(len(ids), used or len(ids)), read_best(model_dir))
 
 
 def _held_out(task: Task, data: DataConfig) -> tuple[str, tuple[str, ...]]:
@@ -103,16 +101,3 @@ def _held_out(task: Task, data: DataConfig) -> tuple[str, tuple[str, ...]]:
     else:
         rule = f"all rows of {names}; never trained on"
     return rule + unread, ids
-
-
-def _read_best(model_dir: str) -> Mapping[str, Any] | None:
-    try:
-        with open(os.path.join(model_dir, BEST), encoding="utf-8") as file:
-            best = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return (
-        best
-        if isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()
-        else None
-    )

@@ -65,9 +65,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe predict --help`."""
     args, macros = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe predict: %(message)s")
-    from kcmoe.inference import texts
+    from kcmoe.inference import loading, texts
 
-    _check_choice(args, macros)
+    found = loading.find(args.checkpoint, args.config, macros)
+    _check_choice(args, found.macros)
     if args.file == "-" and os.isatty(0):
         print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
@@ -79,20 +80,17 @@ def main(argv: Sequence[str]) -> int:
 
     from kcmoe.inference.predict import LanguageModel
 
-    model = LanguageModel.load(args.checkpoint, config=args.config, **dict(macros))
+    model = LanguageModel(loading.load(found))
     for result in _results(model, lines, args):
         print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
     return 0
 
 
-def _check_choice(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
+def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Finds a misspelt task before the weights are read."""
     from kcmoe.errors import near_misses
-    from kcmoe.inference import loading
     from kcmoe.tasks.registry import TASKS
 
-    checkpoint = loading.find_checkpoint(args.checkpoint)
-    settings = loading.read_settings(checkpoint, args.config, given)
     own = settings.get("MIXTURE_OR_TASK_NAME")
     known = dict.fromkeys((GENERATE, *([own] if own else []), *TASKS))
     if args.task is not None and args.task not in known:

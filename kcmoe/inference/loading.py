@@ -21,7 +21,6 @@ from kcmoe.config.fields import GinConfig, macro
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
-from kcmoe.inference.bucketing import inference_config
 from kcmoe.io.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
@@ -51,6 +50,19 @@ class InferenceConfig(GinConfig):
     def check(self) -> None:
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"PREDICT_TOKENS = {self.tokens}, but it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint that is there, and all settings for using it; nothing of its weights is read.
+
+    Attributes:
+      checkpoint: its folder.
+      macros: the engine's settings, then those of its run, then those of the caller.
+    """
+
+    checkpoint: str
+    macros: gin_files.Macros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +144,12 @@ def _of_another_task(macros: Mapping[str, Any], given: Mapping[str, Any]) -> dic
     return {other: None for other in rest if other in macros}
 
 
-def load(
+def find(
     path: str | os.PathLike[str],
     config: str | None = None,
     given: Mapping[str, Any] | None = None,
-) -> Loaded:
-    """Reads a checkpoint for inference.
+) -> Found:
+    """Finds a checkpoint and its settings.
 
     Args:
       path: a checkpoint, or a model directory for its newest one; a bucket works too.
@@ -145,14 +157,26 @@ def load(
       given: macros that win over those of the file.
 
     Raises:
+      UserError: as `find_checkpoint` and `read_settings`.
+    """
+    checkpoint = find_checkpoint(path)
+    return Found(checkpoint, read_settings(checkpoint, config, given))
+
+
+def load(found: Found) -> Loaded:
+    """Reads the weights of a checkpoint for inference.
+
+    Raises:
       UserError: for anything missing, damaged or unfit, with what and where.
     """
     import jax
 
     from kcmoe.checkpoint.reading import open_checkpoint
+    from kcmoe.inference.batching import default_tokens, inference_config
+    from kcmoe.io import compilation_cache
 
-    checkpoint = find_checkpoint(path)
-    macros = read_settings(checkpoint, config, given)
+    compilation_cache.enable()
+    checkpoint, macros = found.checkpoint, found.macros
     model = ModelConfig.from_macros(macros)
     vocabulary = Vocabulary(macros.get("VOCABULARY_FILE"))
     if vocabulary.size > model.num_embeddings:
@@ -163,7 +187,7 @@ def load(
     run_config.check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
     params = jax.device_put(_read_params(reader, model))
-    tokens = InferenceConfig.from_macros(macros).tokens or _default_tokens(params)
+    tokens = InferenceConfig.from_macros(macros).tokens
     return Loaded(
         checkpoint=checkpoint,
         step=reader.step,
@@ -172,7 +196,7 @@ def load(
         params=params,
         vocabulary=vocabulary,
         lengths=_lengths(macros),
-        tokens=tokens,
+        tokens=tokens or default_tokens(sum(leaf.size for leaf in params.values())),
     )
 
 
@@ -182,9 +206,9 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     import numpy as np
 
     from kcmoe.checkpoint.reading import restore
-    from kcmoe.training.state import init_params
+    from kcmoe.model.interface import param_shapes
 
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    shapes = param_shapes(model)
     here = reader.scan()[0]
     expected = {}
     for path, leaf in tree.as_state(shapes).items():
@@ -196,12 +220,6 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     return {
         name: np.asarray(values, np.float32) for name, values in tree.parameters(restored).items()
     }
-
-
-def _default_tokens(params: Mapping[str, Any]) -> int:
-    from kcmoe.inference.bucketing import default_tokens
-
-    return default_tokens(sum(leaf.size for leaf in params.values()))
 
 
 def _lengths(macros: Mapping[str, Any]) -> Mapping[str, int]:

@@ -2,7 +2,7 @@
 """`LanguageModel`: texts in, labels, texts or log-likelihoods out.
 
 Results come in the order of the inputs, and each is a function of its own text: every length of text has
-one fixed shape (`bucketing.py`) and routing drops no token. Imports no TensorFlow and no MeCab.
+one fixed shape (`batching.py`) and routing drops no token. Imports no TensorFlow and no MeCab.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from kcmoe.errors import UserError
-from kcmoe.inference import batched, loading
+from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
+from kcmoe.inference.batching import Advance, BatchedModel
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tasks.registry import Task, named_task, one_task
 
 _log = logging.getLogger(__name__)
 _LONGEST_TARGET = 512  # tokens that `score` takes; training never saw longer ones
-Advance = Callable[[int], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +45,22 @@ class LanguageModel:
     Attributes:
       loaded: settings, parameters and vocabulary.
       model: the Flax module.
+      batched: the same with its parameters, for ids.
     """
 
     def __init__(self, loaded: loading.Loaded):
         self.loaded = loaded
         self.model = EncoderDecoder(loaded.config)
+        self.batched = BatchedModel(
+            self.model, loaded.params, loaded.lengths["inputs"], loaded.tokens
+        )
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], config: str | None = None, **settings: object
     ) -> Self:
         """See `kcmoe.load`."""
-        from kcmoe.training import compilation_cache
-
-        compilation_cache.enable()
-        return cls(loading.load(path, config, settings))
+        return cls(loading.load(loading.find(path, config, settings)))
 
     def classify(
         self, texts: Iterable[texts_lib.Row], task: str | Task | None = None
@@ -117,14 +118,10 @@ class LanguageModel:
         wanted = texts_lib.checked(targets, "targets")
         if len(given) != len(wanted):
             raise UserError(f"there are {len(given)} inputs but {len(wanted)} targets")
-        longest = self.loaded.lengths["inputs"]
-        return batched.score(
-            self.model,
-            self.loaded.params,
+        return self.batched.score(
             self.encode(given, sentinels=True, name="inputs"),
             self.encode(wanted, sentinels=True, longest=_LONGEST_TARGET, name="targets"),
-            longest=(longest, _LONGEST_TARGET),
-            tokens=self.loaded.tokens,
+            _LONGEST_TARGET,
         )
 
     def task(self, task: str | Task | None) -> Task:
@@ -179,15 +176,8 @@ class LanguageModel:
     ) -> list[Prediction]:
         """`classify` for prompts from `encode`; `advance` is told how many are done."""
         words = self.answers(task)
-        log_likelihoods = batched.rank(
-            self.model,
-            self.loaded.params,
-            ids,
-            self.encode(words, longest=_LONGEST_TARGET),
-            longest=self.loaded.lengths["inputs"],
-            tokens=self.loaded.tokens,
-            advance=advance,
-        )
+        labels = self.encode(words, longest=_LONGEST_TARGET)
+        log_likelihoods = self.batched.rank(ids, labels, advance)
         return [
             Prediction(words[int(np.argmax(row))], dict(zip(words, row.tolist(), strict=True)))
             for row in probabilities(log_likelihoods)
@@ -209,16 +199,8 @@ class LanguageModel:
                 raise UserError(f"{name} is {value!r}, but it must be a whole number above zero")
         if not 2 * beam_size <= self.loaded.config.num_embeddings:
             raise UserError(f"beam_size {beam_size} is more than half the vocabulary")
-        found = batched.generate(
-            self.model,
-            self.loaded.params,
-            ids,
-            longest=self.loaded.lengths["inputs"],
-            tokens=self.loaded.tokens,
-            max_tokens=max_tokens,
-            beam_size=beam_size,
-            alpha=alpha,
-            advance=advance,
+        found = self.batched.generate(
+            ids, max_tokens, beam_size=beam_size, alpha=alpha, advance=advance
         )
         return [self.loaded.vocabulary.decode(row) for row in found]
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.losses import HEAD, features, loss_weights
+from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.tree import nested
 
 

@@ -18,8 +18,7 @@ Features = Mapping[str, np.ndarray]
 
 
 class StepBatches(Protocol):
-    """Batches [B, …] by step; `kcmoe.data.pipeline.Batches` is one, and says what each method
-    does."""
+    """Batches [B, …] by step, as `kcmoe.data.pipeline.Batches` gives them and explains."""
 
     def at(self, step: int) -> Features:
         """The batch of update `step` + 1."""
@@ -47,7 +46,7 @@ class Inputs:
       held_out: batches for validation, features [rows of a microbatch, …]; () for none.
       lines: what to print about them.
       examples: the labelled examples of `held_out`, in order; () where they have no labels.
-      task: the task, for whoever scores `examples`.
+      task: the task, for scoring `examples`.
       vocabulary: the vocabulary, for the same.
       workers: processes that make batches ahead.
     """

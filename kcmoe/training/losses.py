@@ -19,12 +19,11 @@ from jax import Array
 
 from kcmoe.config.training import LossConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.tree import flattened, nested
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
-
-HEAD = "decoder/logits_dense/kernel"  # float32[D, V]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -159,19 +158,6 @@ def _head_bwd(
 
 
 head_cross_entropy.defvjp(_head_fwd, _head_bwd)
-
-
-def features(batch: Batch) -> dict[str, Array]:
-    """The part of a batch that the model takes."""
-    return {name: x for name, x in batch.items() if name != "decoder_loss_weights"}
-
-
-def loss_weights(batch: Batch) -> Array:
-    """float32[B, L]: `decoder_loss_weights`, or 1 at every target that is no padding."""
-    weights = batch.get("decoder_loss_weights")
-    if weights is None:
-        weights = batch["decoder_target_tokens"] > 0
-    return weights.astype(jnp.float32)
 
 
 def loss_and_metrics(

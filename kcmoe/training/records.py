@@ -2,7 +2,7 @@
 """What a run leaves on disk per step: `metrics.jsonl` and TensorBoard events, without gaps or
 doubles.
 
-A record of step N is on disk before checkpoint N is, and whoever continues from checkpoint N first
+A record of step N is on disk before checkpoint N is, and a run that continues from checkpoint N first
 cuts off everything later than N. So after any stop both files hold each step exactly once.
 Event files are those of TensorBoard (and of T5X): length, masked CRC, protobuf, masked CRC.
 This file does not know what the numbers mean.

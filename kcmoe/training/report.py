@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `kcmoe train` says before the first step: devices, sizes, the arithmetic of a step, the
-plan."""
+"""What `kcmoe train` says: devices, sizes, the arithmetic of a step and the plan before the first step; then
+a bar on a terminal, or a line now and then in a log file."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from kcmoe.io.wording import human_bytes
-from kcmoe.training.flops import parameter_counts, train_step_flops
+from kcmoe.model.flops import parameter_counts, train_step_flops
 from kcmoe.training.settings import Settings
+from kcmoe.training.start import Start
+
+LINE_PERIOD_S = 10.0  # between lines in a log file
 
 
 def devices(mesh: Mesh) -> str:
@@ -77,19 +81,72 @@ def memory(compiled: Any) -> str:
     )
 
 
-def start(step: int, origin: Path | str | None, seed: int, *, optimizer: bool) -> str:
-    """Where the weights are from: a checkpoint of this run (Path), of another (str), or a seed;
-    `optimizer` says whether the optimizer state is from there, too."""
-    if origin is None:
-        return f"start       step {step:,}, fresh weights from RANDOM_SEED {seed}"
-    if not optimizer:
-        return f"start       step {step:,}, weights of {origin}, fresh optimizer state"
-    word = "continued from" if isinstance(origin, Path) else "weights and optimizer state of"
-    return f"start       step {step:,}, {word} {origin}"
+def start(where: Start, seed: int) -> str:
+    """Where the weights are from: a checkpoint of this run, one of another, or a seed."""
+    begins = f"start       step {where.step:,}"
+    if not where.checkpoint:
+        return f"{begins}, fresh weights from RANDOM_SEED {seed}"
+    if not where.optimizer_kept:
+        return f"{begins}, weights of {where.checkpoint}, fresh optimizer state"
+    word = "continued from" if where.resumed else "weights and optimizer state of"
+    return f"{begins}, {word} {where.checkpoint}"
 
 
 def validation(step: int, values: Mapping[str, Any], metric: str) -> str:
-    """The metric that chooses the best checkpoint, then the ones everybody looks for."""
+    """The metric that chooses the best checkpoint, then the loss and the accuracy."""
     shown = dict.fromkeys((metric, "cross_ent_loss", "token_accuracy"))
     listed = ", ".join(f"{name} {float(values[name]):.4f}" for name in shown if name in values)
     return f"validation  step {step:,}: {listed}"
+
+
+class Progress:
+    """Steps done of all, with loss, speed and time left."""
+
+    def __init__(self, start_step: int, total_steps: int):
+        from tqdm import tqdm
+
+        self._total = total_steps
+        self._bar = tqdm(
+            initial=start_step, total=total_steps, disable=None, unit="step", dynamic_ncols=True
+        )
+        self._last_line_s = float("-inf")
+
+    def update(
+        self, step: int, loss: float, tokens_per_s: float, flops_per_s: float, step_s: float
+    ) -> None:
+        """Shows step `step`; `step_s` seconds per step give the time left."""
+        speed = f"{tokens_per_s:,.0f} tokens/s, {_flops(flops_per_s)}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now_s = time.monotonic()
+        if now_s - self._last_line_s >= LINE_PERIOD_S or step == self._total:
+            self._last_line_s = now_s
+            left = _duration((self._total - step) * step_s)
+            self.say(f"step {step:,}/{self._total:,}  loss {loss:.4f}  {speed}  {left} left")
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+def _flops(per_second: float) -> str:
+    """1.2e12 -> "1.20 TFLOP/s"."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if per_second >= factor:
+            return f"{per_second / factor:.2f} {prefix}FLOP/s"
+    return f"{per_second / 1e6:.2f} MFLOP/s"
+
+
+def _duration(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

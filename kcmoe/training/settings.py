@@ -8,8 +8,10 @@ import dataclasses
 from kcmoe.config import fields as configs
 from kcmoe.config.gin_files import Macros
 from kcmoe.config.model import ModelConfig
-from kcmoe.config.training import AdafactorConfig, LossConfig, ScheduleConfig, TrainConfig
+from kcmoe.config.training import LossConfig, ScheduleConfig, TrainConfig
 from kcmoe.errors import UserError
+from kcmoe.training.optimizers.base import Optimizer
+from kcmoe.training.optimizers.registry import optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +23,20 @@ class Settings:
     model: ModelConfig
     losses: LossConfig
     schedule: ScheduleConfig
-    optimizer: AdafactorConfig
+    optimizer: Optimizer
 
     @classmethod
     def from_macros(cls, macros: Macros) -> Settings:
         """Raises `UserError` for a name nothing knows, a missing value, or values that clash."""
         configs.check_names(macros)
+        run = TrainConfig.from_macros(macros)
         settings = cls(
             macros=macros,
-            run=TrainConfig.from_macros(macros),
+            run=run,
             model=ModelConfig.from_macros(macros),
             losses=LossConfig.from_macros(macros),
             schedule=ScheduleConfig.from_macros(macros),
-            optimizer=AdafactorConfig.from_macros(macros),
+            optimizer=optimizer(run.optimizer, macros),
         )
         settings.check()
         return settings
@@ -50,16 +53,6 @@ class Settings:
             raise UserError(
                 f"BATCH_SIZE = {run.batch_size} does not divide by NUM_MICROBATCHES = "
                 f"{run.microbatches}; set NUM_MICROBATCHES to a divisor of {run.batch_size}"
-            )
-
-    def check_start(self, step: int) -> None:
-        """Raises `UserError` if STEP_OFFSET is past `step`: the decay of the first update would be
-        no number."""
-        offset = self.optimizer.step_offset
-        if offset > step:
-            raise UserError(
-                f"STEP_OFFSET = {offset:,} is past step {step:,}, where this run starts; set it to "
-                f"{step} or less"
             )
 
     def check_vocabulary(self, path: str, size: int) -> None:

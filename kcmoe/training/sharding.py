@@ -22,7 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.tree import is_parameter, logical_axes, parameter_of
+from kcmoe.training.optimizers.base import Optimizer
+from kcmoe.training.state import TrainState
+from kcmoe.tree import logical_axes
 
 DATA, EXPERT = "data", "expert"
 
@@ -55,29 +57,23 @@ def named(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def state_shardings(mesh: Mesh, flat_shapes: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """A sharding for every leaf of a flat train state (`target/…`, `state/…`, as `state.to_flat`
-    gives).
-
-    Optimizer state of an expert parameter has the experts in front, like the parameter itself,
-    except for its unused members of shape [1].
-    """
-    shardings = {}
-    for path, leaf in flat_shapes.items():
-        parameter = parameter_of(path)
-        axes = logical_axes(parameter) if parameter is not None else ()
-        if is_parameter(path):
-            shardings[path] = named(mesh, *axes)
-        elif axes[:1] == ("expert",) and leaf.ndim > 1:
-            shardings[path] = named(mesh, "expert")
-        else:
-            shardings[path] = named(mesh)
-    return shardings
+def state_shardings(mesh: Mesh, shapes: TrainState, optimizer: Optimizer) -> TrainState:
+    """A `NamedSharding` for every leaf of the train state with these shapes."""
+    params = {path: named(mesh, *logical_axes(path)) for path in shapes.params}
+    slots = {path: optimizer.slots(path, leaf.shape) for path, leaf in shapes.params.items()}
+    states = {
+        path: {name: named(mesh, *slot.axes) for name, slot in of_one.items()}
+        for path, of_one in slots.items()
+    }
+    step: Any = named(mesh)
+    return TrainState(step, params, states)
 
 
 def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
-    """Raises `UserError` unless each microbatch, a whole one by `Settings.check`, divides over the
-    devices."""
+    """Raises `UserError` unless each microbatch divides over the devices.
+
+    `Settings.check` has seen to it that a microbatch is a whole number of rows.
+    """
     rows = batch_size // num_microbatches
     if rows % mesh.size:
         microbatch = f"a microbatch of {rows} rows (BATCH_SIZE {batch_size} / NUM_MICROBATCHES "
@@ -92,6 +88,21 @@ def _suggest(batch_size: int, multiple: int) -> str:
     below = batch_size // multiple * multiple
     sizes = [size for size in (below, below + multiple) if size > 0]
     return "set BATCH_SIZE to " + " or ".join(str(size) for size in dict.fromkeys(sizes))
+
+
+def batch_shapes(
+    mesh: Mesh, batch: Mapping[str, Any], num_microbatches: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `put_batch` makes of such a batch."""
+    sharding = named(mesh, None, "batch")
+    return {
+        name: jax.ShapeDtypeStruct(
+            (num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:]),
+            x.dtype,
+            sharding=sharding,
+        )
+        for name, x in batch.items()
+    }
 
 
 def put_batch(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGTERM and Ctrl-C ask a run to stop after the step it is in; a second one stops it at once.
 
-Python's handlers wait until XLA returns, which may take minutes. A thread need not wait: it answers
-the first signal with a line and gives both back their default, by which the second one kills.
+Python's handlers wait until XLA returns, which may take minutes. A thread need not wait: it prints a line for
+the first signal and gives both signals back their default effect, so that the second one kills the process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ _TWICE_S = 0.2  # a launcher may pass on the Ctrl-C that the whole process group
 
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT sets `name`; what was done before is done after
-    it."""
+    """A context in which the first SIGTERM or SIGINT sets `name`; afterwards signals act as before."""
 
     def __init__(self) -> None:
         self.name = ""

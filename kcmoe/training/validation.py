@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation during training: loss on held-out data, and a task's own metric where there is one.
 
-The seam to `kcmoe.evaluation` is one callable: parameters in, metrics by name out. So the loop
-knows no text and no labels, and evaluation knows no loop. The metric that chooses the best
-checkpoint is the first of the task's metrics, or the cross-entropy per target token where a task
-has none.
+A task's own metric is a callable that `kcmoe.train` hands in: parameters in, metrics by name out. So nothing
+here knows text or labels. The metric that chooses the best checkpoint is the first of
+the task's metrics, or the cross-entropy per target token where a task has none.
 """
 
 from __future__ import annotations
@@ -15,23 +14,30 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from kcmoe.training.state import Flat
-
-# flat parameters -> metric name -> value
-TaskMetric = Callable[[Flat], Mapping[str, float]]
+from kcmoe.model.interface import Flat
+from kcmoe.training import sharding
+from kcmoe.training.inputs import Inputs
+from kcmoe.training.run_folder import Chooser
+from kcmoe.training.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Chooser:
-    """Which validation metric names the best checkpoint."""
+class TaskMetric:
+    """A task's own metrics.
 
-    metric: str
-    higher_is_better: bool
+    Attributes:
+      measure: flat parameters -> metric name -> value, a fraction.
+      names: the names it gives, in order; the first one chooses the best checkpoint.
+    """
 
-    def better(self, new: float, old: float) -> bool:
-        """Whether `new` beats `old`; equal values do not, so the earlier checkpoint stays."""
-        return new > old if self.higher_is_better else new < old
+    measure: Callable[[Flat], Mapping[str, float]]
+    names: tuple[str, ...]
+
+
+# (settings, inputs) -> the task's own metrics, None where it has none
+MakeTaskMetric = Callable[[Settings, Inputs], TaskMetric | None]
 
 
 class Validation:
@@ -40,8 +46,7 @@ class Validation:
     Args:
       evaluate: (params, batch) -> metrics, compiled; `weights`, their target tokens, weighs them.
       batches: features [B, …] on the devices.
-      task_metric: further metrics; the first one chooses the best checkpoint.
-      task_metric_names: what `task_metric` returns, in order.
+      task_metric: further metrics, which then choose the best checkpoint.
     """
 
     def __init__(
@@ -49,16 +54,14 @@ class Validation:
         evaluate: Callable[[Flat, Mapping[str, jax.Array]], Mapping[str, jax.Array]],
         batches: Sequence[Mapping[str, jax.Array]],
         task_metric: TaskMetric | None = None,
-        task_metric_names: Sequence[str] = (),
     ):
         self._evaluate = evaluate
         self._batches = batches
         self._task_metric = task_metric
-        names = tuple(task_metric_names)
-        # Every task metric (accuracy, F1, correlations) is better when higher.
-        self.chooser = Chooser("cross_ent_loss", False)
-        if task_metric is not None and names:
-            self.chooser = Chooser(names[0], True)
+        self.chooser = Chooser("cross_ent_loss", higher_is_better=False)
+        if task_metric is not None:
+            # Every task metric (accuracy, F1, correlations) is better when higher.
+            self.chooser = Chooser(task_metric.names[0], higher_is_better=True)
 
     def run(self, params: Flat) -> dict[str, Any]:
         """Metrics by name: means over real target tokens, and the task's own."""
@@ -72,5 +75,23 @@ class Validation:
         values["token_accuracy"] = sum(float(m["correct"]) for m in gathered) / weights.sum()
         values["target_tokens"] = weights.sum()
         if self._task_metric is not None:
-            values |= self._task_metric(params)
+            values |= self._task_metric.measure(params)
         return values
+
+
+def open_validation(
+    settings: Settings,
+    inputs: Inputs,
+    mesh: Mesh,
+    evaluate: Any,
+    make_task_metric: MakeTaskMetric | None,
+) -> Validation | None:
+    """Puts the held-out batches on the devices; None where nothing is held out."""
+    if not inputs.held_out:
+        return None
+    batches = [
+        {name: jax.device_put(x, sharding.named(mesh, "batch")) for name, x in features.items()}
+        for features in inputs.held_out
+    ]
+    task_metric = make_task_metric(settings, inputs) if make_task_metric else None
+    return Validation(evaluate, batches, task_metric)

@@ -16,8 +16,8 @@ from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.data.labelled import labelled_examples
 from kcmoe.evaluation import command
+from kcmoe.model.interface import init_params
 from kcmoe.tasks.registry import TASKS
-from kcmoe.training.state import init_params
 
 SIZES = {
     "NUM_ENCODER_LAYERS": 1,

@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kcmoe.config import gin_files
 from kcmoe.data.labelled import Example
 from kcmoe.errors import UserError
 from kcmoe.evaluation import protocol
-from kcmoe.inference import batched
 from kcmoe.inference.answers import answers
+from kcmoe.inference.batching import BatchedModel
 from kcmoe.tasks.registry import TASKS, Task
+from kcmoe.training.inputs import Inputs
+from kcmoe.training.settings import Settings
 from kcmoe.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary()
 PARAMS = {"weight": np.zeros(3)}
+NO_MODULE: Any = None
+MODEL = BatchedModel(NO_MODULE, PARAMS, longest=32, tokens=64)
 
 
 def examples(targets: Sequence[str]) -> list[Example]:
@@ -27,7 +32,7 @@ def examples(targets: Sequence[str]) -> list[Example]:
 
 
 def questions(task: Task, targets: Sequence[str]) -> protocol.Questions:
-    return protocol.Questions(task, examples(targets), VOCABULARY, max_inputs=32, tokens=64)
+    return protocol.Questions(task, examples(targets), VOCABULARY, max_inputs=32)
 
 
 @pytest.fixture
@@ -35,14 +40,14 @@ def generates(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the model generate the given texts."""
 
     def lay_down(texts: Sequence[str]) -> None:
-        def generate(*_: Any, max_tokens: int, **__: Any) -> np.ndarray:
+        def generate(model: Any, inputs: Any, max_tokens: int, **_: Any) -> np.ndarray:
             found = np.zeros((len(texts), max_tokens), np.int32)
             for row, text in zip(found, texts, strict=True):
                 ids = [*VOCABULARY.encode(text), VOCABULARY.eos_id]
                 row[: len(ids)] = ids
             return found
 
-        monkeypatch.setattr(batched, "generate", generate)
+        monkeypatch.setattr(BatchedModel, "generate", generate)
 
     return lay_down
 
@@ -52,19 +57,19 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the model give the given log-likelihoods."""
 
     def lay_down(rows: Sequence[Sequence[float]]) -> None:
-        monkeypatch.setattr(batched, "rank", lambda *_, **__: np.array(rows, np.float32))
+        monkeypatch.setattr(BatchedModel, "rank", lambda *_, **__: np.array(rows, np.float32))
 
     return lay_down
 
 
-def value(outcome: protocol.Outcome, name: str) -> float:
+def value(outcome: protocol.ProtocolResult, name: str) -> float:
     return outcome.metrics[name].value
 
 
 def test_generate_wants_the_exact_word(generates: Any) -> None:
     generates(["긍정적", "긍정적입니다", "부정적", ""])
     asked = questions(TASKS["nsmc"], ["긍정적", "긍정적", "긍정적", "부정적"])
-    outcome = asked.generate(None, PARAMS, max_targets=8)
+    outcome = asked.generate(MODEL, max_targets=8)
     assert value(outcome, "accuracy") == 0.25
     assert outcome.unknown == 2
     assert outcome.answers == ["긍정적", "긍정적입니다", "부정적", ""]
@@ -72,14 +77,14 @@ def test_generate_wants_the_exact_word(generates: Any) -> None:
 
 def test_rank_takes_the_likeliest(ranks: Any) -> None:
     ranks([[-3.0, -1.0], [-1.0, -1.5], [-2.0, -9.0]])
-    outcome = questions(TASKS["nsmc"], ["긍정적", "긍정적", "부정적"]).rank(None, PARAMS)
+    outcome = questions(TASKS["nsmc"], ["긍정적", "긍정적", "부정적"]).rank(MODEL)
     assert value(outcome, "accuracy") == pytest.approx(2 / 3)
     assert outcome.answers == ["긍정적", "부정적", "부정적"]
 
 
 def test_metrics_come_in_the_order_of_the_task(ranks: Any) -> None:
     ranks(np.eye(3) * 5)
-    outcome = questions(TASKS["hate_speech"], ["혐오", "공격적", "문제없음"]).rank(None, PARAMS)
+    outcome = questions(TASKS["hate_speech"], ["혐오", "공격적", "문제없음"]).rank(MODEL)
     assert list(outcome.metrics) == ["macro_f1", "accuracy"]
     assert value(outcome, "macro_f1") == 1.0
 
@@ -91,7 +96,7 @@ def test_rank_of_numbers_is_their_weighted_mean(ranks: Any) -> None:
     rows[0, low] = rows[1, high] = 0.0
     rows[2, [low, high]] = np.log([0.25, 0.75])
     ranks(rows)
-    outcome = questions(TASKS["korsts"], ["0.0", "5.0", "2.6"]).rank(None, PARAMS)
+    outcome = questions(TASKS["korsts"], ["0.0", "5.0", "2.6"]).rank(MODEL)
     assert outcome.answers == ["1.0000", "2.0000", "1.7500"]
     assert value(outcome, "spearman") == pytest.approx(1.0)
 
@@ -111,7 +116,7 @@ def test_generated_text_that_is_no_number_counts_as_minus_one(generates: Any) ->
 def test_free_text_has_accuracy_only(generates: Any) -> None:
     task = dataclasses.replace(TASKS["nsmc"], name="own", labels={}, metrics=("accuracy",))
     generates(["서울", "부산"])
-    outcome = questions(task, ["서울", "대구"]).generate(None, PARAMS, max_targets=8)
+    outcome = questions(task, ["서울", "대구"]).generate(MODEL, max_targets=8)
     assert value(outcome, "accuracy") == 0.5
 
 
@@ -132,15 +137,12 @@ def test_metric_for_training(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(protocol, "EncoderDecoder", remember)
     ranks([[-3.0, -1.0], [-1.0, -1.5]])
-    config = _config()
-    made = protocol.training_metric(
-        config, TASKS["nsmc"], examples(["긍정적", "긍정적"]), VOCABULARY, 32
-    )
+    settings = _settings()
+    made = protocol.training_metric(settings, _inputs(TASKS["nsmc"], ["긍정적", "긍정적"]))
     assert made is not None
-    measure, names = made
-    assert names == ("accuracy",)
-    assert measure(PARAMS) == {"accuracy": 0.5}
-    assert config.routing == "capacity"
+    assert made.names == ("accuracy",)
+    assert made.measure(PARAMS) == {"accuracy": 0.5}
+    assert settings.model.routing == "capacity"
     assert seen[0].routing == "dropless"
 
 
@@ -150,16 +152,22 @@ def test_metric_for_training(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     ids=["no labels", "no rows"],
 )
 def test_no_metric_where_there_is_nothing_to_rank(task: Task, targets: Sequence[str]) -> None:
-    assert protocol.rank_metric(_config(), task, examples(targets), VOCABULARY, 32) is None
+    assert protocol.training_metric(_settings(), _inputs(task, targets)) is None
 
 
-def _config() -> Any:
-    from kcmoe.config import gin_files
-    from kcmoe.config.model import ModelConfig
+def _inputs(task: Task, targets: Sequence[str]) -> Inputs:
+    no_batches: Any = None
+    return Inputs(no_batches, examples=examples(targets), task=task, vocabulary=VOCABULARY)
 
-    files = ["configs/engine/engine.gin", "configs/sizes/tiny.gin"]
-    macros: Mapping[str, Any] = gin_files.parse(files)
-    return ModelConfig.from_macros(macros)
+
+def _settings() -> Settings:
+    files = ["configs/engine/engine.gin", "configs/sizes/tiny.gin", "configs/runs/pretrain.gin"]
+    values = {
+        "MODEL_DIR": "run", "MIXTURE_OR_TASK_NAME": "nsmc", "BATCH_SIZE": 4, "TRAIN_STEPS": 1,
+        "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8}, "EVAL_PERIOD": 1, "EVAL_STEPS": 1,
+        "CHECKPOINT_PERIOD": 1, "LEARNING_RATE": 0.1,
+    }  # fmt: skip
+    return Settings.from_macros(gin_files.parse(files, [f"{k} = {v!r}" for k, v in values.items()]))
 
 
 def test_answers() -> None:

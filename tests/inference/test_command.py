@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kcmoe import cli
-from kcmoe.inference import command
+from kcmoe.inference import command, loading
 from kcmoe.inference.predict import LanguageModel
 
 LINES = ["정말 재미 있다", "", "<extra_id_0> 최악 {document}", "배우 연기 좋다 " * 8, "별로"]
@@ -28,7 +28,7 @@ def predict(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, list[Any], str]]:
     """Runs the verb on a model loaded once; returns status, JSON lines and stderr."""
-    monkeypatch.setattr(LanguageModel, "load", lambda *args, **kwargs: model)
+    monkeypatch.setattr(loading, "load", lambda found: model.loaded)
     monkeypatch.setattr(command.logging, "basicConfig", lambda **_: None)
 
     def run(*arguments: str) -> tuple[int, list[Any], str]:

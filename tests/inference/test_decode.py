@@ -15,7 +15,7 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.inference.decode import beam_search
 from kcmoe.inference.score import label_log_likelihoods, target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.state import init_params
+from kcmoe.model.interface import init_params
 
 VOCAB, LENGTH, ALPHA = 6, 3, 0.6
 

@@ -13,7 +13,7 @@ import pytest
 
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
-from kcmoe.training.state import init_params
+from kcmoe.model.interface import init_params
 
 TOY = {
     "NUM_ENCODER_LAYERS": 2,

@@ -17,6 +17,7 @@ from kcmoe import tree
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.training.optimizers.adafactor import Adafactor
 from kcmoe.training.state import state_shapes, to_flat
 from kcmoe.tree import nested
 
@@ -28,7 +29,7 @@ def test_full_size_tree_is_t5x_tree():
     expected = json.loads(gzip.decompress(TREE.read_bytes()))
     files = ["configs/engine/engine.gin", "configs/sizes/base.gin"]
     config = ModelConfig.from_macros(gin_files.parse(files))
-    ours = to_flat(state_shapes(config))
+    ours = to_flat(state_shapes(config, Adafactor(decay_rate=0.8, step_offset=0)))
     assert set(ours) == set(expected["tree"])
     for path, leaf in expected["tree"].items():
         assert list(ours[path].shape) == leaf["shape"], path

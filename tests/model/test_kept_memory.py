@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import pytest
 
 from kcmoe.model import huge_pages, kept_memory
-from kcmoe.training.step_log import StepLog
 
 _STEPS = """
 import ctypes, json, resource, sys
@@ -81,14 +80,3 @@ def test_leaves_steps_alone_that_are_dispatched_ahead():
         assert kept_memory.keep(compiled) is compiled
     finally:
         jax.config.update("jax_cpu_enable_async_dispatch", ahead)
-
-
-def test_a_step_that_is_done_is_recorded_at_once(monkeypatch):
-    """Else the last one before a save would take no time, and the first after it the time of two."""
-    recorded = []
-    log = StepLog.__new__(StepLog)
-    monkeypatch.setattr(log, "_pending", None, raising=False)
-    monkeypatch.setattr(StepLog, "flush", lambda self: recorded.append(self._pending))
-    loss = jax.block_until_ready(jnp.zeros(()))
-    log.add(7, {"loss": loss})
-    assert recorded == [None, (7, {"loss": loss})]

@@ -15,6 +15,7 @@ from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
+from kcmoe.training.optimizers.adafactor import Adafactor
 
 Load = Callable[[str], ModuleType]
 
@@ -34,7 +35,8 @@ def macros(small: dict[str, int]) -> gin_files.Macros:
 
 @pytest.fixture
 def saved(macros: gin_files.Macros, tmp_path: Path) -> Path:
-    flat = states.to_flat(states.init_state(ModelConfig.from_macros(macros), 0))
+    optimizer = Adafactor.from_macros(macros)
+    flat = states.to_flat(states.init_state(ModelConfig.from_macros(macros), 0, optimizer))
     return checkpoint.save(
         tmp_path / "run", 0, {path: np.asarray(leaf) for path, leaf in flat.items()}
     )

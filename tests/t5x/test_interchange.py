@@ -31,24 +31,12 @@ class Engine:
     def __init__(self, macros: Any):
         import jax
 
-        from kcmoe.model.encoder_decoder import EncoderDecoder
-        from kcmoe.training import schedule, state, step
-        from kcmoe.training.losses import loss_and_metrics
+        from kcmoe.training import state, update
         from kcmoe.training.settings import Settings
 
         self.settings = settings = Settings.from_macros(macros)
-        model = EncoderDecoder(settings.model)
-        parts = step.StepParts(
-            loss_fn=lambda params, batch, rng: loss_and_metrics(
-                model, params, batch, settings.losses, rng
-            ),
-            optimizer=settings.optimizer,
-            learning_rate=lambda at: schedule.learning_rate(at, settings.schedule),
-            num_expert_partitions=settings.run.num_expert_partitions,
-            seed=0,
-        )
-        self._update = jax.jit(step.make_update(parts))
-        self.fresh = state.init_state(settings.model, seed=3)
+        self._update = jax.jit(update.make_update(update.of_run(settings)))
+        self.fresh = state.init_state(settings.model, 3, settings.optimizer)
 
     def train(self, state: Any, batches: Sequence[Batch]) -> tuple[Any, list[float]]:
         losses = []
@@ -70,7 +58,7 @@ class Engine:
         from kcmoe import checkpoint
         from kcmoe.training import state
 
-        expected = state.to_flat(state.state_shapes(self.settings.model))
+        expected = state.to_flat(state.state_shapes(self.settings.model, self.settings.optimizer))
         return jax.tree.map(jax.numpy.asarray, state.from_flat(checkpoint.restore(path, expected)))
 
 

@@ -100,7 +100,7 @@ def test_what_out_of_memory_advises_is_possible(
     remat: bool,
     advice: str,
 ) -> None:
-    from kcmoe.training.command import _out_of_memory
+    from kcmoe.train import _out_of_memory
 
     macros = {"BATCH_SIZE": batch, "NUM_MICROBATCHES": microbatches, "REMAT": remat}
     assert _out_of_memory(toy.settings(tmp_path, **macros), devices).endswith(advice)
@@ -110,7 +110,7 @@ def test_loss_that_is_not_finite_exits_1_and_names_the_last_good_checkpoint(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kcmoe.training import loop
-    from kcmoe.training.health import NonFiniteError
+    from kcmoe.training.observing import NonFiniteError
 
     def diverge(*arguments: Any, **settings: Any) -> None:
         raise NonFiniteError("loss is nan at step 12")

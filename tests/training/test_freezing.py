@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kcmoe.errors import UserError
-from kcmoe.training.freezing import frozen_paths, is_expert
+from kcmoe.training.state import frozen_paths, is_expert
 
 PATHS = [
     "encoder/layers_0/mlp/wi_0/kernel",

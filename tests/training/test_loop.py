@@ -20,9 +20,10 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
-from kcmoe.training.checkpointing import other_factors
-from kcmoe.training.health import NonFiniteError
 from kcmoe.training.loop import Outcome, train
+from kcmoe.training.observing import NonFiniteError
+from kcmoe.training.start import Start, other_factors
+from kcmoe.training.validation import TaskMetric
 
 TIMES = ("step_s", "tokens_per_s", "model_flops_per_s")
 
@@ -169,7 +170,7 @@ def test_best_checkpoint_is_named_and_outlives_newer_ones(toy: ModuleType, tmp_p
 
     def task_metric(settings: Any, inputs: Any) -> Any:
         del settings, inputs
-        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+        return TaskMetric(lambda params: {"accuracy_rank": next(scores)}, ("accuracy_rank",))
 
     settings = toy.settings(tmp_path, TRAIN_STEPS=10, CHECKPOINTS_TO_KEEP=2)
     outcome = train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
@@ -187,7 +188,7 @@ def test_a_resume_without_validation_keeps_the_best(toy: ModuleType, tmp_path: P
 
     def task_metric(settings: Any, inputs: Any) -> Any:
         del settings, inputs
-        return (lambda params: {"accuracy_rank": next(scores)}), ("accuracy_rank",)
+        return TaskMetric(lambda params: {"accuracy_rank": next(scores)}, ("accuracy_rank",))
 
     settings = toy.settings(tmp_path, TRAIN_STEPS=4, CHECKPOINTS_TO_KEEP=1)
     train(settings, toy.inputs(), make_task_metric=task_metric, say=lambda line: None)
@@ -267,7 +268,8 @@ def test_another_factor_of_the_gradients_is_told_once(
     )
     assert back.endswith("steps; set NUM_MICROBATCHES = 2 to avoid it")
     (experts,) = other_factors(
-        whole / "checkpoint_6", 6, toy.settings(whole, NUM_EXPERT_PARTITIONS=1)
+        Start(6, str(whole / "checkpoint_6"), optimizer_kept=True),
+        toy.settings(whole, NUM_EXPERT_PARTITIONS=1),
     )
     assert "NUM_EXPERT_PARTITIONS was 4" in experts
     assert "multiplies gradients of experts, so their second moments start 16 times" in experts
@@ -277,7 +279,7 @@ def test_a_decay_that_starts_later_than_the_run_is_refused(toy: ModuleType, tmp_
     with pytest.raises(UserError, match=r"STEP_OFFSET = 1 is past step 0, .*; set it to 0 or less"):
         run(toy, tmp_path / "new", STEP_OFFSET=1)
     assert not (tmp_path / "new").exists()
-    toy.settings(tmp_path, STEP_OFFSET=6).check_start(6)
+    toy.settings(tmp_path, STEP_OFFSET=6).optimizer.check_start(6)
 
 
 def test_other_sizes_are_refused_with_what_differs(
@@ -301,7 +303,9 @@ def test_two_runs_cannot_share_a_directory(toy: ModuleType, tmp_path: Path) -> N
 
 
 def test_resume_matches_a_state_of_t5x_shape(whole: Path, toy: ModuleType) -> None:
-    expected = states.to_flat(states.state_shapes(toy.settings(whole).model))
+    expected = states.to_flat(
+        states.state_shapes(toy.settings(whole).model, toy.settings(whole).optimizer)
+    )
     saved = leaves(whole, 6)
     assert {p: x.shape for p, x in saved.items()} == {p: x.shape for p, x in expected.items()}
     assert int(saved["state/step"]) == 6

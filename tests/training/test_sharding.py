@@ -12,11 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kcmoe.errors import UserError
-from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training import schedule, sharding
+from kcmoe.training import sharding
 from kcmoe.training import state as states
-from kcmoe.training.losses import loss_and_metrics
-from kcmoe.training.step import StepParts, make_update
+from kcmoe.training.update import make_update, of_run
 
 EXPERT = "encoder/layers_0/mlp/expert/wi_0/kernel"
 
@@ -47,10 +45,12 @@ def test_a_dense_model_has_no_expert_axis(toy: ModuleType, tmp_path: Path) -> No
 
 
 def test_experts_and_their_optimizer_state_are_divided(toy: ModuleType, tmp_path: Path) -> None:
-    model = toy.settings(tmp_path).model
-    mesh = sharding.make_mesh(model, 4, jax.devices()[:4])
-    shapes = states.to_flat(states.state_shapes(model))
-    specs = {path: s.spec for path, s in sharding.state_shardings(mesh, shapes).items()}
+    settings = toy.settings(tmp_path)
+    mesh = sharding.make_mesh(settings.model, 4, jax.devices()[:4])
+    shaped = states.state_shapes(settings.model, settings.optimizer)
+    shapes = states.to_flat(shaped)
+    shardings = states.to_flat(sharding.state_shardings(mesh, shaped, settings.optimizer))
+    specs = {path: sharding.spec for path, sharding in shardings.items()}
     divided = {path for path, spec in specs.items() if any(spec)}
     expected = {path for path, leaf in shapes.items() if "/expert/" in path and leaf.ndim > 1}
     assert divided == expected
@@ -84,30 +84,26 @@ def test_microbatches_hold_neighbouring_rows_on_any_number_of_devices(
         put = sharding.put_batch(mesh, rows, 2)["x"]
         np.testing.assert_array_equal(put, rows["x"].reshape(2, 4, 2))
         assert put.addressable_shards[0].data.shape == (2, 4 // devices, 2)
+        shape = sharding.batch_shapes(mesh, rows, 2)["x"]
+        assert (shape.shape, shape.sharding) == (put.shape, put.sharding)
 
 
 def test_devices_do_not_change_the_losses(toy: ModuleType, tmp_path: Path) -> None:
     """Sums over devices round differently, nothing else differs: 2e-7 was seen, float32 has 1.2e-7."""
     settings = toy.settings(tmp_path, NUM_EXPERT_PARTITIONS=4)
-    model = EncoderDecoder(settings.model)
-    parts = StepParts(
-        loss_fn=lambda p, b, rng: loss_and_metrics(model, p, b, settings.losses, rng),
-        optimizer=settings.optimizer,
-        learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
-        num_expert_partitions=4,
-        seed=0,
-    )
-    shapes = states.state_shapes(settings.model)
-    init = jax.jit(lambda: states.init_state(settings.model, 0))()
+    shapes = states.state_shapes(settings.model, settings.optimizer)
+    init = jax.jit(lambda: states.init_state(settings.model, 0, settings.optimizer))()
     start = jax.device_get(init)
     losses: dict[int, list[float]] = {}
     for devices in (1, 2, 4):
         mesh = sharding.make_mesh(settings.model, 4, jax.devices()[:devices])
         assert mesh.shape["expert"] == devices
-        shardings = states.from_flat(sharding.state_shardings(mesh, states.to_flat(shapes)))
+        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer)
         state = jax.device_put(start, shardings)
         assert state.params[EXPERT].addressable_shards[0].data.shape[0] == 4 // devices
-        update = jax.jit(make_update(parts), out_shardings=(shardings, sharding.named(mesh)))
+        update = jax.jit(
+            make_update(of_run(settings)), out_shardings=(shardings, sharding.named(mesh))
+        )
         losses[devices] = []
         for step in range(5):
             rows = sharding.put_batch(mesh, toy.ToyBatches(8).at(step), 2)

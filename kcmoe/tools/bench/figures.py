@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.training.flops import train_step_flops
+from kcmoe.model.flops import train_step_flops
 
 if TYPE_CHECKING:
     from kcmoe.tools.bench.train import Shape, Worker

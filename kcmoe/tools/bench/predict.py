@@ -125,17 +125,18 @@ class _Engine:
     def __init__(self, size: str, ids: list[list[int]], labels: list[list[int]]):
         import jax
 
-        from kcmoe.inference import bucketing
+        from kcmoe.inference.batching import BatchedModel, default_tokens, inference_config
         from kcmoe.model.encoder_decoder import EncoderDecoder
+        from kcmoe.model.interface import init_params
         from kcmoe.tools.bench.step_worker import model_config
         from kcmoe.tools.bench.train import Shape
-        from kcmoe.training.state import init_params
 
         config = model_config(Shape(size, 1, 1, 1))
         self._params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)
-        self._model = EncoderDecoder(bucketing.inference_config(config))
+        tokens = default_tokens(sum(x.size for x in self._params.values()))
+        model = EncoderDecoder(inference_config(config))
+        self._model = BatchedModel(model, self._params, PUBLISHED_INPUTS, tokens)
         self._published = EncoderDecoder(config)  # capacity routing, as published
-        self._tokens = bucketing.default_tokens(sum(x.size for x in self._params.values()))
         self._ids, self._labels = ids, labels
         rows = [ids[i % len(ids)] for i in range(PUBLISHED_BATCH)]
         self._padded = np.zeros((PUBLISHED_BATCH, PUBLISHED_INPUTS), np.int32)
@@ -143,27 +144,13 @@ class _Engine:
             row[: len(one)] = one
 
     def rank(self, ids: list[list[int]]) -> Any:
-        from kcmoe.inference import batched
-
-        longest = PUBLISHED_INPUTS
-        return batched.rank(
-            self._model, self._params, ids, self._labels, longest=longest, tokens=self._tokens
-        )
+        return self._model.rank(ids, self._labels)
 
     def rank_all(self) -> Any:
         return self.rank(self._ids)
 
     def generate_all(self) -> Any:
-        from kcmoe.inference import batched
-
-        return batched.generate(
-            self._model,
-            self._params,
-            self._ids,
-            longest=PUBLISHED_INPUTS,
-            tokens=self._tokens,
-            max_tokens=PUBLISHED_TARGETS,
-        )
+        return self._model.generate(self._ids, PUBLISHED_TARGETS)
 
     def generate_padded(self) -> Any:
         from kcmoe.inference.decode import beam_search

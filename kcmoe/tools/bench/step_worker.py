@@ -88,33 +88,27 @@ def main(shape: Shape) -> None:
     import jax
     import jax.numpy as jnp
 
+    from kcmoe.config.training import LossConfig
     from kcmoe.model import kept_memory
-    from kcmoe.model.encoder_decoder import EncoderDecoder
-    from kcmoe.training import adafactor, losses
-    from kcmoe.training.programs import compile_together
-    from kcmoe.training.state import init_state, state_shapes
-    from kcmoe.training.step import StepParts, make_update
+    from kcmoe.training import sharding
+    from kcmoe.training import update as updates
+    from kcmoe.training.optimizers.registry import optimizer
 
     kept_memory.compute_in_turn()
     settings = macros(shape)
     config = model_config(shape)
-    loss_config = losses.LossConfig.from_macros(settings)
-    model = EncoderDecoder(config)
-    parts = StepParts(
-        loss_fn=lambda p, b, rng: losses.loss_and_metrics(model, p, b, loss_config, rng),
-        optimizer=adafactor.AdafactorConfig.from_macros(settings),
+    parts = updates.UpdateParts(
+        loss_fn=updates.model_loss(config, LossConfig.from_macros(settings)),
+        optimizer=optimizer(settings["OPTIMIZER"], settings),
         learning_rate=lambda step: jnp.full((), 0.01),
         num_expert_partitions=config.num_experts,
-        seed=0,
     )
-    batch = {k: v[None] for k, v in random_batch(shape, config.num_embeddings).items()}
-    batch = jax.device_put(batch)
+    rows = random_batch(shape, config.num_embeddings)
+    mesh = sharding.make_mesh(config, config.num_experts, jax.devices()[:1])
+    batch = sharding.put_batch(mesh, rows, 1)
     started = time.perf_counter()
-    init, update = compile_together(
-        jax.jit(init_state, static_argnums=(0, 1)).lower(config, 0),
-        jax.jit(make_update(parts), donate_argnums=0).lower(state_shapes(config), batch),
-    )
-    state = jax.block_until_ready(init())
+    state, update = updates.lower(parts, config, mesh, rows).start()
+    jax.block_until_ready(state)
     update = kept_memory.keep(update)
     facts = {
         "compile_s": time.perf_counter() - started,

@@ -20,8 +20,9 @@ from kcmoe.checkpoint import open_checkpoint
 from kcmoe.config import gin_files
 from kcmoe.config.fields import check_names
 from kcmoe.config.model import ModelConfig
-from kcmoe.config.training import AdafactorConfig, LossConfig
+from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
+from kcmoe.training.optimizers.adafactor import Adafactor
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,7 +51,7 @@ class Case:
     name: str
     model: ModelConfig
     loss: LossConfig
-    adafactor: AdafactorConfig
+    adafactor: Adafactor
     params: Arrays
     batches: list[Arrays]
     outputs: Arrays
@@ -83,7 +84,7 @@ def load(folder: Path) -> Case:
         name=folder.name,
         model=ModelConfig.from_macros(macros),
         loss=LossConfig.from_macros(macros),
-        adafactor=AdafactorConfig.from_macros(macros),
+        adafactor=Adafactor.from_macros(macros),
         params=_arrays(folder / "params.npz"),
         batches=[_one_step(batches, step, folder) for step in range(spec["steps"])],
         outputs=_arrays(folder / "outputs.npz"),

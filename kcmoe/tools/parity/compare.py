@@ -92,7 +92,7 @@ def of_outputs(theirs: Arrays, ours: Arrays) -> list[Line]:
 
 def _check_complete(case: Case) -> None:
     """Refuses a case before anything is computed: what it must hold follows from its sizes."""
-    shapes = to_flat(state_shapes(case.model))
+    shapes = to_flat(state_shapes(case.model, case.adafactor))
     params = list(tree.parameters(shapes))
     _same_keys(case.params, params, f"{case.name}/params.npz")
     _same_keys(case.final_params, params, f"{case.name}/trajectory.npz")

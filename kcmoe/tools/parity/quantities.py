@@ -13,9 +13,10 @@ import numpy as np
 from kcmoe.inference.decode import beam_search
 from kcmoe.inference.score import target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.model.interface import features
 from kcmoe.tools.parity.case import Arrays, Case
-from kcmoe.training import adafactor
-from kcmoe.training.losses import features, loss_and_metrics
+from kcmoe.training import state as states
+from kcmoe.training.losses import loss_and_metrics
 from kcmoe.training.state import TrainState, to_flat
 from kcmoe.tree import nested
 
@@ -134,18 +135,17 @@ def trajectory(case: Case) -> tuple[list[float], Arrays]:
         (loss, _), grads = jax.value_and_grad(
             lambda p: loss_and_metrics(model, p, batch, case.loss, dropout_key), has_aux=True
         )(state.params)
-        params, param_states = adafactor.update(
+        params, param_states = case.adafactor.update(
             state.params,
             state.param_states,
             grads,
             state.step,
             jnp.asarray(case.learning_rate, jnp.float32),
-            case.adafactor,
         )
         return TrainState(state.step + 1, params, param_states), loss
 
     params = {path: jnp.asarray(value) for path, value in case.params.items()}
-    state = TrainState(jnp.zeros((), jnp.int32), params, adafactor.init(params))
+    state = states.start(params, case.adafactor)
     losses = []
     for batch in case.batches:
         state, loss = step(state, {name: jnp.asarray(value) for name, value in batch.items()})

@@ -122,11 +122,12 @@ def _start_step(macros: Macros) -> int:
 
 def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
     """Everything there is to say, as plain numbers with units in their names."""
-    from kcmoe.training import flops, state
+    from kcmoe.model import flops
+    from kcmoe.training import state
     from kcmoe.tree import total_bytes
 
     run, hardware, choice = planner.settings.run, planner.hardware, estimate.choice
-    shapes = state.state_shapes(planner.settings.model)
+    shapes = state.state_shapes(planner.settings.model, planner.settings.optimizer)
     total, active = flops.parameter_counts(planner.settings.model, shapes.params)
     flat = state.to_flat(shapes).values()
     tokens = choice.batch_size * sum(run.lengths[name] for name in ("inputs", "targets"))

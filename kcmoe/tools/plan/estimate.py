@@ -14,10 +14,10 @@ from typing import Literal
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.model import flops
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
 from kcmoe.tools.plan.memory import Layout, Memory
-from kcmoe.training import flops
 from kcmoe.training.settings import Settings
 
 Stack = Literal["engine", "t5x"]
@@ -77,7 +77,7 @@ class Planner:
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
         rows = _rows_per_device(choice, how.rows_over)
-        parameters, optimizer = memory_lib.state_bytes(model, how)
+        parameters, optimizer = memory_lib.state_bytes(model, self.settings.optimizer, how)
         # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
         activations = rows * memory_lib.activation_bytes(
             model,

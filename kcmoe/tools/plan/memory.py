@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,9 +21,10 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
 from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.model.interface import param_shapes
 from kcmoe.tools.plan import residuals
-from kcmoe.training import state as states
 from kcmoe.training.losses import chunk_tokens, loss_and_metrics
+from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.tree import logical_axes
 
 # Logical axes that T5X's 'model' submesh divides (t5x@cc342d4:t5x/contrib/moe/partitioning.py).
@@ -92,16 +93,14 @@ def layout(
     return Layout(rest // expert, expert, model_partitions)
 
 
-def state_bytes(config: ModelConfig, how: Layout) -> tuple[int, int]:
+def state_bytes(config: ModelConfig, optimizer: Optimizer, how: Layout) -> tuple[int, int]:
     """(parameters, optimizer state) of one device."""
-    shapes = states.state_shapes(config)
-    parameters = sum(_share(path, leaf, leaf.shape, how) for path, leaf in shapes.params.items())
-    optimizer = sum(
-        _share(path, leaf, shapes.params[path].shape, how)
-        for path, leaves in shapes.param_states.items()
-        for leaf in leaves.values()
-    )
-    return parameters, optimizer
+    shapes = {path: leaf.shape for path, leaf in param_shapes(config).items()}
+    parameters = sum(_share(shape, logical_axes(path), how) for path, shape in shapes.items())
+    slots = [
+        slot for path, shape in shapes.items() for slot in optimizer.slots(path, shape).values()
+    ]
+    return parameters, sum(_share(slot.shape, slot.axes, how) for slot in slots)
 
 
 def gradient_bytes(parameters: int, activations: int, microbatches: int) -> int:
@@ -115,12 +114,12 @@ def gradient_bytes(parameters: int, activations: int, microbatches: int) -> int:
     return arriving + (parameters if microbatches > 1 else 0)
 
 
-def _share(path: str, leaf: Any, full: tuple[int, ...], how: Layout) -> int:
-    """Bytes of a leaf on one device. Factored moments are divided over experts only."""
-    size, axes = leaf.dtype.itemsize * math.prod(leaf.shape), logical_axes(path)
-    if axes[0] == "expert" and leaf.ndim > 1:
+def _share(shape: tuple[int, ...], axes: Sequence[str | None], how: Layout) -> int:
+    """Bytes on one device of a float32 array that is divided along `axes`."""
+    size = 4 * math.prod(shape)
+    if "expert" in axes:
         size //= how.expert
-    if leaf.shape == full and _MODEL_AXES & set(axes):
+    if _MODEL_AXES & set(axes):
         size //= how.model
     return size
 
@@ -168,7 +167,7 @@ def _residual_bytes(
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = batch_shapes(rows, inputs, targets, packed=packed)
-    return residuals.kept_bytes(loss, states.state_shapes(config).params, batch, key, fused=fused)
+    return residuals.kept_bytes(loss, param_shapes(config), batch, key, fused=fused)
 
 
 def batch_shapes(

@@ -13,14 +13,12 @@ import pytest
 from kcmoe import cli
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
-from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tools.plan import hardware, memory
 from kcmoe.tools.plan.estimate import Planner
-from kcmoe.training import schedule, sharding
+from kcmoe.training import sharding
 from kcmoe.training import state as states
-from kcmoe.training.losses import loss_and_metrics
 from kcmoe.training.settings import Settings
-from kcmoe.training.step import StepParts, make_update
+from kcmoe.training.update import make_update, of_run
 
 SMALL = (
     "NUM_ENCODER_LAYERS=2", "NUM_DECODER_LAYERS=2", "EMBED_DIM=64", "MLP_DIM=128", "NUM_HEADS=2",
@@ -86,16 +84,18 @@ def test_layout_refuses_what_does_not_divide() -> None:
 
 
 def test_state_bytes_are_those_of_the_sharded_state() -> None:
-    config = settings("pretrain_tiny.gin").model
+    run = settings("pretrain_tiny.gin")
+    config, optimizer = run.model, run.optimizer
     mesh = sharding.make_mesh(config, 16, jax.devices()[:4])
-    flat = states.to_flat(states.state_shapes(config))
-    shards = sharding.state_shardings(mesh, flat)
+    shapes = states.state_shapes(config, optimizer)
+    flat = states.to_flat(shapes)
+    shards = states.to_flat(sharding.state_shardings(mesh, shapes, optimizer))
     expected = sum(
         leaf.dtype.itemsize * int(jnp.prod(jnp.array(shards[path].shard_shape(leaf.shape))))
         for path, leaf in flat.items()
         if path != "state/step"
     )
-    assert sum(memory.state_bytes(config, memory.layout(config, 4, 16, 1))) == expected
+    assert sum(memory.state_bytes(config, optimizer, memory.layout(config, 4, 16, 1))) == expected
 
 
 def test_small_memory_gets_settings_that_fit() -> None:
@@ -174,16 +174,8 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     lengths = "TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 32}"
     run = settings(f"pretrain_{size}.gin", lengths, "BATCH_SIZE=32")
     mesh = sharding.make_mesh(run.model, 4, jax.devices()[:devices])
-    shapes = states.state_shapes(run.model)
-    shards = states.from_flat(sharding.state_shardings(mesh, states.to_flat(shapes)))
-    model = EncoderDecoder(run.model)
-    parts = StepParts(
-        loss_fn=lambda p, batch, key: loss_and_metrics(model, p, batch, run.losses, key),
-        optimizer=run.optimizer,
-        learning_rate=lambda step: schedule.learning_rate(step, run.schedule),
-        num_expert_partitions=4,
-        seed=0,
-    )
+    shapes = states.state_shapes(run.model, run.optimizer)
+    shards = sharding.state_shardings(mesh, shapes, run.optimizer)
     state = jax.tree.map(
         lambda leaf, shard: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard),
         shapes,
@@ -195,10 +187,10 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
         )
         for name, leaf in memory.batch_shapes(32, 128, 32, packed=True).items()
     }
-    update = jax.jit(make_update(parts), donate_argnums=0, out_shardings=(shards, None))
+    update = jax.jit(make_update(of_run(run)), donate_argnums=0, out_shardings=(shards, None))
     compiled = update.lower(state, rows).compile().memory_analysis()
     how = memory.layout(run.model, devices, 4, 1)
-    parameters, optimizer = memory.state_bytes(run.model, how)
+    parameters, optimizer = memory.state_bytes(run.model, run.optimizer, how)
     kept = memory.activation_bytes(
         run.model, run.losses, 32 // devices, run.run.lengths, packed=True, fused=False
     )

@@ -11,8 +11,8 @@ import pytest
 
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
-from kcmoe.training import flops
-from kcmoe.training.state import state_shapes
+from kcmoe.model import flops
+from kcmoe.model.interface import param_shapes
 
 
 def config(size: str, **changes: object) -> ModelConfig:
@@ -51,7 +51,7 @@ def test_dense_forward_pass_is_what_xla_counts() -> None:
 
     dense = config("tiny_dense", NUM_EMBEDDINGS=512)
     model = EncoderDecoder(dense)
-    shapes = nested(state_shapes(dense).params)
+    shapes = nested(param_shapes(dense))
     ids = {n: jax.ShapeDtypeStruct((4, n), "int32") for n in (64, 32)}
     lowered = jax.jit(lambda p, a, b: model.apply({"params": p}, a, b, b)).lower(
         shapes, ids[64], ids[32]
@@ -64,9 +64,9 @@ def test_dense_forward_pass_is_what_xla_counts() -> None:
 
 def test_parameters_in_all_and_per_token(toy: ModuleType, tmp_path: Path) -> None:
     base = config("base")
-    total, active = flops.parameter_counts(base, state_shapes(base).params)
+    total, active = flops.parameter_counts(base, param_shapes(base))
     assert total == 700_641_024
     assert active == 700_641_024 - 6 * 14 * 3 * 768 * 2048
     small = toy.settings(tmp_path).model  # experts in one encoder and one decoder layer
-    total, active = flops.parameter_counts(small, state_shapes(small).params)
+    total, active = flops.parameter_counts(small, param_shapes(small))
     assert total - active == 2 * 2 * 3 * 16 * 32

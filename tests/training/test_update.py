@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe.training import adafactor
-from kcmoe.training.freezing import is_expert
-from kcmoe.training.state import TrainState
-from kcmoe.training.step import StepParts, accumulate, make_update
+from kcmoe.training.optimizers.adafactor import Adafactor
+from kcmoe.training.state import TrainState, is_expert, start
+from kcmoe.training.update import UpdateParts, accumulate, make_update
 
 FIRST = "encoder/layers_0/mlp/wi_0/kernel"
 EXPERT = "encoder/layers_0/mlp/expert/wi_0/kernel"
 LAST = "decoder/logits_dense/kernel"
+ADAFACTOR = Adafactor(decay_rate=0.8, step_offset=0)
 
 
 def loss_fn(params: Any, batch: Any, rng: Any) -> Any:
@@ -55,19 +55,18 @@ def batch(microbatches: int, rows: int = 8, noise: float = 0.0) -> dict[str, jax
 
 
 def state() -> TrainState:
-    params = parameters()
-    return TrainState(jnp.int32(5), params, adafactor.init(params))
+    return start(parameters(), ADAFACTOR, step=5)
 
 
 def update(**changes: Any) -> Any:
     values = {
         "loss_fn": loss_fn,
-        "optimizer": adafactor.AdafactorConfig(decay_rate=0.8, step_offset=0),
+        "optimizer": ADAFACTOR,
         "learning_rate": lambda step: jnp.float32(0.1),
         "num_expert_partitions": 1,
         "seed": 0,
     }
-    return jax.jit(make_update(StepParts(**{**values, **changes})))
+    return jax.jit(make_update(UpdateParts(**{**values, **changes})))
 
 
 @pytest.mark.parametrize("count", [2, 4])

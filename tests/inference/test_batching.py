@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buckets: fixed shapes, every line once, little padding."""
+"""Batches: fixed shapes, every line once, little padding."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kcmoe.inference import bucketing
+from kcmoe.inference import batching
 
 
 def random_lengths(count: int, longest: int) -> np.ndarray:
@@ -15,28 +15,28 @@ def random_lengths(count: int, longest: int) -> np.ndarray:
 
 def test_every_line_is_in_exactly_one_batch_that_it_fits() -> None:
     lengths = random_lengths(777, 160)
-    plan = bucketing.buckets(lengths, [160], tokens=1024)
+    plan = batching.batches(lengths, [160], tokens=1024)
     assert sorted(np.concatenate([one.indices for one in plan])) == list(range(777))
-    for bucket in plan:
-        assert (lengths[bucket.indices, 0] <= bucket.lengths[0]).all()
-        assert len(bucket.indices) <= bucket.rows
+    for batch in plan:
+        assert (lengths[batch.indices, 0] <= batch.lengths[0]).all()
+        assert len(batch.indices) <= batch.rows
 
 
 def test_shape_of_a_line_does_not_depend_on_other_lines() -> None:
     lengths = random_lengths(300, 160)
     together = {
         int(i): (one.rows, one.lengths)
-        for one in bucketing.buckets(lengths, [160], tokens=1024)
+        for one in batching.batches(lengths, [160], tokens=1024)
         for i in one.indices
     }
     for i, length in enumerate(lengths):
-        (alone,) = bucketing.buckets(length[None], [160], tokens=1024)
+        (alone,) = batching.batches(length[None], [160], tokens=1024)
         assert (alone.rows, alone.lengths) == together[i]
 
 
 def test_few_shapes_and_little_padding() -> None:
     lengths = np.random.default_rng(1).integers(22, 60, (5000, 1))
-    plan = bucketing.buckets(lengths, [512], tokens=1024)
+    plan = batching.batches(lengths, [512], tokens=1024)
     assert len({one.lengths for one in plan}) <= 6
     computed = sum(one.rows * one.lengths[0] for one in plan)
     assert computed < 1.15 * lengths.sum()
@@ -46,13 +46,13 @@ def test_few_shapes_and_little_padding() -> None:
     ("length", "longest", "expected"),
     [(1, 512, 16), (16, 512, 16), (17, 512, 20), (97, 160, 128), (129, 160, 160), (5, 10, 10)],
 )
-def test_bucket_length(length: int, longest: int, expected: int) -> None:
-    assert bucketing.bucket_length(length, longest) == expected
+def test_padded_length(length: int, longest: int, expected: int) -> None:
+    assert batching.padded_length(length, longest) == expected
 
 
 def test_longer_than_the_longest_is_refused() -> None:
     with pytest.raises(ValueError, match="161 tokens"):
-        bucketing.bucket_length(161, 160)
+        batching.padded_length(161, 160)
 
 
 @pytest.mark.parametrize(
@@ -62,27 +62,27 @@ def test_longer_than_the_longest_is_refused() -> None:
 def test_rows_come_by_fours_within_the_tokens(
     lengths: tuple[int, ...], tokens: int, expected: int
 ) -> None:
-    assert bucketing.rows_of(lengths, tokens) == expected
+    assert batching.rows_of(lengths, tokens) == expected
 
 
 def test_pad_fills_missing_rows_with_the_first() -> None:
-    bucket = bucketing.Bucket(np.array([2, 0]), 3, (4,))
-    padded = bucket.pad([[5, 1], [9, 9, 9, 1], [7, 8, 1]])
+    batch = batching.PaddedBatch(np.array([2, 0]), 3, (4,))
+    padded = batch.pad([[5, 1], [9, 9, 9, 1], [7, 8, 1]])
     assert padded.tolist() == [[7, 8, 1, 0], [5, 1, 0, 0], [7, 8, 1, 0]]
 
 
 def test_run_yields_in_order_and_counts_lines() -> None:
-    plan = bucketing.buckets(random_lengths(100, 64), [64], tokens=128)
+    plan = batching.batches(random_lengths(100, 64), [64], tokens=128)
     done: list[int] = []
     seen = [
-        (bucket, result)
-        for bucket, result in bucketing.run(plan, lambda b: b.indices * 2, done.append)
+        (batch, result)
+        for batch, result in batching.run(plan, lambda b: b.indices * 2, done.append)
     ]
-    assert [bucket for bucket, _ in seen] == plan
-    assert all((result == bucket.indices * 2).all() for bucket, result in seen)
+    assert [batch for batch, _ in seen] == plan
+    assert all((result == batch.indices * 2).all() for batch, result in seen)
     assert sum(done) == 100
 
 
 def test_nothing_to_do() -> None:
-    assert bucketing.buckets(np.zeros((0, 1), int), [64], tokens=128) == []
-    assert list(bucketing.run([], lambda bucket: bucket)) == []
+    assert batching.batches(np.zeros((0, 1), int), [64], tokens=128) == []
+    assert list(batching.run([], lambda batch: batch)) == []

@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kcmoe.training import adafactor
+from kcmoe.training.optimizers import adafactor
 
 EXPERT = "encoder/layers_1/mlp/expert/wi_0/kernel"
 DENSE = "encoder/layers_0/mlp/wi_0/kernel"
-CONFIG = adafactor.AdafactorConfig(decay_rate=0.8, step_offset=0)
+ADAFACTOR = adafactor.Adafactor(decay_rate=0.8, step_offset=0)
 
 
 def one_step(path, param, grad, state=None, step=0, rate=0.1):
     params = {path: jnp.asarray(param, jnp.float32)}
-    states = state or adafactor.init(params)
+    states = state or ADAFACTOR.init(params)
     grads = {path: jnp.asarray(grad, jnp.float32)}
-    new, new_states = adafactor.update(
-        params, states, grads, jnp.int32(step), jnp.float32(rate), CONFIG
-    )
+    new, new_states = ADAFACTOR.update(params, states, grads, jnp.int32(step), jnp.float32(rate))
     return np.asarray(new[path]), new_states
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One update of the parameters, and one evaluation of a batch, as functions to be compiled.
+"""One update of the parameters and one evaluation of a batch: what they compute, and what XLA compiles.
 
 Gradient accumulation follows T5X (t5x@cc342d4:t5x/trainer.py::accumulate_grads_microbatched): each
 microbatch normalises its loss by its own target tokens, and the gradients are summed, not averaged.
@@ -7,7 +7,7 @@ So the gradient of M microbatches is about M times that of one batch, and a micr
 target tokens weighs as much as a full one. Routing groups, and with them what fits into an expert,
 are those of a microbatch. Adafactor divides by the gradient's own size and does not see the factor
 as long as it stays the same: second moments that are restored hold M^2 of the run that saved them
-and forget it in about step^0.8 steps (`checkpointing.other_factors` warns). The reported loss is
+and forget it in about step^0.8 steps (`start.other_factors` warns). The reported loss is
 the mean over microbatches.
 
 Expert gradients are multiplied by NUM_EXPERT_PARTITIONS (t5x@cc342d4:t5x/contrib/moe/trainer.py), a
@@ -19,14 +19,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
-from kcmoe.training import adafactor
-from kcmoe.training.freezing import is_expert
-from kcmoe.training.state import Flat, TrainState
+from kcmoe.config.model import ModelConfig
+from kcmoe.config.training import LossConfig
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.model.interface import Flat
+from kcmoe.training import schedule, sharding
+from kcmoe.training import state as states
+from kcmoe.training.losses import loss_and_metrics
+from kcmoe.training.optimizers.base import Optimizer
+from kcmoe.training.settings import Settings
+from kcmoe.training.state import TrainState, is_expert
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -35,15 +45,46 @@ LossFn = Callable[[Flat, Batch, Array | None], tuple[Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
-class StepParts:
-    """What an update is made of; everything but the state and the batch."""
+class UpdateParts:
+    """What an update is made of; everything but the state and the batch.
+
+    Attributes:
+      loss_fn: loss and metrics of a microbatch; `model_loss` makes that of the model.
+      optimizer: turns gradients into new parameters.
+      learning_rate: int32 step -> float32 scalar.
+      num_expert_partitions: what gradients of experts are multiplied by.
+      seed: of dropout, and of fresh parameters.
+      frozen: paths of parameters that stay as they are.
+    """
 
     loss_fn: LossFn
-    optimizer: adafactor.AdafactorConfig
+    optimizer: Optimizer
     learning_rate: Callable[[Array], Array]
-    num_expert_partitions: int
-    seed: int
+    num_expert_partitions: int = 1
+    seed: int = 0
     frozen: frozenset[str] = frozenset()
+
+
+def model_loss(model: ModelConfig, losses: LossConfig) -> LossFn:
+    """The loss of the model, for `UpdateParts`."""
+    module = EncoderDecoder(model)
+
+    def loss_fn(params: Flat, batch: Batch, rng: Array | None) -> tuple[Array, Metrics]:
+        return loss_and_metrics(module, params, batch, losses, rng)
+
+    return loss_fn
+
+
+def of_run(settings: Settings, frozen: frozenset[str] = frozenset()) -> UpdateParts:
+    """The parts that a run's settings ask for."""
+    return UpdateParts(
+        loss_fn=model_loss(settings.model, settings.losses),
+        optimizer=settings.optimizer,
+        learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
+        num_expert_partitions=settings.run.num_expert_partitions,
+        seed=settings.run.random_seed,
+        frozen=frozen,
+    )
 
 
 def accumulate(loss_fn: LossFn, params: Flat, batch: Batch, rng: Array) -> tuple[Flat, Metrics]:
@@ -77,9 +118,8 @@ def accumulate(loss_fn: LossFn, params: Flat, batch: Batch, rng: Array) -> tuple
     return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
 
-def make_update(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The update: state after N steps and batch N+1 [M, B/M, …] -> state after N+1 steps,
-    metrics."""
+def make_update(parts: UpdateParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The update: (state after N steps, batch N+1 [M, B/M, …]) -> (state after N+1 steps, metrics)."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # The key depends on seed and step alone, so a resumed run draws what the stopped one would
@@ -97,13 +137,12 @@ def make_update(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainSt
 
         # T5X looks the rate up with the number of updates done before: 0 for the first.
         learning_rate = parts.learning_rate(state.step)
-        params, param_states = adafactor.update(
+        params, param_states = parts.optimizer.update(
             {path: state.params[path] for path in scaled},
             state.param_states,
             scaled,
             state.step,
             learning_rate,
-            parts.optimizer,
         )
         new_state = TrainState(
             state.step + 1, {**state.params, **params}, {**state.param_states, **param_states}
@@ -127,3 +166,60 @@ def global_norm(tree: Flat) -> Array:
     """Euclidean norm of all leaves together, float32 (); not finite if any leaf is not."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in tree.values()]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The programs of a run.
+
+    Attributes:
+      evaluate: (params, batch) -> metrics; compiled when first used.
+      init: () -> fresh state; traced when first used.
+      update: (state, batch) -> (state, metrics), lowered; the state given is consumed.
+    """
+
+    evaluate: Any
+    init: Any
+    update: Any
+
+    def start(self, state: TrainState | None = None) -> tuple[TrainState, Any]:
+        """The state, fresh where there is none, and the compiled update."""
+        if state is not None:
+            return state, self.update.compile()
+        # Side by side: XLA compiles outside Python's lock, and most of its passes use one core.
+        with ThreadPoolExecutor(2) as pool:
+            init, update = pool.map(lambda one: one.compile(), (self.init.lower(), self.update))
+        return init(), update
+
+
+def lower(
+    parts: UpdateParts,
+    model: ModelConfig,
+    mesh: Mesh,
+    batch: Mapping[str, Any],
+    microbatches: int = 1,
+) -> Programs:
+    """Traces the programs for these shapes; nothing is compiled or allocated.
+
+    Args:
+      parts: the update.
+      model: whose fresh parameters `Programs.init` makes.
+      mesh: the devices, from `sharding.make_mesh`, or those of a topology that is not here.
+      batch: an example [B, …], or its shapes and dtypes.
+      microbatches: parts a batch is computed in, M.
+    """
+    shapes = states.state_shapes(model, parts.optimizer)
+    placed = sharding.state_shardings(mesh, shapes, parts.optimizer)
+    copied = sharding.named(mesh)
+    state = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed
+    )
+    init = jax.jit(
+        lambda: states.init_state(model, parts.seed, parts.optimizer), out_shardings=placed
+    )
+    update = jax.jit(make_update(parts), donate_argnums=0, out_shardings=(placed, copied))
+    return Programs(
+        evaluate=jax.jit(make_eval(parts.loss_fn), out_shardings=copied),
+        init=init,
+        update=update.lower(state, sharding.batch_shapes(mesh, batch, microbatches)),
+    )

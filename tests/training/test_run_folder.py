@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model directory: what the disk refuses is one line, and a lock is asked of every file system."""
+"""The folder of a run: what the disk refuses is one line, and a lock is asked of every file system."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from kcmoe.errors import UserError
-from kcmoe.training import model_dir
 from kcmoe.training.records import Recorder, cut_after
+from kcmoe.training.run_folder import RunFolder, read_best
 
 
 def nobody(line: str) -> None:
@@ -36,24 +36,27 @@ def test_a_folder_one_may_not_look_into_is_one_line(
     monkeypatch.setattr(os, "stat", refusing)
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
     macros = toy.settings(closed / "a/run").macros
-    with pytest.raises(UserError, match=f"run cannot be written to: {closed} is no folder"):
-        model_dir.open_model_dir(macros)
+    with pytest.raises(UserError, match=f"run cannot be written to: .* permission .* {closed}$"):
+        RunFolder(macros)
 
 
 def test_a_name_that_is_too_long_is_one_line(toy: ModuleType, tmp_path: Path) -> None:
-    folder, _ = model_dir.open_model_dir(toy.settings(tmp_path / ("x" * 300)).macros)
+    folder = RunFolder(toy.settings(tmp_path / ("x" * 300)).macros)
     with (
         pytest.raises(UserError, match=r"cannot be written: .*File name too long"),
-        model_dir.locked(folder, nobody),
+        folder.locked(nobody),
     ):
         pass
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
-def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_opened_is_one_line(
+    toy: ModuleType, tmp_path: Path, name: str
+) -> None:
+    folder = RunFolder(toy.settings(tmp_path).macros)
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"cannot be written: .*{name}"):  # noqa: SIM117
-        with model_dir.locked(tmp_path, nobody):
+        with folder.locked(nobody):
             Recorder(tmp_path)
     if name == "metrics.jsonl":
         with pytest.raises(UserError, match=f"cannot be written: .*{name}"):
@@ -61,23 +64,32 @@ def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path, name: str) -> 
 
 
 def test_a_file_system_without_locks_is_told_and_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     said: list[str] = []
-    with model_dir.locked(tmp_path / "run", said.append):
+    with RunFolder(toy.settings(tmp_path / "run").macros).locked(said.append):
         (tmp_path / "run/config.gin").touch()
     (line,) = said
     assert "cannot be locked (No locks available): nothing keeps a second kcmoe train out" in line
 
 
-def test_a_second_run_is_refused(tmp_path: Path) -> None:
+def test_a_second_run_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    folder = RunFolder(toy.settings(tmp_path).macros)
     with (
-        model_dir.locked(tmp_path, nobody),
+        folder.locked(nobody),
         pytest.raises(UserError, match="another kcmoe train is writing"),
-        model_dir.locked(tmp_path, nobody),
+        folder.locked(nobody),
     ):
         pass
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", "[]", '{"checkpoint": "checkpoint_1"}'])
+def test_a_best_checkpoint_that_is_not_named_is_none(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "best.json").write_text(content)
+    assert read_best(tmp_path) is None
+    assert read_best("gs://bucket/run") is None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`kcmoe train`: reads the gin files, trains, and says how it ended."""
+"""`kcmoe train`: reads the gin files, trains, and says how it ended.
+
+It stands above training and evaluation, and gives the former the latter's metric for a task.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,8 @@ from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
-    from kcmoe.training.inputs import Inputs
     from kcmoe.training.loop import Outcome
     from kcmoe.training.settings import Settings
-    from kcmoe.training.validation import TaskMetric
 
 _EPILOG = """\
 example:
@@ -38,19 +39,20 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_gin_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
+    from kcmoe.io import compilation_cache
     from kcmoe.model import kept_memory
-    from kcmoe.training import compilation_cache
-    from kcmoe.training.health import NonFiniteError
+    from kcmoe.training.observing import NonFiniteError
     from kcmoe.training.settings import Settings
 
     settings = Settings.from_macros(macros)
     compilation_cache.enable()
     kept_memory.compute_in_turn()
 
+    from kcmoe.evaluation.protocol import training_metric
     from kcmoe.training.loop import train
 
     try:
-        outcome = train(settings, make_task_metric=_task_metric)
+        outcome = train(settings, make_task_metric=training_metric)
     except NonFiniteError as error:
         print(f"kcmoe train: {_stopped(settings.run.model_dir, error)}", file=sys.stderr)
         return 1
@@ -62,19 +64,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(_out_of_memory(settings, jax.local_device_count())) from error
     _report(settings.run.model_dir, outcome)
     return 0
-
-
-def _task_metric(settings: Settings, inputs: Inputs) -> tuple[TaskMetric, tuple[str, ...]] | None:
-    """The task's own metrics by ranking its labels; None where it has none."""
-    from kcmoe.evaluation.protocol import training_metric
-
-    return training_metric(
-        settings.model,
-        inputs.task,
-        inputs.examples,
-        inputs.vocabulary,
-        settings.run.lengths["inputs"],
-    )
 
 
 def _stopped(folder: str, error: Exception) -> str:

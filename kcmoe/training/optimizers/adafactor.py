@@ -5,15 +5,16 @@ and t5x/contrib/moe/adafactor_utils.py).
 Parameters of rank 2 are factored over their two axes when both are at least 128 long; experts are factored
 one by one, whatever their size; everything else keeps a full second moment. Update clipping and the
 parameter scale are per parameter, and per expert in an expert kernel. No momentum, no weight decay.
-State is kept in T5X's form {m, v, v_col, v_row}, unused members being zeros of shape [1], so that
-checkpoints interchange. Trees are flat: path -> array.
+The slots are T5X's {m, v, v_col, v_row}, unused members being zeros of shape [1], so that checkpoints
+interchange.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ import numpy as np
 from jax import Array
 
 from kcmoe.config.training import AdafactorConfig
+from kcmoe.errors import UserError
 from kcmoe.model.layers import column_sums
+from kcmoe.training.optimizers.base import Optimizer, Params, Slot, States
 from kcmoe.tree import logical_axes
 
 MIN_DIM_SIZE_TO_FACTOR = 128
@@ -31,8 +34,6 @@ CLIPPING_THRESHOLD = 1.0
 
 # Roles of axes in an expert kernel; T5X falls back to the size rule for every rank below 3.
 _ROW, _COLUMN = ("embed", "mlp_embed"), ("mlp", "expert_mlp", "joined_kv", "vocab", "heads")
-
-ParamState = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,55 +65,63 @@ def factoring(path: str, shape: tuple[int, ...]) -> Factoring:
     return Factoring(int(by_size[-2]), int(by_size[-1]), everything)
 
 
-def init(params: Mapping[str, Array]) -> dict[str, ParamState]:
-    """Zero state for flat parameters. Works on shapes alone under `jax.eval_shape`."""
-    return {path: _init_one(path, param.shape) for path, param in params.items()}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor(AdafactorConfig, Optimizer):
+    """T5X's Adafactor."""
+
+    def slots(self, path: str, shape: tuple[int, ...]) -> dict[str, Slot]:
+        """See `Optimizer.slots`. Factored moments are divided over experts only, as in T5X."""
+        slots = dict.fromkeys(("m", "v", "v_col", "v_row"), Slot((1,), (None,)))
+        how, axes = factoring(path, shape), logical_axes(path)
+        if how.row is None or how.column is None:
+            return {**slots, "v": Slot(shape, axes)}
+        kept = [axis if axis == "expert" else None for axis in axes]
+        for name, gone in (("v_row", how.column), ("v_col", how.row)):
+            slots[name] = Slot(_without(shape, gone), _without(kept, gone))
+        return slots
+
+    def update(
+        self,
+        params: Mapping[str, Array],
+        states: Mapping[str, Mapping[str, Array]],
+        grads: Mapping[str, Array],
+        step: Array,
+        learning_rate: Array,
+    ) -> tuple[Params, States]:
+        """See `Optimizer.update`."""
+        t = (step - self.step_offset).astype(jnp.float32) + 1.0
+        decay = 1.0 - t ** (-self.decay_rate)
+        updated = {
+            path: _update_one(path, param, states[path], grads[path], decay, learning_rate)
+            for path, param in params.items()
+        }
+        return {p: new for p, (new, _) in updated.items()}, {p: s for p, (_, s) in updated.items()}
+
+    def check_start(self, step: int) -> None:
+        """Refuses a STEP_OFFSET past `step`: the decay of the first update would be no number."""
+        if self.step_offset > step:
+            raise UserError(
+                f"STEP_OFFSET = {self.step_offset:,} is past step {step:,}, where this run starts; "
+                f"set it to {step} or less"
+            )
+
+    def remembered_steps(self, step: int) -> float:
+        """How many steps a second moment averages: about step^DECAY_RATE."""
+        return max(step, 1) ** self.decay_rate
 
 
-def _init_one(path: str, shape: tuple[int, ...]) -> ParamState:
-    state = {name: jnp.zeros((1,), jnp.float32) for name in ("m", "v", "v_col", "v_row")}
-    how = factoring(path, shape)
-    if how.row is None or how.column is None:
-        state["v"] = jnp.zeros(shape, jnp.float32)
-    else:
-        state["v_row"] = jnp.zeros(tuple(np.delete(shape, how.column)), jnp.float32)
-        state["v_col"] = jnp.zeros(tuple(np.delete(shape, how.row)), jnp.float32)
-    return state
-
-
-def update(
-    params: Mapping[str, Array],
-    states: Mapping[str, ParamState],
-    grads: Mapping[str, Array],
-    step: Array,
-    learning_rate: Array,
-    config: AdafactorConfig,
-) -> tuple[dict[str, Array], dict[str, ParamState]]:
-    """One step.
-
-    Args:
-      params: flat parameters, float32.
-      states: their state.
-      grads: their gradients, any float dtype.
-      step: int32 scalar, steps taken before this one.
-      learning_rate: float32 scalar.
-      config: see `AdafactorConfig`.
-
-    Returns:
-      New parameters and states.
-    """
-    t = (step - config.step_offset).astype(jnp.float32) + 1.0
-    decay = 1.0 - t ** (-config.decay_rate)
-    updated = {
-        path: _update_one(path, param, states[path], grads[path], decay, learning_rate)
-        for path, param in params.items()
-    }
-    return {p: new for p, (new, _) in updated.items()}, {p: s for p, (_, s) in updated.items()}
+def _without(items: Sequence[Any], index: int) -> tuple[Any, ...]:
+    return (*items[:index], *items[index + 1 :])
 
 
 def _update_one(
-    path: str, param: Array, state: ParamState, grad: Array, decay: Array, learning_rate: Array
-) -> tuple[Array, ParamState]:
+    path: str,
+    param: Array,
+    state: Mapping[str, Array],
+    grad: Array,
+    decay: Array,
+    learning_rate: Array,
+) -> tuple[Array, dict[str, Array]]:
     how = factoring(path, param.shape)
     grad = grad.astype(jnp.float32)
     squared = grad * grad
@@ -158,8 +167,3 @@ def _mean(x: Array, axis: int) -> Array:
     if x.ndim == 2 and axis == 0:
         return column_sums(x) / x.shape[0]
     return jnp.mean(x, axis=axis)
-
-
-def state_shapes(params: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, ParamState]:
-    """Shapes and dtypes of `init(params)`, without allocating anything."""
-    return jax.eval_shape(init, dict(params))

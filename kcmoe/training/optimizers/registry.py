@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizers that OPTIMIZER may name."""
+
+from __future__ import annotations
+
+from kcmoe.config.gin_files import Macros
+from kcmoe.errors import UserError, near_misses
+from kcmoe.training.optimizers.adafactor import Adafactor
+from kcmoe.training.optimizers.base import Optimizer
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adafactor": Adafactor,
+}
+
+
+def optimizer(name: str, macros: Macros) -> Optimizer:
+    """The optimizer called `name`, with its settings from `macros`.
+
+    Raises:
+      UserError: for a name that none has, or settings that are missing or wrong.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(
+            f"OPTIMIZER = {name!r}, but it is one of {', '.join(OPTIMIZERS)}."
+            f"{near_misses(name, OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name].from_macros(macros)

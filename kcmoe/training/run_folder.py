@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run, MODEL_DIR: `config.gin`, checkpoints, `best.json`, and what may not change once begun.
+
+Three kinds of settings are fixed for the life of a folder: sizes, because the weights have them; the
+optimizer, because checkpoints hold its state; and what decides the batches, because a resumed run must see
+those that the stopped one would have seen. Everything else may change between starts, and the change is
+printed.
+
+A checkpoint holds T5X's train state and `training.json`: the data position and the validation metrics of
+that step. `best.json` names the best checkpoint. It is worked out from the checkpoints at every start and
+save, so it stays right when a run is killed between writing the two. A run without validation leaves it, and
+what it names, as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcmoe import checkpoint as checkpoints
+from kcmoe import tree
+from kcmoe.checkpoint.run_config import CONFIG_FILE
+from kcmoe.config import gin_files
+from kcmoe.config.model import ModelConfig
+from kcmoe.errors import UserError
+from kcmoe.io import durable
+from kcmoe.io.remote import is_remote
+from kcmoe.io.wording import human_bytes
+
+EXTRA = "training.json"
+BEST = "best.json"
+
+# Fields of ModelConfig that only say how, or how much, is computed; the weights do not have them.
+_FREE_MODEL_FIELDS = {
+    "group_size", "train_expert_capacity_factor", "eval_expert_capacity_factor", "scale",
+    "dropout_rate", "expert_dropout_rate", "activation_dtype", "moe_truncated_dtype",
+    "num_expert_replicas", "routing", "dispatch", "remat",
+}  # fmt: skip
+_SIZES = tuple(
+    field.metadata["macro"]
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in _FREE_MODEL_FIELDS
+)
+_BATCHES = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK")
+FIXED = frozenset((*_SIZES, *_BATCHES, "OPTIMIZER"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+    """Which validation metric names the best checkpoint."""
+
+    metric: str
+    higher_is_better: bool
+
+    def better(self, new: float, old: float) -> bool:
+        """Whether `new` beats `old`; equal values do not, so the earlier checkpoint stays."""
+        return new > old if self.higher_is_better else new < old
+
+
+class RunFolder:
+    """MODEL_DIR. Making one compares the settings with those it was begun with, and writes nothing.
+
+    Attributes:
+      path: the folder, which may not be there yet.
+      changes: one line per setting that has changed since the last start, and may.
+      keep: newest checkpoints to keep, None for all; the best one stays besides.
+      chooser: which validation metric names the best; None where there is no validation.
+    """
+
+    def __init__(self, macros: gin_files.Macros):
+        """Raises `UserError` if a fixed setting differs, or the folder cannot be written to."""
+        self.path = _writable(str(macros.require("MODEL_DIR")))
+        self.changes: list[str] = []
+        self.keep: int | None = None
+        self.chooser: Chooser | None = None
+        config = self.path / CONFIG_FILE
+        if os.path.exists(config):
+            # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
+            before = gin_files.parse([str(config.absolute())], foreign=True)
+            self.changes = _compare(self.path, before, macros)
+
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind.
+
+        Where the file system has no locks, it only says so with `say`.
+        """
+        lock = self.path / ".lock"
+        with durable.user_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another kcmoe train is writing to MODEL_DIR {self.path}; wait for it, stop it, "
+                    "or take another MODEL_DIR"
+                ) from None
+            except OSError as error:
+                say(
+                    f"warning     {self.path} cannot be locked ({error.strerror}): nothing keeps a "
+                    "second kcmoe train out of it, so start none"
+                )
+            try:
+                yield
+            finally:
+                if list(self.path.iterdir()) == [lock]:  # refused before anything was written
+                    lock.unlink()
+                    self.path.rmdir()
+
+    def write_config(self, macros: gin_files.Macros) -> None:
+        """Writes the whole operative config to `config.gin`, at once or not at all."""
+        durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        return checkpoints.latest(self.path)
+
+    def check_space(self, state: Mapping[str, Any]) -> int:
+        """Raises `UserError` unless one checkpoint of these leaves fits on the disk; returns its bytes."""
+        needed = tree.total_bytes(state.values())
+        free = shutil.disk_usage(_existing(self.path)).free
+        if free < needed:
+            raise UserError(
+                f"MODEL_DIR {self.path}: a checkpoint needs about {human_bytes(needed)} and only "
+                f"{human_bytes(free)} is free; free some space, or choose another MODEL_DIR"
+            )
+        return needed
+
+    def save(
+        self, step: int, state: Mapping[str, Any], position: Any, metrics: Mapping[str, Any] | None
+    ) -> Path:
+        """Writes checkpoint_<step> atomically, then names the best one and removes old ones.
+
+        Args:
+          step: steps done.
+          state: the flat train state.
+          position: where the data stands, as JSON.
+          metrics: what validation gave at this step, if it ran.
+        """
+        content: dict[str, Any] = {"step": step, "data_position": position}
+        if metrics is not None:
+            content["validation"] = {
+                name: float(value)
+                for name, value in metrics.items()
+                if "/" not in name and not np.ndim(value) and np.isfinite(value)
+            }
+        extras = {EXTRA: json.dumps(content, ensure_ascii=False, indent=1).encode()}
+        path = checkpoints.save(self.path, step, state, extras)
+        self.tidy()
+        return path
+
+    def tidy(self) -> dict[str, Any] | None:
+        """Writes `best.json`, removes what is neither new nor best; returns what `best.json` holds."""
+        best = self._find_best()
+        if best is None:
+            best = read_best(self.path)
+        else:
+            content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
+            durable.write_file(self.path / BEST, content)
+        protect = [best["checkpoint"]] if best else []
+        checkpoints.remove_old(self.path, self.keep, protect)
+        return best
+
+    def _find_best(self) -> dict[str, Any] | None:
+        chooser, best = self.chooser, None
+        if chooser is None:
+            return None
+        for path in checkpoints.all_checkpoints(self.path):
+            try:
+                values = read_extra(path).get("validation", {})
+            except UserError:
+                continue  # a damaged checkpoint cannot be the best one
+            value = values.get(chooser.metric)
+            if value is not None and (best is None or chooser.better(value, best["value"])):
+                best = {
+                    "checkpoint": path.name,
+                    "metric": chooser.metric,
+                    "value": value,
+                    "higher_is_better": chooser.higher_is_better,
+                    "validation": values,
+                }
+        return best
+
+
+def read_extra(checkpoint: str | Path) -> dict[str, Any]:
+    """`training.json` of a checkpoint; {} where T5X wrote it.
+
+    Raises:
+      UserError: if the file differs from what was saved.
+    """
+    content = checkpoints.open_checkpoint(checkpoint).extras().get(EXTRA)
+    return json.loads(content) if content else {}
+
+
+def read_best(model_dir: str | Path) -> dict[str, Any] | None:
+    """What `best.json` of a model directory holds (checkpoint, metric, value and more); None without one."""
+    try:
+        best = json.loads((Path(model_dir) / BEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    complete = isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()
+    return best if complete else None
+
+
+def _writable(text: str) -> Path:
+    """The folder that MODEL_DIR names, if it can be written to or made."""
+    if is_remote(text):
+        raise UserError(
+            f"MODEL_DIR = {text!r} is in a bucket, but the engine trains into a folder of this "
+            "machine; copy it afterwards, or train with T5X, which writes to buckets"
+        )
+    path = Path(text)
+    above = _existing(path)
+    if not above.is_dir():
+        raise UserError(f"MODEL_DIR {path} cannot be written to: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"MODEL_DIR {path} cannot be written to: there is no permission to write to {above}"
+        )
+    return path
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = path.absolute()
+    # `os.path.exists`, as `Path.exists` raises where looking is not permitted.
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+
+
+def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per setting that changed; raises `UserError` if a fixed one did."""
+    changed = [name for name in sorted(before) if name in now and before[name] != now[name]]
+    fixed = [name for name in changed if name in FIXED]
+    if fixed:
+        listing = ", ".join(f"{name} {before[name]!r} -> {now[name]!r}" for name in fixed)
+        raise UserError(
+            f"MODEL_DIR {path} was begun with other settings: {listing}. Use the old ones to "
+            "continue, or a new MODEL_DIR (with INITIAL_CHECKPOINT_PATH to start from these "
+            "weights, where the sizes are equal)"
+        )
+    return [
+        f"changed     {name} {before[name]!r} -> {now[name]!r} since the last start"
+        for name in changed
+        if name != "MODEL_DIR"
+    ]

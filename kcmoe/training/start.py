@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run begins: with which weights, which optimizer state, at which step, and where in its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kcmoe import checkpoint as checkpoints
+from kcmoe import tree
+from kcmoe.checkpoint import run_config
+from kcmoe.errors import UserError
+from kcmoe.model.interface import Flat
+from kcmoe.training import state as states
+from kcmoe.training.inputs import Inputs, StepBatches
+from kcmoe.training.run_folder import RunFolder, read_extra
+from kcmoe.training.settings import Settings
+from kcmoe.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+      step: steps done before it, pretraining included.
+      checkpoint: where its weights are from; "" for fresh ones.
+      resumed: whether that is a checkpoint of the run itself, so that its data go on, too.
+      optimizer_kept: whether the optimizer's state is from there as well.
+    """
+
+    step: int = 0
+    checkpoint: str = ""
+    resumed: bool = False
+    optimizer_kept: bool = False
+
+    def batches(self, inputs: Inputs) -> StepBatches:
+        """The batches, standing where the checkpoint's data stood; a new run begins its data at the start."""
+        batches = inputs.batches
+        if self.resumed:
+            position = read_extra(self.checkpoint).get("data_position")
+            return batches.resume(position) if position else batches
+        return batches.resume({**batches.position(0), "step": self.step})
+
+
+def find(
+    settings: Settings, folder: RunFolder, shardings: TrainState, vocabulary: Any
+) -> tuple[Start, TrainState | None]:
+    """Where the run begins, and the state to go on from, None for a fresh one.
+
+    Precedence:
+      1. The newest checkpoint in MODEL_DIR: the run goes on.
+      2. INITIAL_CHECKPOINT_PATH: its weights, optimizer state and step, as in T5X.
+      3. None: fresh weights from RANDOM_SEED, step 0.
+
+    Raises:
+      UserError: for weights of another vocabulary or other sizes, damaged ones, or where nothing is left to
+        do after the steps of INITIAL_CHECKPOINT_PATH.
+    """
+    run = settings.run
+    newest = folder.latest()
+    origin = str(newest or run.initial_checkpoint_path or "")
+    if not origin:
+        return Start(), None
+    if vocabulary:
+        run_config.check_vocabulary(origin, vocabulary)
+    if newest is None:
+        first_step = checkpoints.open_checkpoint(origin).step
+        if run.train_steps <= first_step:
+            raise UserError(
+                f"TRAIN_STEPS = {run.train_steps} counts from step 0, and "
+                f"{run.initial_checkpoint_path} is already at step {first_step}; for N more steps "
+                f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
+                f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
+            )
+    state, kept = restore(origin, shardings, settings)
+    return Start(int(state.step), origin, newest is not None, kept), state
+
+
+def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[TrainState, bool]:
+    """The train state saved at `path`, every leaf checked, on the devices that `shardings` say.
+
+    Returns:
+      The state, and whether its optimizer state is from `path` too; where that has none
+      (safetensors) or that of another optimizer, it is a fresh one at the checkpoint's step.
+
+    Raises:
+      UserError: listing all leaves that are missing, misshapen or damaged.
+    """
+    expected = states.to_flat(states.state_shapes(settings.model, settings.optimizer))
+    placing = states.to_flat(shardings)
+    reader = checkpoints.open_checkpoint(path)
+    here = reader.scan()[0]
+    same_optimizer = _recorded(path).get("OPTIMIZER") in (None, settings.run.optimizer)
+    if same_optimizer and tree.STEP in here and _slot_names(here) == _slot_names(expected):
+        return states.from_flat(checkpoints.restore(reader, expected, sharding=placing)), True
+    restored: Flat = checkpoints.restore(reader, expected, [tree.PARAMETERS], sharding=placing)
+    fresh = {
+        leaf: jnp.zeros(shape.shape, shape.dtype)
+        for leaf, shape in expected.items()
+        if leaf not in restored
+    }
+    fresh[tree.STEP] = jnp.asarray(reader.step, jnp.int32)
+    placed = {leaf: jax.device_put(value, placing[leaf]) for leaf, value in fresh.items()}
+    return states.from_flat({**placed, **restored}), False
+
+
+def _slot_names(paths: Iterable[str]) -> set[str]:
+    """What an optimizer calls its slots, from the paths of a flat train state."""
+    return {path.rpartition("/")[2] for path in paths if tree.is_optimizer(path)}
+
+
+def _recorded(checkpoint: str) -> dict[str, Any]:
+    """The settings of the run that wrote the checkpoint, {} where they cannot be read from here."""
+    try:
+        return run_config.recorded(checkpoint)
+    except UserError:
+        return {}
+
+
+def other_factors(start: Start, settings: Settings) -> list[str]:
+    """One warning per factor of the gradients (see `update`) that was another where the run starts from.
+
+    The second moments restored from there hold its square.
+    """
+    memory = settings.optimizer.remembered_steps(start.step)
+    if not start.optimizer_kept or not memory:
+        return []
+    recorded = _recorded(start.checkpoint)
+    run, warnings = settings.run, []
+    for name, gradients, now in (
+        ("NUM_MICROBATCHES", "gradients", run.microbatches),
+        ("NUM_EXPERT_PARTITIONS", "gradients of experts", run.num_expert_partitions),
+    ):
+        before = recorded.get(name, now) or 1
+        if before == now or (name == "NUM_EXPERT_PARTITIONS" and not settings.model.is_sparse):
+            continue
+        if before > now:
+            effect = f"large, which divides the learning rate by up to {before / now:g}"
+        else:
+            effect = f"small, which multiplies the learning rate by up to {now / before:g}"
+        warnings.append(
+            f"warning     {name} was {before} where {start.checkpoint} was trained and is {now} here: it "
+            f"multiplies {gradients}, so their second moments start "
+            f"{max(before / now, now / before) ** 2:g} times too {effect}, for about {memory:,.0f} "
+            f"steps; set {name} = {before} to avoid it"
+        )
+    return warnings
