@@ -111,9 +111,9 @@ def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any
     )
     results["one batch takes (ms)"] = 1e3 * tokens / ours
     if seqio:
-        from kcmoe.t5x import input_speed
+        from kcmoe.t5x import speed as t5x_speed
 
-        theirs = input_speed.batches(
+        theirs = t5x_speed.batches(
             task,
             config.vocabulary_file,
             macros.require("TASK_FEATURE_LENGTHS"),

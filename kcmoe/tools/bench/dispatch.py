@@ -48,10 +48,9 @@ def main(argv: list[str]) -> int:
 
     from kcmoe.model.moe import layout
     from kcmoe.tools.bench import figures
-    from kcmoe.tools.bench.step_worker import model_config
-    from kcmoe.tools.bench.train import Shape
+    from kcmoe.tools.bench.worker import StepShape, model_config
 
-    config = model_config(Shape(args.size, 1, 1, 1, tuple(args.gin)))
+    config = model_config(StepShape(args.size, 1, 1, 1, tuple(args.gin)))
     rows: list[dict[str, Any]] = []
     for count in tokens:
         for routing in ROUTINGS:

@@ -1,42 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks print: medians with their spread, and shares of the measured peak."""
+"""How the benchmarks print and keep their figures."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from kcmoe.config.model import ModelConfig
-from kcmoe.model.flops import train_step_flops
-
-if TYPE_CHECKING:
-    from kcmoe.tools.bench.train import Shape, Worker
-
-
-def describe(shape: Shape) -> str:
-    """One line about the work of a step."""
-    tokens = shape.batch * (shape.inputs + shape.targets)
-    return f"batch {shape.batch} x ({shape.inputs} inputs + {shape.targets} targets) = {tokens:,} tokens"
-
-
-def train_row(worker: Worker, config: ModelConfig, shape: Shape, peak: float) -> dict[str, Any]:
-    """Figures of one engine; both are credited with the same useful FLOPs."""
-    seconds = statistics.median(worker.seconds)
-    flops = train_step_flops(config, shape.batch, shape.inputs, shape.targets)
-    return {
-        "engine": worker.name,
-        "s/step": seconds,
-        "min": min(worker.seconds),
-        "max": max(worker.seconds),
-        "tokens/s": shape.batch * (shape.inputs + shape.targets) / seconds,
-        "GFLOP/s": flops / seconds / 1e9,
-        "of peak %": 100 * flops / seconds / peak,
-        "compile s": worker.facts["compile_s"],
-        "GiB": worker.memory_gib,
-    }
+from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
