@@ -67,6 +67,7 @@ def test_unknown_hardware_is_a_clear_error(name: str) -> None:
         hardware.parse(name)
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_layout_is_the_mesh_of_the_engine(devices: int) -> None:
     config = settings("pretrain_tiny.gin").model
@@ -83,6 +84,7 @@ def test_layout_refuses_what_does_not_divide() -> None:
         memory.layout(config, 8, 16, 8)
 
 
+@pytest.mark.devices(4)
 def test_state_bytes_are_those_of_the_sharded_state() -> None:
     run = settings("pretrain_tiny.gin")
     config, optimizer = run.model, run.optimizer
@@ -168,6 +170,7 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.devices(4)
 @pytest.mark.parametrize(("size", "devices"), [("tiny", 1), ("tiny", 4), ("mini", 1)])
 def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     """Activations and gradients against XLA's own account of the sharded program."""
