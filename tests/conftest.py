@@ -13,20 +13,18 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # float32 + bfloat16 is an error instead of a silent float32, which would hide a slow or wrong product.
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
-DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-if not DEVICES.search(os.environ.get("XLA_FLAGS", "")):
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flag = "--xla_force_host_platform_device_count=2"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,17 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe.io import durable, wording
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal keys as aligned text."""
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    header = list(rows[0])
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    lines = [header, *cells]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return "\n".join(wording.aligned([list(rows[0]), *cells], ">"))
 
 
 def _cell(value: object) -> str:
@@ -28,7 +24,6 @@ def _cell(value: object) -> str:
 
 
 def write_json(path: str, figures: Mapping[str, Any]) -> None:
-    """Writes the figures, unrounded."""
-    Path(path).write_text(
-        json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    """Writes the figures, unrounded; raises `UserError` where the file cannot be written."""
+    text = json.dumps(figures, indent=1, ensure_ascii=False)
+    durable.write_file(Path(path), f"{text}\n".encode())

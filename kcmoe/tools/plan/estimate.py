@@ -27,7 +27,7 @@ TRACED_ROWS = 8  # at 512 tokens a row, one group of 4,096
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Tradeoff:
     """The settings that trade memory for something else."""
 
     batch_size: int
@@ -37,7 +37,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """One run on one machine.
 
     Attributes:
@@ -47,7 +47,7 @@ class Estimate:
         that masks are part of what is lost; recomputation comes on top.
     """
 
-    choice: Choice
+    choice: Tradeoff
     layout: Layout
     memory: Memory
     step_flops: float
@@ -57,7 +57,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """Everything about a run but the `Choice`."""
+    """Everything about a run but the `Tradeoff`."""
 
     settings: Settings
     hardware: Hardware
@@ -65,12 +65,14 @@ class Planner:
     utilisation: float
     packed: bool
 
-    def asked(self, model_partitions: int) -> Choice:
+    def asked(self, model_partitions: int) -> Tradeoff:
         """The choice that the settings make."""
         run = self.settings.run
-        return Choice(run.batch_size, run.microbatches, self.settings.model.remat, model_partitions)
+        return Tradeoff(
+            run.batch_size, run.microbatches, self.settings.model.remat, model_partitions
+        )
 
-    def estimate(self, choice: Choice) -> Estimate:
+    def estimate(self, choice: Tradeoff) -> Forecast:
         """Raises `UserError` where the rows of a microbatch do not divide over the devices."""
         model, run = self._model(choice), self.settings.run
         how = memory_lib.layout(
@@ -97,7 +99,7 @@ class Planner:
         if self.stack == "t5x":
             masks = mask_flops(model, choice.batch_size, inputs, targets)
         peak = self.hardware.peak_flops(model.activation_dtype)
-        return Estimate(
+        return Forecast(
             choice=choice,
             layout=how,
             memory=Memory(parameters, optimizer, gradients, activations, process),
@@ -106,7 +108,7 @@ class Planner:
             step_s=(useful + repeated) / (peak * self.utilisation),
         )
 
-    def fits(self, estimate: Estimate) -> Fit:
+    def fits(self, estimate: Forecast) -> Fit:
         """Whether one device can hold it.
 
         "tight" is for TPUs, where XLA computes activations again by itself when memory runs short: up to
@@ -118,7 +120,7 @@ class Planner:
         is_tpu = self.hardware.name.startswith("v")
         return "tight" if is_tpu and over <= estimate.memory.activations / 4 else "no"
 
-    def remedies(self, asked: Choice) -> list[Estimate]:
+    def remedies(self, asked: Tradeoff) -> list[Forecast]:
         """For each setting that saves memory, the smallest change that makes the run fit."""
         found = []
         for candidates in (
@@ -137,7 +139,7 @@ class Planner:
                     break
         return found
 
-    def _model(self, choice: Choice) -> ModelConfig:
+    def _model(self, choice: Tradeoff) -> ModelConfig:
         dispatch: Literal["einsum", "auto"] = "einsum" if self.stack == "t5x" else "auto"
         asked = self.settings.model
         return dataclasses.replace(
@@ -146,20 +148,20 @@ class Planner:
             dispatch=dispatch if asked.dispatch == "auto" else asked.dispatch,
         )
 
-    def _microbatches(self, asked: Choice) -> Iterator[Choice]:
+    def _microbatches(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         count = asked.microbatches * 2
         while count <= asked.batch_size:
             yield dataclasses.replace(asked, microbatches=count)
             count *= 2
 
-    def _remat(self, asked: Choice) -> Iterator[Choice]:
+    def _remat(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         # XLA for CPUs undoes it: the compiled step is as large with REMAT as without.
         if self.stack == "engine" and not asked.remat and self.hardware.name != "cpu":
             recomputed = dataclasses.replace(asked, remat=True)
             yield recomputed
             yield from self._microbatches(recomputed)
 
-    def _model_partitions(self, asked: Choice) -> Iterator[Choice]:
+    def _model_partitions(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         count = asked.model_partitions * 2
         while self.stack == "t5x" and count <= self.hardware.devices:
             partitioned = dataclasses.replace(asked, model_partitions=count)
@@ -167,14 +169,14 @@ class Planner:
             yield from self._microbatches(partitioned)
             count *= 2
 
-    def _batches(self, asked: Choice) -> Iterator[Choice]:
+    def _batches(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         size = asked.batch_size // 2
         while size >= 1:
             yield dataclasses.replace(asked, batch_size=size, microbatches=1)
             size //= 2
 
 
-def _rows_per_device(choice: Choice, devices: int) -> int:
+def _rows_per_device(choice: Tradeoff, devices: int) -> int:
     parts = choice.microbatches * devices
     if choice.batch_size % parts:
         raise UserError(
