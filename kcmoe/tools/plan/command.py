@@ -220,9 +220,8 @@ def _print_verdict(
         time = _duration(other.step_s * report["steps"])
         share = other.choice.batch_size / estimate.choice.batch_size
         tokens = "" if share == 1 else f", {share:.0%} of the tokens"
-        print(
-            f"  room with  {_changes(estimate, other)}: {gibibytes(other.memory.total)} per device, {time}{tokens}"
-        )
+        size = gibibytes(other.memory.total)
+        print(f"  room with  {_changes(estimate, other)}: {size} per device, {time}{tokens}")
     if not remedies:
         print("             no setting makes it fit; use larger or more devices")
     if planner.hardware.kind.usable == 0.75:
