@@ -77,3 +77,18 @@ def _with_devices(path: Path, count: int, config: pytest.Config) -> str:
         )
         _OUTPUTS[path, count] = done.stdout + done.stderr
     return _OUTPUTS[path, count]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The reference case that lies in the repository: numbers of T5X + Flaxformer for a small model."""
+    return Path(__file__).parent / "testdata" / "packed_top2"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of larger reference cases, beside the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip("the larger reference cases are not beside this repository")
+    return folder

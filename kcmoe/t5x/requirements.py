@@ -20,7 +20,7 @@ from kcmoe.errors import UserError
 
 _FILE = Path(__file__).with_name("requirements.txt")
 # What the gin files and `bindings` call, oldest and newest interfaces that differ among commits.
-_INTERFACE = (
+INTERFACE = (
     ("t5x.contrib.moe.models", "MoeEncoderDecoderModel"),
     ("t5x.contrib.moe.trainer", "MoeTrainer"),
     ("t5x.contrib.moe.partitioning", "compute_num_model_partitions"),
@@ -78,7 +78,7 @@ def check_t5x() -> None:
         for name, commit in found.items()
         if commit and commit != tested[name]
     ]
-    for module, name in _INTERFACE:
+    for module, name in INTERFACE:
         try:
             getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
