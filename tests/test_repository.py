@@ -7,6 +7,7 @@ import ast
 import functools
 import graphlib
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import kcmoe
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(
@@ -261,6 +264,23 @@ def test_dataclasses_have_names_of_their_own() -> None:
                 found.setdefault(node.name, []).append(name(path))
     twice = [f"{each}: {', '.join(paths)}" for each, paths in found.items() if len(paths) > 1]
     assert not twice, "\n".join(twice)
+
+
+def test_the_hosted_checks_are_the_first_commands_of_the_readme_on_every_python() -> None:
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8").partition("## First five minutes")[2]
+    commands = re.findall(r"^(bash \S+)", readme.partition("```bash")[2].partition("```")[0], re.M)
+    assert len(commands) == 2
+    assert json.loads(re.search(r"command: (\[.*\])", workflow)[1]) == commands
+    pythons = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.py").read_text("utf-8"))
+    assert json.loads(re.search(r"python: (\[.*\])", workflow)[1]) == pythons
+
+
+def test_the_citation_names_this_version_the_paper_and_the_original() -> None:
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {kcmoe.__version__}\n" in citation
+    assert "arXiv:2202.08906" in citation
+    assert "https://github.com/Quasar-Kim/kc-moe" in citation
 
 
 def test_wheel_carries_configs_vocabulary_and_samples(tmp_path: Path) -> None:
