@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says which versions of SeqIO, T5X and Flaxformer are needed, and whether they are here.
 
-T5X and Flaxformer have no releases, so a version is a commit: those in `requirements.txt` were tested.
-What is missing is an error. Another commit is a warning, since most work; a commit without what we
-call is an error again. Imports none of the packages until `check_t5x` looks inside them.
+T5X and Flaxformer have no releases, so a version is a commit; those in `requirements.txt` were tested. A
+missing package is an error. Another commit is a warning, because most work, and an error where it lacks
+something that is called here. Imports none of the packages before `check_t5x`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def check_seqio() -> None:
 
 
 def check_t5x_is_here() -> None:
-    """Raises `MissingPackage` where T5X or Flaxformer is not installed. Imports neither: that takes seconds
-    and TensorFlow says much."""
+    """Raises `MissingPackage` where T5X or Flaxformer is not installed.
+
+    Imports neither, because that takes seconds and prints TensorFlow's messages.
+    """
     missing = [name for name in tested_commits() if not _is_here(name)]
     if missing:
         raise MissingPackage(f"{', '.join(missing)} not installed: {_how_to_install()}")

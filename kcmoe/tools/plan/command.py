@@ -78,7 +78,7 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     from kcmoe.training.settings import Settings
 
     hardware = hardware_lib.parse(args.hardware)
-    is_tpu = hardware.name.startswith("v")
+    is_tpu = hardware.platform == "tpu"
     stack: Stack = args.stack if args.stack != "auto" else "t5x" if is_tpu else "engine"
     if stack == "engine" and hardware.hosts > 1:
         raise UserError(

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory, time and device-hours of a run on given hardware, and what to change where it does not fit.
 
-The formula of FLOPs is `training.flops`, the bytes are `memory`'s; here they meet the hardware. Two
-stacks are known: the engine (one host) and T5X + Flaxformer (a TPU slice of any size), which sends
-tokens to experts by multiplying with one-hot masks, and that costs arithmetic and memory of its own.
+Two stacks are known: the engine (one host), and T5X + Flaxformer (a TPU slice of any size). The latter sends
+tokens to experts by multiplying with one-hot masks, which costs arithmetic and memory of its own.
 """
 
 from __future__ import annotations
@@ -87,11 +86,11 @@ class Planner:
             TRACED_ROWS,
             run.lengths,
             packed=self.packed,
-            fused=self.hardware.name != "cpu",
+            fused=self.hardware.platform != "cpu",
         )
         activations //= TRACED_ROWS * choice.model_partitions
         gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
-        process = int(memory_lib.PROCESS_BYTES) if self.hardware.name == "cpu" else 0
+        process = int(memory_lib.PROCESS_BYTES) if self.hardware.platform == "cpu" else 0
         inputs, targets = run.lengths["inputs"], run.lengths["targets"]
         useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)
         repeated = useful / 3 if model.remat else 0.0  # one more forward pass
@@ -117,7 +116,7 @@ class Planner:
         over = estimate.memory.total - self.hardware.usable_bytes
         if over <= 0:
             return "yes"
-        is_tpu = self.hardware.name.startswith("v")
+        is_tpu = self.hardware.platform == "tpu"
         return "tight" if is_tpu and over <= estimate.memory.activations / 4 else "no"
 
     def remedies(self, asked: Tradeoff) -> list[Forecast]:
@@ -156,7 +155,7 @@ class Planner:
 
     def _remat(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         # XLA for CPUs undoes it: the compiled step is as large with REMAT as without.
-        if self.stack == "engine" and not asked.remat and self.hardware.name != "cpu":
+        if self.stack == "engine" and not asked.remat and self.hardware.platform != "cpu":
             recomputed = dataclasses.replace(asked, remat=True)
             yield recomputed
             yield from self._microbatches(recomputed)

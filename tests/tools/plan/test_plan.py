@@ -71,12 +71,19 @@ def test_the_usual_share_of_a_tpu_is_what_the_published_run_got(
 
 
 @pytest.mark.parametrize(
-    ("name", "devices", "hosts"),
-    [("v3-8", 8, 1), ("v4-32", 16, 4), ("v5e-256", 256, 32), ("h200x8", 8, 1), ("h100", 1, 1)],
+    ("name", "devices", "hosts", "platform"),
+    [
+        ("v3-8", 8, 1, "tpu"),
+        ("v4-32", 16, 4, "tpu"),
+        ("v5e-256", 256, 32, "tpu"),
+        ("h200x8", 8, 1, "gpu"),
+        ("h100", 1, 1, "gpu"),
+        ("cpu", 1, 1, "cpu"),
+    ],
 )
-def test_names_of_hardware(name: str, devices: int, hosts: int) -> None:
+def test_names_of_hardware(name: str, devices: int, hosts: int, platform: str) -> None:
     machine = hardware.parse(name)
-    assert (machine.devices, machine.hosts) == (devices, hosts)
+    assert (machine.devices, machine.hosts, machine.platform) == (devices, hosts, platform)
 
 
 @pytest.mark.parametrize("name", ["v9-8", "v4-7", "h100x0", "h10", "v3-0", ""])
