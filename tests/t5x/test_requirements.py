@@ -129,6 +129,7 @@ def test_a_package_without_a_record_has_no_commit(
 
 
 @pytest.mark.t5x
+@pytest.mark.filterwarnings("default")  # T5X uses what JAX deprecates
 def test_the_t5x_installed_here_is_one_that_works(requirements: ModuleType) -> None:
     requirements.check_seqio()
     requirements.check_t5x()
