@@ -107,7 +107,7 @@ def _described(shape: StepShape) -> str:
 
 def _row(worker: Worker, config: ModelConfig, shape: StepShape, peak: float) -> dict[str, Any]:
     """Figures of one engine; both are credited with the same useful FLOPs."""
-    from kcmoe.training.flops import train_step_flops
+    from kcmoe.model.flops import train_step_flops
 
     seconds = statistics.median(worker.seconds)
     flops = train_step_flops(config, shape.batch, shape.inputs, shape.targets)
