@@ -147,7 +147,7 @@ def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
         "extra_flops_per_step": estimate.extra_flops,
         "utilisation": planner.utilisation,
         "peak_flops": hardware.peak_flops(planner.settings.model.activation_dtype),
-        "mesh": dataclasses.asdict(estimate.layout),
+        "mesh": dataclasses.asdict(estimate.mesh),
         "memory_bytes": {**dataclasses.asdict(estimate.memory), "total": estimate.memory.total},
         "usable_bytes": hardware.usable_bytes,
         "fits": planner.fits(estimate),
@@ -161,7 +161,7 @@ def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
 def _print(planner: Planner, estimate: Forecast, report: dict[str, Any]) -> None:
     run, kind, dtype = planner.settings.run, planner.hardware.kind, planner.settings.model
     inputs, targets = run.lengths["inputs"], run.lengths["targets"]
-    mesh, memory = estimate.layout, estimate.memory
+    mesh, memory = estimate.mesh, estimate.memory
     # What the number in a name counts is not what JAX calls a device, so both are said.
     print(
         f"hardware     {report['hardware']}: {report['devices']} JAX devices of "

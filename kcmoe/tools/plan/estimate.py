@@ -16,7 +16,7 @@ from kcmoe.errors import UserError
 from kcmoe.model import flops
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
-from kcmoe.tools.plan.memory import Layout, Memory
+from kcmoe.tools.plan.memory import MeshShape, Memory
 from kcmoe.training.settings import Settings
 
 Stack = Literal["engine", "t5x"]
@@ -47,7 +47,7 @@ class Forecast:
     """
 
     choice: Tradeoff
-    layout: Layout
+    mesh: MeshShape
     memory: Memory
     step_flops: float
     extra_flops: float
@@ -74,7 +74,7 @@ class Planner:
     def estimate(self, choice: Tradeoff) -> Forecast:
         """Raises `UserError` where the rows of a microbatch do not divide over the devices."""
         model, run = self._model(choice), self.settings.run
-        how = memory_lib.layout(
+        how = memory_lib.mesh_shape(
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
         rows = _rows_per_device(choice, how.rows_over)
@@ -100,7 +100,7 @@ class Planner:
         peak = self.hardware.peak_flops(model.activation_dtype)
         return Forecast(
             choice=choice,
-            layout=how,
+            mesh=how,
             memory=Memory(parameters, optimizer, gradients, activations, process),
             step_flops=useful,
             extra_flops=repeated + masks,

@@ -102,4 +102,4 @@ def test_errors_are_relative_and_shapes_must_agree():
     assert compare.error(np.array([101.0, -200.0]), expected) == pytest.approx(1 / 200)
     assert compare.error(np.zeros(3), np.zeros(2)) == np.inf
     assert compare.error(np.full(2, 1e-3), np.zeros(2)) == pytest.approx(1e-3)
-    assert not compare.Line("x", 1, float("nan"), "x", 1e-5).holds
+    assert not compare.Comparison("x", 1, float("nan"), "x", 1e-5).holds

@@ -97,16 +97,16 @@ def test_unknown_hardware_is_a_clear_error(name: str) -> None:
 def test_layout_is_the_mesh_of_the_engine(devices: int) -> None:
     config = settings("pretrain_tiny.gin").model
     mesh = sharding.make_mesh(config, 2, jax.devices()[:devices])
-    how = memory.layout(config, devices, 2, 1)
+    how = memory.mesh_shape(config, devices, 2, 1)
     assert (how.data, how.expert) == (mesh.shape["data"], mesh.shape["expert"])
 
 
 def test_layout_refuses_what_does_not_divide() -> None:
     config = settings("pretrain_base.gin").model
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide 8 devices"):
-        memory.layout(config, 8, 16, 3)
+        memory.mesh_shape(config, 8, 16, 3)
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS = 12"):
-        memory.layout(config, 8, 16, 8)
+        memory.mesh_shape(config, 8, 16, 8)
 
 
 @pytest.mark.devices(4)
@@ -122,7 +122,9 @@ def test_state_bytes_are_those_of_the_sharded_state() -> None:
         for path, leaf in flat.items()
         if path != "state/step"
     )
-    assert sum(memory.state_bytes(config, optimizer, memory.layout(config, 4, 16, 1))) == expected
+    assert (
+        sum(memory.state_bytes(config, optimizer, memory.mesh_shape(config, 4, 16, 1))) == expected
+    )
 
 
 def test_small_memory_gets_settings_that_fit() -> None:
@@ -217,7 +219,7 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     }
     update = jax.jit(make_update(of_run(run)), donate_argnums=0, out_shardings=(shards, None))
     compiled = update.lower(state, rows).compile().memory_analysis()
-    how = memory.layout(run.model, devices, 4, 1)
+    how = memory.mesh_shape(run.model, devices, 4, 1)
     parameters, optimizer = memory.state_bytes(run.model, run.optimizer, how)
     kept = memory.activation_bytes(
         run.model, run.losses, 32 // devices, run.run.lengths, packed=True, fused=False
