@@ -16,7 +16,7 @@ from kcmoe.errors import UserError
 from kcmoe.model import flops
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
-from kcmoe.tools.plan.memory import MeshShape, Memory
+from kcmoe.tools.plan.memory import Memory, MeshShape
 from kcmoe.training.settings import Settings
 
 Stack = Literal["engine", "t5x"]
