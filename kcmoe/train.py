@@ -15,7 +15,7 @@ from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
-    from kcmoe.training.loop import RunResult
+    from kcmoe.training.loop import Outcome
     from kcmoe.training.settings import Settings
 
 _EPILOG = """\
@@ -88,7 +88,7 @@ def _out_of_memory(settings: Settings, devices: int) -> str:
     )
 
 
-def _report(folder: str, outcome: RunResult) -> None:
+def _report(folder: str, outcome: Outcome) -> None:
     """Says how the run ended and what to do next."""
     saved = f"{folder}/checkpoint_{outcome.step}"
     if outcome.stopped_by and not Path(saved).exists():

@@ -35,7 +35,7 @@ _INITIAL = "INITIAL_CHECKPOINT_PATH"
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult:
+class Outcome:
     """How a run ended.
 
     Attributes:
@@ -56,7 +56,7 @@ def train(
     inputs: Inputs | None = None,
     make_task_metric: MakeTaskMetric | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> RunResult:
+) -> Outcome:
     """Trains until TRAIN_STEPS or until asked to stop.
 
     Raises:
@@ -99,7 +99,7 @@ def train(
         cut_after(folder.path, start.step)
         if state and start.step >= run.train_steps:
             say(f"plan        nothing: TRAIN_STEPS = {run.train_steps:,} is reached")
-            return RunResult(start.step, state, read_best(folder.path))
+            return Outcome(start.step, state, read_best(folder.path))
         folder.write_config(_recorded(settings, inputs))
         say(report.plan(settings, start.step, checkpoint_bytes))
 
@@ -144,7 +144,7 @@ def train(
             observer.restart_clock()
 
         stopped_by = stop.name if stopping and step < run.train_steps else ""
-        return RunResult(step, state, folder.tidy(), stopped_by)
+        return Outcome(step, state, folder.tidy(), stopped_by)
 
 
 def _recorded(settings: Settings, inputs: Inputs) -> Macros:

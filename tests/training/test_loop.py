@@ -20,7 +20,7 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.training import state as states
-from kcmoe.training.loop import RunResult, train
+from kcmoe.training.loop import Outcome, train
 from kcmoe.training.observing import NonFiniteError
 from kcmoe.training.start import Start, other_factors
 from kcmoe.training.validation import TaskMetric
@@ -35,7 +35,7 @@ def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(
     toy: ModuleType, folder: Path, after_step: Callable[[int], None] | None = None, **changes: Any
-) -> RunResult:
+) -> Outcome:
     """One start of the toy run; `after_step(n)` is called while batch n+1 is being made."""
     settings = toy.settings(folder, **changes)
     inputs = toy.inputs(settings.run.batch_size)
