@@ -8,7 +8,6 @@ modules, so that a checkpoint's tree can be judged without building a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 _RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"token_embedder/embedding", ("vocab", "embed")),
@@ -35,8 +34,3 @@ def logical_axes(path: str) -> tuple[str, ...]:
         if re.fullmatch(pattern, path):
             return axes
     raise KeyError(f"no logical axes are known for parameter {path}")
-
-
-def tree_axes(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """`logical_axes` of many paths."""
-    return {path: logical_axes(path) for path in paths}

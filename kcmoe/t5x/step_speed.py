@@ -27,7 +27,7 @@ from t5x import utils  # noqa: E402
 from t5x.contrib.moe import partitioning  # noqa: E402
 
 from kcmoe.io import resources  # noqa: E402
-from kcmoe.model import kept_memory  # noqa: E402
+from kcmoe.model.cpu import memory as kept_memory  # noqa: E402
 
 
 @gin.configurable

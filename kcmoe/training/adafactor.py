@@ -22,7 +22,7 @@ from jax import Array
 
 from kcmoe.config.training import AdafactorConfig
 from kcmoe.model.axes import logical_axes
-from kcmoe.model.layers import column_sums
+from kcmoe.model.cpu.gradients import column_sums
 
 MIN_DIM_SIZE_TO_FACTOR = 128
 EPSILON1 = 1e-30  # added to squared gradients

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_gin_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
-    from kcmoe.model import kept_memory
+    from kcmoe.model.cpu import memory as kept_memory
     from kcmoe.training import compilation_cache
     from kcmoe.training.health import NonFiniteError
     from kcmoe.training.settings import Settings

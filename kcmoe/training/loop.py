@@ -22,7 +22,7 @@ from kcmoe import checkpoint as checkpoints_lib
 from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError
-from kcmoe.model import kept_memory
+from kcmoe.model.cpu import memory as kept_memory
 from kcmoe.training import model_dir as model_dirs
 from kcmoe.training import programs as programs_lib
 from kcmoe.training import report, sharding

@@ -88,7 +88,7 @@ def main(shape: Shape) -> None:
     import jax
     import jax.numpy as jnp
 
-    from kcmoe.model import kept_memory
+    from kcmoe.model.cpu import memory as kept_memory
     from kcmoe.model.encoder_decoder import EncoderDecoder
     from kcmoe.training import adafactor, losses
     from kcmoe.training.programs import compile_together

@@ -21,7 +21,7 @@ from typing import Any
 
 from kcmoe.config.arguments import Parser
 from kcmoe.errors import UserError
-from kcmoe.model.huge_pages import environments
+from kcmoe.model.cpu.memory import environments
 
 _EPILOG = """\
 examples:
