@@ -84,7 +84,7 @@ def training_step(
 
     Changes the working directory: meant for a process of its own.
     """
-    from kcmoe.model import kept_memory
+    from kcmoe.model.cpu import memory as kept_memory
 
     kept_memory.compute_in_turn()
     model = build(size, bindings)

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
         requirements.check_t5x_is_here()
 
-    from kcmoe.model.huge_pages import environments
+    from kcmoe.model.cpu.memory import environments
     from kcmoe.tools.bench import figures
     from kcmoe.tools.bench.worker import StepShape, Worker
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe.config.arguments import Parser
 from kcmoe.errors import UserError
-from kcmoe.model.huge_pages import environments
+from kcmoe.model.cpu.memory import environments
 
 if TYPE_CHECKING:
     from kcmoe.config.model import ModelConfig

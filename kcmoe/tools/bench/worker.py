@@ -131,7 +131,7 @@ def _own_step(shape: StepShape) -> tuple[dict[str, Any], Callable[[], Any], Call
     import jax.numpy as jnp
 
     from kcmoe.config.training import LossConfig
-    from kcmoe.model import kept_memory
+    from kcmoe.model.cpu import memory as kept_memory
     from kcmoe.training import sharding
     from kcmoe.training import update as updates
     from kcmoe.training.optimizers.registry import optimizer
