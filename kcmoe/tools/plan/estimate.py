@@ -86,7 +86,7 @@ class Planner:
             TRACED_ROWS,
             run.lengths,
             packed=self.packed,
-            fused=self.hardware.platform != "cpu",
+            platform=self.hardware.platform,
         )
         activations //= TRACED_ROWS * choice.model_partitions
         gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)

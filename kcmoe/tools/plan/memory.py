@@ -131,14 +131,15 @@ def activation_bytes(
     lengths: Mapping[str, int],
     *,
     packed: bool,
-    fused: bool,
+    platform: str,
 ) -> int:
     """Bytes between the forward and the backward pass of `rows` rows, on however many devices.
 
-    `fused` is as XLA for TPUs and GPUs keeps them, see `residuals`. With REMAT the inputs of the
-    layers are kept, and one layer's insides at a time.
+    `platform` ("cpu", "gpu", "tpu") decides how tokens travel to experts where DISPATCH is 'auto', and
+    what XLA keeps, see `residuals`. With REMAT the inputs of the layers are kept, and one layer's insides
+    at a time.
     """
-    lengths_key = (lengths["inputs"], lengths["targets"], packed, fused)
+    lengths_key = (lengths["inputs"], lengths["targets"], packed, platform)
     kept = _residual_bytes(config, losses, rows, *lengths_key)
     if config.remat:
         plain = _residual_bytes(
@@ -158,16 +159,16 @@ def _residual_bytes(
     inputs: int,
     targets: int,
     packed: bool,
-    fused: bool,
+    platform: str,
 ) -> int:
-    model = EncoderDecoder(config)
+    model = EncoderDecoder(config, platform)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         return loss_and_metrics(model, params, batch, losses, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = batch_shapes(rows, inputs, targets, packed=packed)
-    return residuals.kept_bytes(loss, param_shapes(config), batch, key, fused=fused)
+    return residuals.kept_bytes(loss, param_shapes(config), batch, key, fused=platform != "cpu")
 
 
 def batch_shapes(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_state_bytes_are_those_of_the_sharded_state() -> None:
     )
 
 
+def test_tokens_travel_as_they_would_on_the_hardware() -> None:
+    """256 tokens without dropping any: a CPU takes the grouped product, what was not measured does not."""
+    run = settings("pretrain_tiny.gin", *SMALL, "ROUTING='dropless'")
+
+    def kept(dispatch: Any, platform: str) -> int:
+        config = dataclasses.replace(run.model, dispatch=dispatch)
+        lengths = {"inputs": 32, "targets": 32}
+        return memory.activation_bytes(
+            config, run.losses, 8, lengths, packed=True, platform=platform
+        )
+
+    assert kept("gather", "gpu") != kept("grouped", "gpu")
+    assert kept("auto", "gpu") == kept("gather", "gpu")
+    assert kept("auto", "cpu") == kept("grouped", "cpu")
+
+
 def test_small_memory_gets_settings_that_fit() -> None:
     plan = planner("pretrain_tiny.gin", "rtx4090", "engine", *SMALL, "BATCH_SIZE=65536")
     asked = plan.asked(1)
@@ -222,7 +239,7 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     how = memory.mesh_shape(run.model, devices, 4, 1)
     parameters, optimizer = memory.state_bytes(run.model, run.optimizer, how)
     kept = memory.activation_bytes(
-        run.model, run.losses, 32 // devices, run.run.lengths, packed=True, fused=False
+        run.model, run.losses, 32 // devices, run.run.lengths, packed=True, platform="cpu"
     )
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
     gradients = memory.gradient_bytes(parameters, kept, 1)
