@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kcmoe import __version__
 from kcmoe.errors import UserError, near_misses
-from kcmoe.model.huge_pages import restart_with_huge_pages
+from kcmoe.model.cpu.memory import restart_with_huge_pages
 
 # verb -> (module with `main(argv) -> int`, one line of help)
 VERBS = {

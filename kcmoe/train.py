@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
     from kcmoe.io import compilation_cache
-    from kcmoe.model import kept_memory
+    from kcmoe.model.cpu import memory as kept_memory
     from kcmoe.training.observing import NonFiniteError
     from kcmoe.training.settings import Settings
 

@@ -120,7 +120,7 @@ def _left_align(tokens: Array) -> Array:
 
 
 def _brevity_penalty(alpha: float, length: Array | int) -> Array:
-    return jnp.power((5.0 + length) / 6.0, alpha)
+    return jnp.power((5.0 + jnp.float32(length)) / 6.0, alpha)
 
 
 def _can_improve(state: _State, length: int, alpha: float) -> Array:
@@ -144,11 +144,12 @@ def _advance(state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id
     sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], position, axis=2)
     ended = token == eos_id
 
-    live_log_probs = candidate_log_probs + ended * NEGATIVE
+    live_log_probs = candidate_log_probs + jnp.where(ended, NEGATIVE, 0.0)
     best_live = _best(live_log_probs, beams)
     live_parent = jnp.take_along_axis(parent, best_live, axis=1)
 
-    scores = candidate_log_probs / _brevity_penalty(alpha, position) + (~ended) * NEGATIVE
+    scores = candidate_log_probs / _brevity_penalty(alpha, position)
+    scores += jnp.where(ended, 0.0, NEGATIVE)
     all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
     all_sequences = jnp.concatenate([state.finished_sequences, sequences], axis=1)
     all_ended = jnp.concatenate([state.finished, ended], axis=1)

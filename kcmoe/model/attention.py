@@ -15,7 +15,9 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.layers import Kernel, column_sums, dropout, kernel_init, matmul
+from kcmoe.model.cpu import gradients
+from kcmoe.model.cpu.gradients import with_gradient
+from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul
 
 MASKED = -1e10
 
@@ -64,14 +66,13 @@ def relative_position_buckets(
     return offset + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))
 
 
-@jax.custom_vjp
+@with_gradient(
+    gradients.softmax_attention_forward, gradients.softmax_attention_backward, value_of_forward=True
+)
 def softmax_attention(
     query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
 ) -> Array:
     """softmax(query key^T + mask + position_bias) value.
-
-    Normalised after the second product, and with its gradient written out (as in arXiv:2205.14135,
-    appendix B.2): of the arrays of size Q x S, only the exponentials are kept for the backward pass.
 
     Args:
       query: dtype[B, H, Q, K].
@@ -83,40 +84,11 @@ def softmax_attention(
     Returns:
       dtype[B, H, Q, K].
     """
-    return _softmax_attention_fwd(query, key, value, mask, position_bias)[0]
-
-
-def _softmax_attention_fwd(
-    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
-) -> tuple[Array, tuple[Array | None, ...]]:
-    logits = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
+    logits_BxHxQxS = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
     if position_bias is not None:
-        logits += position_bias
-    exponentials = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    total = jnp.sum(exponentials.astype(jnp.float32), axis=-1, keepdims=True)
-    mixed = (jnp.matmul(exponentials, value) / total).astype(value.dtype)
-    has_bias = None if position_bias is None else jnp.zeros(())
-    return mixed, (query, key, value, exponentials, total, mixed, has_bias)
-
-
-def _softmax_attention_bwd(
-    saved: tuple[Array, ...], dy: Array
-) -> tuple[Array, Array, Array, None, Array | None]:
-    query, key, value, exponentials, total, mixed, has_bias = saved
-    scaled = (dy / total).astype(value.dtype)
-    shift = jnp.sum((scaled * mixed).astype(jnp.float32), axis=-1, keepdims=True)
-    dweights = jnp.matmul(scaled, jnp.swapaxes(value, 2, 3))
-    dlogits = exponentials * (dweights - shift.astype(dweights.dtype))
-    dquery = jnp.matmul(dlogits, key)
-    dkey = jnp.matmul(jnp.swapaxes(dlogits, 2, 3), query)
-    dvalue = jnp.matmul(jnp.swapaxes(exponentials, 2, 3), scaled)
-    if has_bias is None:
-        return dquery, dkey, dvalue, None, None
-    dbias = column_sums(dlogits.reshape(dlogits.shape[0], -1))
-    return dquery, dkey, dvalue, None, dbias.reshape(1, *dlogits.shape[1:])
-
-
-softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
+        logits_BxHxQxS += position_bias
+    weights_BxHxQxS = jax.nn.softmax(logits_BxHxQxS.astype(jnp.float32), axis=-1)
+    return jnp.matmul(weights_BxHxQxS.astype(value.dtype), value)
 
 
 class RelativePositionBiases(nn.Module):
@@ -137,22 +109,25 @@ class RelativePositionBiases(nn.Module):
         buckets = relative_position_buckets(queries, keys, bidirectional, self.num_buckets)
         # The bias depends on key - query alone: look up one value per distance, then lay them out
         # along the diagonals. Both gradients are sums, where a lookup per cell would scatter.
-        by_distance = np.concatenate([buckets[::-1, 0], buckets[0, 1:]])
-        one_hot = np.eye(self.num_buckets, dtype=np.float32)[by_distance]
-        values = jnp.dot(self.rel_embedding, one_hot.T, precision=jax.lax.Precision.HIGHEST)
-        return diagonals(values.astype(self.dtype), queries, keys)[None]
+        bucket_of_distance = np.concatenate([buckets[::-1, 0], buckets[0, 1:]])
+        one_hot = np.eye(self.num_buckets, dtype=np.float32)[bucket_of_distance]
+        bias_of_distance = jnp.dot(
+            self.rel_embedding, one_hot.T, precision=jax.lax.Precision.HIGHEST
+        )
+        return diagonals(bias_of_distance.astype(self.dtype), queries, keys)[None]
 
 
-def diagonals(values: Array, queries: int, keys: int) -> Array:
-    """[H, queries + keys - 1] -> [H, queries, keys], cell (q, k) holding values[k - q + queries - 1].
+def diagonals(of_distance: Array, queries: int, keys: int) -> Array:
+    """[H, Q + S - 1] -> [H, Q, S], cell (q, s) holding of_distance[s - q + Q - 1].
 
-    Rows of one value more, read off again one shorter, shift by one per row.
+    Each row of Q + S values is read off again as one of Q + S - 1, so that every row begins one value later
+    than the row before.
     """
-    width = queries + keys
-    rows = jnp.pad(values, ((0, 0), (0, 1)))[:, None, :]
-    flat = jnp.broadcast_to(rows, (values.shape[0], queries, width)).reshape(values.shape[0], -1)
+    heads, width = of_distance.shape[0], queries + keys
+    row_Hx1xW = jnp.pad(of_distance, ((0, 0), (0, 1)))[:, None, :]
+    flat = jnp.broadcast_to(row_Hx1xW, (heads, queries, width)).reshape(heads, -1)
     skewed = flat[:, queries - 1 : queries - 1 + queries * (width - 1)]
-    return skewed.reshape(values.shape[0], queries, width - 1)[:, :, :keys]
+    return skewed.reshape(heads, queries, width - 1)[:, :, :keys]
 
 
 class MultiHeadAttention(nn.Module):
@@ -182,8 +157,8 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x: Array) -> Array:
         """[B, L, H*K] -> [B, H, L, K]: heads first, so that attention is plain batched products."""
-        split = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-        return jnp.swapaxes(split, 1, 2)
+        x_BxLxHxK = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        return jnp.swapaxes(x_BxLxHxK, 1, 2)
 
     def keys_values(self, x: Array) -> tuple[Array, Array]:
         """x: dtype[B, S, D] -> keys and values, each dtype[B, H, S, K]."""
@@ -217,9 +192,9 @@ class MultiHeadAttention(nn.Module):
         """
         # Flaxformer drops weights, the same keys for all queries: dropping those values is the same.
         value = dropout(self, value, self.dropout_rate, deterministic, broadcast=(-1,))
-        mixed = softmax_attention(query, key, value, mask, position_bias)
-        mixed = jnp.swapaxes(mixed, 1, 2)
-        return matmul(mixed.reshape(*mixed.shape[:2], -1), self.out())
+        mixed_BxHxQxK = softmax_attention(query, key, value, mask, position_bias)
+        mixed_BxQxHxK = jnp.swapaxes(mixed_BxHxQxK, 1, 2)
+        return matmul(mixed_BxQxHxK.reshape(*mixed_BxQxHxK.shape[:2], -1), self.out())
 
     def __call__(
         self,

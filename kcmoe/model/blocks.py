@@ -49,10 +49,11 @@ class Layer(nn.Module):
 
     config: ModelConfig
     sparse: bool
+    platform: str  # of `MoeLayer`
 
     def _setup_mlp(self) -> None:
         self.pre_mlp_layer_norm = norm(self.config)
-        self.mlp = MoeLayer(self.config) if self.sparse else _mlp(self.config)
+        self.mlp = MoeLayer(self.config, self.platform) if self.sparse else _mlp(self.config)
         if self.sparse:
             self.pre_extra_mlp_layer_norm = norm(self.config)
             self.extra_mlp = _mlp(self.config)

@@ -1,208 +1,271 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tokens travel to experts and back, given the router's decisions.
 
-Four ways with the same result up to float rounding:
-- `gather`: slots hold row numbers; rows are gathered to [E, M/E, D], multiplied expert by expert, and
-  gathered back. Both gradients are gathers as well (a token has at most A slots), never scatters.
-- `einsum`: Flaxformer's one-hot masks (flaxformer@399ea3a:architectures/moe/moe_layers.py). It costs
-  more FLOPs than the experts themselves and exists for devices that gather badly, and as a check.
-- `grouped`: rows sorted by expert, each expert's share as long as it is: no empty slots but the last few
-  of each expert, and nothing dropped that was not to be dropped. See `grouped_dot`.
-- `ragged`: the same without the empty slots, through XLA's `ragged_dot`, which some devices do well and
-  others by multiplying every row by every expert.
+Four ways with the same result up to float rounding, each a method of `Dispatch`. The first, `einsum`, can be
+read alone. The others are faster on most devices and stand on `Slots`, a map between choices and rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kcmoe.model.dispatch_choice import grouped_rows
+from kcmoe.config.model import ModelConfig
+from kcmoe.model import routing as routing_lib
+from kcmoe.model.cpu import gradients
+from kcmoe.model.cpu.gradients import rows_at, with_gradient
+from kcmoe.model.dispatch_choice import Way, grouped_block, grouped_rows, resolve
 from kcmoe.model.routing import Routing, earlier_equal
 
 
+class Rows(Protocol):
+    """How rows that wait for their experts are laid out: what `moe.Experts` needs to know about it."""
+
+    def dot(self, x: Array, w_ExDxF: Array) -> Array:
+        """Each row times the matrix of its expert: […, D] -> […, F]."""
+
+    def spread(self, values_ExF: Array) -> Array:
+        """Each expert's values, broadcastable over its rows."""
+
+
+class Experts(Protocol):
+    """(x, rows) -> what the experts make of the rows `x`, in the same shape."""
+
+    def __call__(self, x: Array, rows: Rows) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """The way of one MoE block, for one number of tokens.
+
+    Attributes:
+      way: the method that is used.
+      experts: E.
+      groups: G.
+      capacity: C, slots per expert and group; a choice whose place is not below it is dropped.
+    """
+
+    way: Way
+    experts: int
+    groups: int
+    capacity: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, tokens: int, *, train: bool, platform: str) -> Dispatch:
+        """The dispatch of `config` for a batch of `tokens` tokens on `platform` ("cpu", "gpu", "tpu")."""
+        experts = config.num_experts
+        groups = routing_lib.num_groups(
+            tokens, config.group_size, experts * config.num_expert_replicas
+        )
+        factor = (
+            config.train_expert_capacity_factor if train else config.eval_expert_capacity_factor
+        )
+        capacity = routing_lib.expert_capacity(factor, tokens // groups, experts)
+        if config.routing == "dropless":
+            capacity = tokens // groups  # a token chooses an expert at most once
+        way = resolve(
+            config.dispatch,
+            config.routing,
+            tokens,
+            slots=experts * groups * capacity,
+            choices=tokens * config.num_selected_experts,
+            experts=experts,
+            platform=platform,
+        )
+        return cls(way, experts, groups, capacity)
+
+    def __call__(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """Sends tokens to their experts: for each token the sum of gate * expert's output, dtype[G, T, D]."""
+        ways = {
+            "einsum": self.einsum,
+            "gather": self.gather,
+            "grouped": self.grouped,
+            "ragged": self.ragged,
+        }
+        return ways[self.way](x_GxTxD, routing, experts)
+
+    def einsum(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """The plain way: products with Flaxformer's one-hot masks.
+
+        flaxformer@399ea3a:architectures/moe/moe_layers.py. It costs more FLOPs than the experts themselves
+        and exists for devices that gather badly, and as a check of the others.
+        """
+        expert_GxTxAxE = jax.nn.one_hot(routing.expert_GxTxA, self.experts)
+        place_GxTxAxC = jax.nn.one_hot(routing.place_GxTxA, self.capacity)  # zeros where dropped
+        sent_GxTxExC = jnp.einsum("gtae,gtac->gtec", expert_GxTxAxE, place_GxTxAxC)
+        gate_GxTxExC = jnp.einsum(
+            "gta,gtae,gtac->gtec", routing.gate_GxTxA, expert_GxTxAxE, place_GxTxAxC
+        )
+        sent_GxTxExC = jax.lax.stop_gradient(sent_GxTxExC).astype(x_GxTxD.dtype)
+        x_ExGxCxD = jnp.einsum("gtd,gtec->egcd", x_GxTxD, sent_GxTxExC)
+        y = experts(x_ExGxCxD.reshape(self.experts, -1, x_GxTxD.shape[-1]), ByExpert())
+        y_ExGxCxD = y.reshape(x_ExGxCxD.shape)
+        return jnp.einsum("egcd,gtec->gtd", y_ExGxCxD, gate_GxTxExC.astype(y.dtype))
+
+    def gather(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """Rows are gathered to their slots, multiplied expert by expert, and gathered back."""
+        slots = capacity_slots(routing, self.experts, self.capacity)
+        x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
+        y = experts(x_MxD.reshape(self.experts, -1, x_MxD.shape[1]), ByExpert())
+        return self._back(y.reshape(x_MxD.shape), routing, slots)
+
+    def grouped(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """Rows sorted by expert, each expert's share as long as it is, but for the end of its last block."""
+        block = grouped_block(routing.expert_GxTxA.size, self.experts)
+        slots, expert_of_block = self._sorted(routing, block)
+        x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
+        return self._back(experts(x_MxD, InBlocks(expert_of_block, block)), routing, slots)
+
+    def ragged(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """As `grouped` without empty slots, through XLA's `ragged_dot`.
+
+        Some devices do that well, others (CPUs) by multiplying every row by every expert.
+        """
+        slots, expert_of_row = self._sorted(routing, block=1)
+        x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
+        return self._back(experts(x_MxD, Ragged(expert_of_row, self.experts)), routing, slots)
+
+    def _sorted(self, routing: Routing, block: int) -> tuple[Slots, Array]:
+        """`grouped_slots` of what the capacity leaves."""
+        expert_NxA = routing.expert_GxTxA.reshape(-1, routing.expert_GxTxA.shape[-1])
+        kept_NxA = (routing.place_GxTxA < self.capacity).reshape(expert_NxA.shape)
+        return grouped_slots(expert_NxA, kept_NxA, self.experts, block)
+
+    def _back(self, y_MxD: Array, routing: Routing, slots: Slots) -> Array:
+        """Each token's gate-weighted sum, dtype[G, T, D]."""
+        groups, tokens, selected = routing.gate_GxTxA.shape
+        y_NxD = from_slots(y_MxD, routing.gate_GxTxA.reshape(-1, selected), slots)
+        return y_NxD.reshape(groups, tokens, -1)
+
+
+class ByExpert:
+    """`Rows` of equally many rows per expert: x is [E, M/E, D]."""
+
+    def dot(self, x: Array, w_ExDxF: Array) -> Array:
+        return jnp.einsum("emd,edf->emf", x, w_ExDxF)
+
+    def spread(self, values_ExF: Array) -> Array:
+        return values_ExF[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class InBlocks:
+    """`Rows` in blocks of one expert each: x is [M, D]."""
+
+    expert_of_block: Array  # int32[M / block]
+    block: int  # rows per block
+
+    def dot(self, x: Array, w_ExDxF: Array) -> Array:
+        return grouped_dot(x, w_ExDxF, self.expert_of_block)
+
+    def spread(self, values_ExF: Array) -> Array:
+        return jnp.repeat(values_ExF[self.expert_of_block], self.block, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """`Rows` sorted by expert: x is [M, D]."""
+
+    expert_of_row: Array  # int32[M]
+    experts: int
+
+    def dot(self, x: Array, w_ExDxF: Array) -> Array:
+        is_of_MxE = self.expert_of_row[:, None] == jnp.arange(self.experts)
+        return jax.lax.ragged_dot(x, w_ExDxF, jnp.sum(is_of_MxE, axis=0, dtype=jnp.int32))
+
+    def spread(self, values_ExF: Array) -> Array:
+        return values_ExF[self.expert_of_row]
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["slot_of_NxA", "choice_of_M", "experts_of_blocks"],
-    meta_fields=["num_slots", "block"],
+    jax.tree_util.register_dataclass, data_fields=["slot_of_NxA", "choice_of_M"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """A one-to-one map between kept choices and slots.
+    """A one-to-one map between kept choices and M slots.
 
     Attributes:
-      slot_of_NxA: int32, the slot of each choice; `num_slots` if dropped.
+      slot_of_NxA: int32, the slot of each choice; M if dropped.
       choice_of_M: int32, n * A + a of the choice in each slot; N * A if the slot is empty.
-      experts_of_blocks: int32[M / block], the expert of each block; used by `grouped` only.
-      num_slots: M.
-      block: rows per block.
     """
 
     slot_of_NxA: Array
     choice_of_M: Array
-    experts_of_blocks: Array
-    num_slots: int
-    block: int
 
 
-def _with_inverse(
-    slot_of_NxA: Array, experts_of_blocks: Array, num_slots: int, block: int
-) -> Slots:
+def _slots(slot_of_NxA: Array, num_slots: int) -> Slots:
+    """The map and its inverse."""
     choices = slot_of_NxA.size
     choice_of_M = jnp.full((num_slots,), choices, jnp.int32)
     choice_of_M = choice_of_M.at[slot_of_NxA.reshape(-1)].set(
         jnp.arange(choices, dtype=jnp.int32), mode="drop", unique_indices=False
     )
-    return Slots(slot_of_NxA, choice_of_M, experts_of_blocks, num_slots, block)
+    return Slots(slot_of_NxA, choice_of_M)
 
 
 def capacity_slots(routing: Routing, experts: int, capacity: int) -> Slots:
     """Slots in the order [E, G, C], `capacity` per expert and group; later choices are dropped."""
     groups, tokens, selected = routing.expert_GxTxA.shape
-    group = jnp.arange(groups, dtype=jnp.int32)[:, None, None]
-    slot = (routing.expert_GxTxA * groups + group) * capacity + routing.place_GxTxA
+    group_Gx1x1 = jnp.arange(groups, dtype=jnp.int32)[:, None, None]
+    slot_GxTxA = (routing.expert_GxTxA * groups + group_Gx1x1) * capacity + routing.place_GxTxA
     num_slots = experts * groups * capacity
-    slot = jnp.where(routing.place_GxTxA < capacity, slot, num_slots)
-    by_expert = jnp.arange(experts, dtype=jnp.int32)
-    return _with_inverse(
-        slot.reshape(groups * tokens, selected), by_expert, num_slots, groups * capacity
-    )
+    slot_GxTxA = jnp.where(routing.place_GxTxA < capacity, slot_GxTxA, num_slots)
+    return _slots(slot_GxTxA.reshape(groups * tokens, selected), num_slots)
 
 
-def grouped_slots(expert_NxA: Array, kept_NxA: Array, experts: int, block: int) -> Slots:
-    """Slots sorted by expert, each expert's share padded to whole blocks, for choices in bool `kept_NxA`."""
-    choices = expert_NxA.size
-    # The others go to one more expert, which has no slots.
-    flat = jnp.where(kept_NxA, expert_NxA, experts).reshape(-1)
-    place = earlier_equal(flat[None], experts)[0]
-    counts_E = jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
+def grouped_slots(
+    expert_NxA: Array, kept_NxA: Array, experts: int, block: int
+) -> tuple[Slots, Array]:
+    """Slots sorted by expert, each expert's share padded to whole blocks, for choices in bool `kept_NxA`.
+
+    Returns:
+      The slots, and the expert of each block: int32[M / block].
+    """
+    # The choices that are not kept go to one more expert, which has no slots.
+    expert_P = jnp.where(kept_NxA, expert_NxA, experts).reshape(-1)
+    place_P = earlier_equal(expert_P[None], experts)[0]
+    counts_E = jnp.sum(expert_P[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
     blocks_E = (counts_E + block - 1) // block
     up_to = np.tri(experts, dtype=np.int32)  # a cumulative sum, cheaper to compile
     ends_E = jnp.sum(up_to * blocks_E, axis=1)
-    num_blocks = grouped_rows(choices, experts, block) // block
+    num_blocks = grouped_rows(expert_NxA.size, experts, block) // block
     starts = jnp.append((ends_E - blocks_E) * block, num_blocks * block)
-    slot = starts[flat] + place
+    slot_P = starts[expert_P] + place_P
     ended = ends_E[None, :] <= jnp.arange(num_blocks)[:, None]
     expert_of_block = jnp.minimum(jnp.sum(ended, axis=1), experts - 1).astype(jnp.int32)
-    return _with_inverse(
-        slot.reshape(expert_NxA.shape).astype(jnp.int32), expert_of_block, num_blocks * block, block
-    )
+    slot_of_NxA = slot_P.reshape(expert_NxA.shape).astype(jnp.int32)
+    return _slots(slot_of_NxA, num_blocks * block), expert_of_block
 
 
-def _rows(x: Array, index: Array) -> Array:
-    """x[index] with zeros where the index is one past the end."""
-    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
-
-
-@jax.custom_vjp
+@with_gradient(gradients.to_slots_forward, gradients.to_slots_backward)
 def to_slots(x_NxD: Array, slots: Slots) -> Array:
     """float[N, D] -> float[M, D]: each slot holds its token, empty slots hold zeros."""
-    return _rows(x_NxD, slots.choice_of_M // slots.slot_of_NxA.shape[1])
+    return rows_at(x_NxD, slots.choice_of_M // slots.slot_of_NxA.shape[1])
 
 
-def _to_slots_fwd(x_NxD: Array, slots: Slots) -> tuple[Array, Slots]:
-    return to_slots(x_NxD, slots), slots
-
-
-def _to_slots_bwd(slots: Slots, dy_MxD: Array) -> tuple[Array, Any]:
-    columns = [_rows(dy_MxD, slots.slot_of_NxA[:, a]) for a in range(slots.slot_of_NxA.shape[1])]
-    return sum(columns[1:], start=columns[0]), _no_gradient(slots)
-
-
-to_slots.defvjp(_to_slots_fwd, _to_slots_bwd)
-
-
-@jax.custom_vjp
+@with_gradient(gradients.from_slots_forward, gradients.from_slots_backward, value_of_forward=True)
 def from_slots(y_MxD: Array, gate_NxA: Array, slots: Slots) -> Array:
     """float[M, D], float[N, A] -> float[N, D]: gate-weighted sum of each token's slots."""
-    columns = [
-        gate_NxA[:, a, None].astype(y_MxD.dtype) * _rows(y_MxD, slots.slot_of_NxA[:, a])
-        for a in range(gate_NxA.shape[1])
-    ]
-    return sum(columns[1:], start=columns[0])
+    y_NxAxD = rows_at(y_MxD, slots.slot_of_NxA)
+    return jnp.sum(gate_NxA.astype(y_MxD.dtype)[:, :, None] * y_NxAxD, axis=1)
 
 
-def _from_slots_fwd(
-    y: Array, gate: Array, slots: Slots
-) -> tuple[Array, tuple[Array, Array, Slots]]:
-    return from_slots(y, gate, slots), (y, gate, slots)
-
-
-def _from_slots_bwd(saved: tuple[Array, Array, Slots], dout_NxD: Array) -> tuple[Array, Array, Any]:
-    y_MxD, gate_NxA, slots = saved
-    selected = gate_NxA.shape[1]
-    gate_M = _rows(gate_NxA.reshape(-1), slots.choice_of_M)
-    dy_MxD = gate_M[:, None].astype(y_MxD.dtype) * _rows(dout_NxD, slots.choice_of_M // selected)
-    dgate = [
-        jnp.sum((dout_NxD * _rows(y_MxD, slots.slot_of_NxA[:, a])).astype(gate_NxA.dtype), axis=-1)
-        for a in range(selected)
-    ]
-    return dy_MxD, jnp.stack(dgate, axis=1), _no_gradient(slots)
-
-
-from_slots.defvjp(_from_slots_fwd, _from_slots_bwd)
-
-
-def _no_gradient(slots: Slots) -> Any:
-    return jax.tree.map(lambda index: np.zeros(index.shape, jax.dtypes.float0), slots)
-
-
-def masks(routing: Routing, experts: int, capacity: int) -> tuple[Array, Array]:
-    """Flaxformer's dispatch and combine arrays, each float32[G, T, E, C]."""
-    expert = jax.nn.one_hot(routing.expert_GxTxA, experts)
-    place = jax.nn.one_hot(routing.place_GxTxA, capacity)
-    dispatch = jnp.einsum("gtae,gtac->gtec", expert, place)
-    combine = jnp.einsum("gta,gtae,gtac->gtec", routing.gate_GxTxA, expert, place)
-    return jax.lax.stop_gradient(dispatch), combine
-
-
-@jax.custom_vjp
-def grouped_dot(x_MxD: Array, w_ExDxF: Array, slots: Slots) -> Array:
+@with_gradient(gradients.grouped_dot_forward, gradients.grouped_dot_backward)
+def grouped_dot(x_MxD: Array, w_ExDxF: Array, expert_of_block: Array) -> Array:
     """Each block of rows times the matrix of its expert: float[M, D] -> float[M, F].
 
     A loop over blocks, for CPUs: XLA's own `ragged_dot` there multiplies every row by every expert.
     """
-    blocks = x_MxD.reshape(-1, slots.block, x_MxD.shape[-1])
+    x_blocks = x_MxD.reshape(expert_of_block.shape[0], -1, x_MxD.shape[-1])
 
     def product(block_and_expert: tuple[Array, Array]) -> Array:
-        block, expert = block_and_expert
-        return jnp.dot(block, w_ExDxF[expert])
+        x, expert = block_and_expert
+        return jnp.dot(x, w_ExDxF[expert])
 
-    y = jax.lax.map(product, (blocks, slots.experts_of_blocks))
-    return y.reshape(x_MxD.shape[0], -1)
-
-
-def _grouped_dot_fwd(x: Array, w: Array, slots: Slots) -> tuple[Array, tuple[Array, Array, Slots]]:
-    return grouped_dot(x, w, slots), (x, w, slots)
-
-
-def _grouped_dot_bwd(saved: tuple[Array, Array, Slots], dy_MxF: Array) -> tuple[Array, Array, Any]:
-    x_MxD, w_ExDxF, slots = saved
-    dx_MxD = grouped_dot(dy_MxF, jnp.swapaxes(w_ExDxF, 1, 2), slots)
-    x_blocks = x_MxD.reshape(-1, slots.block, x_MxD.shape[-1])
-    dy_blocks = dy_MxF.reshape(-1, slots.block, dy_MxF.shape[-1])
-
-    def add(dw_ExDxF: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        x, dy, expert = item
-        return dw_ExDxF.at[expert].add(jnp.dot(x.T, dy)), None
-
-    dw, _ = jax.lax.scan(
-        add, jnp.zeros_like(w_ExDxF), (x_blocks, dy_blocks, slots.experts_of_blocks)
-    )
-    return dx_MxD, dw, _no_gradient(slots)
-
-
-grouped_dot.defvjp(_grouped_dot_fwd, _grouped_dot_bwd)
-
-
-def ragged_dot(x_MxD: Array, w_ExDxF: Array, slots: Slots) -> Array:
-    """As `grouped_dot` for slots with blocks of one row, by XLA's own grouped product."""
-    experts = jnp.arange(w_ExDxF.shape[0])
-    sizes_E = jnp.sum(slots.experts_of_blocks[:, None] == experts, axis=0, dtype=jnp.int32)
-    return jax.lax.ragged_dot(x_MxD, w_ExDxF, sizes_E)
+    return jax.lax.map(product, (x_blocks, expert_of_block)).reshape(x_MxD.shape[0], -1)

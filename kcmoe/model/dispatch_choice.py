@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dispatch `DISPATCH = 'auto'` means, per device.
 
-From measurements, never from belief: `kcmoe bench dispatch` prints them for the machine it runs on, and
-benchmarks/README.md keeps ours. Devices without a line here get what is never far off, and the bench says
-whether something else is better there. Override with `--gin.DISPATCH='"ragged"'`.
+The numbers are measured: `kcmoe bench dispatch` prints them for the machine it runs on, and
+benchmarks/README.md keeps ours. Devices without a line here get what is never far from the fastest, and the
+bench says whether another way is better there. Override with `--gin.DISPATCH='"ragged"'`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import typing
+
+Way = typing.Literal["gather", "einsum", "grouped", "ragged"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Threshold:
     """From where on the grouped product wins on a device, and which one.
 
     Attributes:
-      how: "grouped" or "ragged".
+      way: "grouped" or "ragged".
       dropless_tokens: dropless routing of at least so many tokens. With fewer most blocks would be empty, and
         one product per expert over all tokens is quicker.
       capacity_slots: capacity routing with at least so many slots for each row of the grouped product.
@@ -25,36 +28,42 @@ class Choice:
         nearly all of them are empty.
     """
 
-    how: str
+    way: Way
     dropless_tokens: int
     capacity_slots: float
 
 
-MEASURED: dict[str, Choice] = {"cpu": Choice("grouped", 128, 4.0)}
-UNMEASURED = Choice("grouped", 512, math.inf)
+MEASURED: dict[str, Threshold] = {"cpu": Threshold("grouped", 128, 4.0)}
+UNMEASURED = Threshold("grouped", 512, math.inf)
 
 
 def resolve(
-    dispatch: str, routing: str, tokens: int, slots: int, choices: int, experts: int, platform: str
-) -> str:
-    """The concrete dispatch of a layer on `platform` ("cpu", "gpu", "tpu").
+    dispatch: Way | typing.Literal["auto"],
+    routing: str,
+    tokens: int,
+    slots: int,
+    choices: int,
+    experts: int,
+    platform: str,
+) -> Way:
+    """The concrete way of a layer on `platform` ("cpu", "gpu", "tpu").
 
     Args:
-      dispatch: a concrete one stays as it is; "auto" is decided.
+      dispatch: a concrete way stays as it is; "auto" is decided.
       routing: "capacity" or "dropless".
       tokens: N, of the whole batch.
       slots: M of `gather`: experts * groups * capacity.
       choices: N * A.
       experts: E.
-      platform: of `jax.default_backend()`.
+      platform: what the model runs on, or is planned for.
     """
     if dispatch != "auto":
         return dispatch
     measured = MEASURED.get(platform, UNMEASURED)
     if routing == "capacity":
         rows = grouped_rows(choices, experts, grouped_block(choices, experts))
-        return measured.how if slots >= measured.capacity_slots * rows else "gather"
-    return measured.how if tokens >= measured.dropless_tokens else "gather"
+        return measured.way if slots >= measured.capacity_slots * rows else "gather"
+    return measured.way if tokens >= measured.dropless_tokens else "gather"
 
 
 def grouped_block(choices: int, experts: int) -> int:

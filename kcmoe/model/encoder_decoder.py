@@ -9,30 +9,42 @@ decoding cache is an explicit argument.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.model import attention
+from kcmoe.model import attention, current_platform
 from kcmoe.model.blocks import Cache, DecoderLayer, EncoderLayer, Layer, norm
 from kcmoe.model.layers import Dense, Embed, dropout, kernel_init
 
 
 class _Stack(nn.Module):
+    """What encoder and decoder share: layers, position biases, embedding."""
+
     config: ModelConfig
     token_embedder: Embed
+    platform: str
 
-    def _setup_layers(self, kind: type[Layer], stack: str, deterministic_arg: int) -> None:
+    def _setup_layers(self, kind: type[Layer], stack: Literal["encoder", "decoder"]) -> None:
         config = self.config
-        sparse = config.sparse_layers(stack)  # type: ignore[arg-type]
-        make = nn.remat(kind, static_argnums=(deterministic_arg,)) if config.remat else kind
+        sparse = config.sparse_layers(stack)
         count = getattr(config, f"num_{stack}_layers")
-        self.layers = [make(config, i in sparse) for i in range(count)]
+        self.layers = [kind(config, i in sparse, self.platform) for i in range(count)]
         self.relpos_bias = attention.RelativePositionBiases(
             config.num_heads, config.scale, jnp.dtype(config.activation_dtype)
         )
+
+    def _through(self, layer: Layer, *arrays: Array, deterministic: bool) -> Array:
+        """layer(*arrays); with REMAT its insides are computed again in the backward pass."""
+
+        def call(layer: Layer, *arrays: Array) -> Array:
+            return layer(*arrays, deterministic=deterministic)
+
+        return (nn.remat(call) if self.config.remat else call)(layer, *arrays)
 
     def _embed(self, ids: Array, deterministic: bool) -> Array:
         return dropout(self, self.token_embedder(ids), self.config.dropout_rate, deterministic)
@@ -42,7 +54,7 @@ class Encoder(_Stack):
     """Ids to vectors; padding comes out as zeros."""
 
     def setup(self) -> None:
-        self._setup_layers(EncoderLayer, "encoder", deterministic_arg=5)
+        self._setup_layers(EncoderLayer, "encoder")
         self.encoder_norm = norm(self.config)
 
     def __call__(self, ids: Array, segment_ids: Array | None, deterministic: bool) -> Array:
@@ -56,7 +68,7 @@ class Encoder(_Stack):
         real = (ids > 0).astype(dtype)[..., None]
         x = self._embed(ids, deterministic)
         for layer in self.layers:
-            x = layer(x, mask, position_bias, real, deterministic)
+            x = self._through(layer, x, mask, position_bias, real, deterministic=deterministic)
         x = dropout(self, self.encoder_norm(x), self.config.dropout_rate, deterministic)
         return real * x
 
@@ -65,7 +77,7 @@ class Decoder(_Stack):
     """Target ids and encoder output to logits."""
 
     def setup(self) -> None:
-        self._setup_layers(DecoderLayer, "decoder", deterministic_arg=7)
+        self._setup_layers(DecoderLayer, "decoder")
         self.decoder_norm = norm(self.config)
         init = kernel_init(self.config.scale, "truncated_normal")
         self.logits_dense = Dense(self.config.num_embeddings, jnp.dtype(jnp.float32), init)
@@ -91,7 +103,16 @@ class Decoder(_Stack):
         real = _real_decoder_positions(ids).astype(dtype)[..., None]
         x = self._embed(ids, deterministic)
         for layer in self.layers:
-            x = layer(x, encoded, mask, position_bias, cross_mask, real, deterministic)
+            x = self._through(
+                layer,
+                x,
+                encoded,
+                mask,
+                position_bias,
+                cross_mask,
+                real,
+                deterministic=deterministic,
+            )
         x = dropout(self, self.decoder_norm(x), self.config.dropout_rate, deterministic)
         # Initialisation asks for logits, so that the head has parameters whoever applies it later.
         return self.logits_dense(real * x) if logits else real * x
@@ -133,16 +154,23 @@ def _real_decoder_positions(ids: Array) -> Array:
 
 
 class EncoderDecoder(nn.Module):
-    """The model. `apply({"params": params}, **batch)` with T5X's feature names gives logits."""
+    """The model. `apply({"params": params}, **batch)` with T5X's feature names gives logits.
+
+    Attributes:
+      config: shape and routing.
+      platform: what it is planned for ("cpu", "gpu", "tpu"); None is what this process computes on.
+    """
 
     config: ModelConfig
+    platform: str | None = None
 
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.activation_dtype)
+        platform = self.platform or current_platform()
         self.token_embedder = Embed(config.num_embeddings, config.embed_dim, dtype)
-        self.encoder = Encoder(config, self.token_embedder)
-        self.decoder = Decoder(config, self.token_embedder)
+        self.encoder = Encoder(config, self.token_embedder, platform)
+        self.decoder = Decoder(config, self.token_embedder, platform)
 
     def encode(
         self,

@@ -98,42 +98,43 @@ def route(logits_GxTxE: Array, num_selected: int) -> Routing:
       num_selected: A, how many experts a token chooses.
     """
     groups, tokens, experts = logits_GxTxE.shape
-    probs = jax.nn.softmax(logits_GxTxE, axis=-1)
-    _, expert_GxTxA = jax.lax.top_k(probs, num_selected)
-    chosen_GxTxAxE = jax.nn.one_hot(expert_GxTxA, experts, dtype=probs.dtype)
-    gate_GxTxA = jnp.sum(probs[:, :, None, :] * chosen_GxTxAxE, axis=-1)
+    probs_GxTxE = jax.nn.softmax(logits_GxTxE, axis=-1)
+    _, expert_GxTxA = jax.lax.top_k(probs_GxTxE, num_selected)
+    chosen_GxTxAxE = jax.nn.one_hot(expert_GxTxA, experts, dtype=probs_GxTxE.dtype)
+    gate_GxTxA = jnp.sum(probs_GxTxE[:, :, None, :] * chosen_GxTxAxE, axis=-1)
 
-    # Count choices in order of priority: choice-major, then token order. The place of an assignment is the
-    # number of earlier ones of the same expert.
-    ordered = jnp.swapaxes(expert_GxTxA, 1, 2).reshape(groups, num_selected * tokens)
-    place = earlier_equal(ordered, experts)
-    place_GxTxA = jnp.swapaxes(place.reshape(groups, num_selected, tokens), 1, 2)
+    # All first choices in token order, then all second ones. The place of a choice is the number of earlier
+    # choices of the same expert.
+    expert_GxAxT = jnp.swapaxes(expert_GxTxA, 1, 2)
+    place_GxAT = earlier_equal(expert_GxAxT.reshape(groups, -1), experts)
+    place_GxTxA = jnp.swapaxes(place_GxAT.reshape(groups, num_selected, tokens), 1, 2)
 
     return Routing(
         expert_GxTxA=expert_GxTxA,
         place_GxTxA=place_GxTxA,
         gate_GxTxA=gate_GxTxA,
-        auxiliary_loss=load_balancing_loss(probs, chosen_GxTxAxE),
+        auxiliary_loss=load_balancing_loss(probs_GxTxE, chosen_GxTxAxE),
         router_z_loss=jnp.mean(jnp.square(jax.nn.logsumexp(logits_GxTxE, axis=-1))),
-        probs_GxTxE=probs,
+        probs_GxTxE=probs_GxTxE,
     )
 
 
-def earlier_equal(values: Array, bound: int) -> Array:
+def earlier_equal(values_GxP: Array, bound: int) -> Array:
     """int32[G, P] in [0, bound) -> int32[G, P]: how many earlier entries of the row hold the same value.
 
-    A cumulative sum in two levels, each a product with a triangle of ones: exact (counts stay far below 2^24,
-    products in float32), fast everywhere, and unlike `jnp.cumsum` of odd lengths quick to compile on CPUs.
+    A cumulative sum in two levels, each a product with a triangle of ones: within rows of I = 128 entries,
+    and over the R rows before. Exact (counts stay far below 2^24, products in float32), fast everywhere, and
+    unlike `jnp.cumsum` of odd lengths quick to compile on CPUs.
     """
-    groups, entries = values.shape
+    groups, entries = values_GxP.shape
     rows = -(-entries // _BLOCK)
-    padded = jnp.pad(values, ((0, 0), (0, rows * _BLOCK - entries)), constant_values=-1)
-    one_hot = jax.nn.one_hot(padded.reshape(groups, rows, _BLOCK), bound, dtype=jnp.float32)
-    in_row = jnp.einsum("ij,grje->grie", _earlier(_BLOCK), one_hot, precision="highest")
-    before_row = jnp.einsum(
-        "ij,gje->gie", _earlier(rows), jnp.sum(one_hot, axis=2), precision="highest"
+    padded = jnp.pad(values_GxP, ((0, 0), (0, rows * _BLOCK - entries)), constant_values=-1)
+    is_GxRxIxE = jax.nn.one_hot(padded.reshape(groups, rows, _BLOCK), bound, dtype=jnp.float32)
+    in_row_GxRxIxE = jnp.einsum("ij,grje->grie", _earlier(_BLOCK), is_GxRxIxE, precision="highest")
+    before_GxRxE = jnp.einsum(
+        "ij,gje->gie", _earlier(rows), jnp.sum(is_GxRxIxE, axis=2), precision="highest"
     )
-    counts = jnp.sum(one_hot * (in_row + before_row[:, :, None]), axis=-1)
+    counts = jnp.sum(is_GxRxIxE * (in_row_GxRxIxE + before_GxRxE[:, :, None]), axis=-1)
     return counts.reshape(groups, -1)[:, :entries].astype(jnp.int32)
 
 

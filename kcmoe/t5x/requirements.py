@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says which versions of SeqIO, T5X and Flaxformer are needed, and whether they are here.
 
-T5X and Flaxformer have no releases, so a version is a commit: those in `requirements.txt` were tested.
-What is missing is an error. Another commit is a warning, since most work; a commit without what we
-call is an error again. Imports none of the packages until `check_t5x` looks inside them.
+T5X and Flaxformer have no releases, so a version is a commit; those in `requirements.txt` were tested. A
+missing package is an error. Another commit is a warning, because most work, and an error where it lacks
+something that is called here. Imports none of the packages before `check_t5x`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kcmoe.errors import UserError
 
 _FILE = Path(__file__).with_name("requirements.txt")
 # What the gin files and `bindings` call, oldest and newest interfaces that differ among commits.
-_INTERFACE = (
+INTERFACE = (
     ("t5x.contrib.moe.models", "MoeEncoderDecoderModel"),
     ("t5x.contrib.moe.trainer", "MoeTrainer"),
     ("t5x.contrib.moe.partitioning", "compute_num_model_partitions"),
@@ -61,8 +61,10 @@ def check_seqio() -> None:
 
 
 def check_t5x_is_here() -> None:
-    """Raises `MissingPackage` where T5X or Flaxformer is not installed. Imports neither: that takes seconds
-    and TensorFlow says much."""
+    """Raises `MissingPackage` where T5X or Flaxformer is not installed.
+
+    Imports neither, because that takes seconds and prints TensorFlow's messages.
+    """
     missing = [name for name in tested_commits() if not _is_here(name)]
     if missing:
         raise MissingPackage(f"{', '.join(missing)} not installed: {_how_to_install()}")
@@ -78,7 +80,7 @@ def check_t5x() -> None:
         for name, commit in found.items()
         if commit and commit != tested[name]
     ]
-    for module, name in _INTERFACE:
+    for module, name in INTERFACE:
         try:
             getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:

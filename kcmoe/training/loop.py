@@ -17,7 +17,7 @@ from typing import Any
 from kcmoe import checkpoint as checkpoints
 from kcmoe.checkpoint.run_config import DIGEST
 from kcmoe.config.gin_files import Macros
-from kcmoe.model import kept_memory
+from kcmoe.model.cpu import memory as kept_memory
 from kcmoe.training import report, sharding
 from kcmoe.training import start as starts
 from kcmoe.training import state as states

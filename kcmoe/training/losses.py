@@ -8,16 +8,17 @@ gradient chunk by chunk on the way forward.
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from kcmoe.config.training import LossConfig
+from kcmoe.model.cpu import gradients
+from kcmoe.model.cpu.gradients import with_gradient
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.tree import flattened, nested
@@ -26,7 +27,48 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+CHUNK = 2048  # tokens whose logits exist at a time
+
+
+def chunk_tokens(tokens: int) -> int:
+    """Tokens per chunk: at most `CHUNK`, the same for all chunks."""
+    return -(-tokens // -(-tokens // CHUNK))
+
+
+def _chunks(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """The three arrays as [chunks, tokens per chunk, …], floats in float32, padded with weight 0."""
+    tokens = targets.shape[0]
+    size = chunk_tokens(tokens)
+    count = -(-tokens // size)
+    pad = count * size - tokens
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+        return x.reshape(count, size, *x.shape[1:])
+
+    return cut(hidden.astype(jnp.float32)), cut(targets), cut(weights.astype(jnp.float32))
+
+
+def _weighted_sums(
+    logits_NxV: Array, targets_N: Array, weights_N: Array, z_loss: float, label_smoothing: float
+) -> Array:
+    """float32[3]: what `head_cross_entropy` returns, of tokens whose logits are there."""
+    largest_N = jnp.max(logits_NxV, axis=-1)
+    log_z_N = jnp.log(jnp.sum(jnp.exp(logits_NxV - largest_N[:, None]), axis=-1)) + largest_N
+    target_logit_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], axis=-1)[:, 0]
+    loss_N = log_z_N - target_logit_N
+    if label_smoothing:
+        vocab = logits_NxV.shape[1]
+        right, wrong = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
+        others_N = log_z_N * (vocab - 1) - (jnp.sum(logits_NxV, axis=-1) - target_logit_N)
+        entropy = -(right * math.log(right) + (vocab - 1) * wrong * math.log(wrong + 1e-20))
+        loss_N = right * loss_N + wrong * others_N - entropy
+    z_term_N = z_loss * jnp.square(log_z_N)
+    correct_N = (target_logit_N >= largest_N).astype(jnp.float32)
+    return jnp.stack([loss_N + z_term_N, z_term_N, correct_N]) @ weights_N
+
+
+@with_gradient(*gradients.head_cross_entropy(_chunks, _weighted_sums), settings=(4, 5))
 def head_cross_entropy(
     hidden: Array,
     kernel: Array,
@@ -40,8 +82,7 @@ def head_cross_entropy(
     With logits = hidden @ kernel and Z the sum of their exponentials, a token's loss is
     log Z - logit[target] + z_loss * (log Z)^2. With label smoothing s the target is 1 - s on the right id and
     s / (V - 1) on the others, and the entropy of that target is subtracted, so that the best reachable loss
-    is 0. Both gradients are computed on the way forward, `CHUNK` tokens at a time: the logits of a batch
-    are by far its largest array.
+    is 0. Logits exist for `CHUNK` tokens at a time: those of a batch are by far its largest array.
 
     Args:
       hidden: float[N, D].
@@ -55,109 +96,16 @@ def head_cross_entropy(
       float32 sums over tokens, weighted: loss with the z term; the z term alone; tokens whose target has the
       largest logit. Only the first is differentiable.
     """
-    chunks = _chunks(hidden, targets, weights)
 
     def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + _chunk_sums(chunk, kernel, z_loss, label_smoothing)[0], None
+        hidden_NxD, targets_N, weights_N = chunk
+        logits_NxV = jnp.dot(hidden_NxD, kernel)
+        sums = _weighted_sums(logits_NxV, targets_N, weights_N, z_loss, label_smoothing)
+        return total + sums, None
 
+    chunks = _chunks(hidden, targets, weights)
     loss, z_term, correct = jax.lax.scan(add, jnp.zeros((3,)), chunks)[0]
     return loss, z_term, correct
-
-
-CHUNK = 2048  # tokens whose logits exist at a time
-
-
-def chunk_tokens(tokens: int) -> int:
-    """Tokens per chunk: at most `CHUNK`, the same for all chunks."""
-    return -(-tokens // -(-tokens // CHUNK))
-
-
-def _chunks(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """The three arrays as [chunks, tokens per chunk, …], in float32, padded with weight 0."""
-    tokens = targets.shape[0]
-    size = chunk_tokens(tokens)
-    count = -(-tokens // size)
-    pad = count * size - tokens
-
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
-        return x.reshape(count, size, *x.shape[1:])
-
-    return cut(hidden.astype(jnp.float32)), cut(targets), cut(weights.astype(jnp.float32))
-
-
-def _chunk_sums(
-    chunk: tuple[Array, Array, Array], kernel: Array, z_loss: float, label_smoothing: float
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    """float32[3] weighted sums, and what the gradient needs: exp(logits - max), its sum, log Z."""
-    hidden, targets, weights = chunk
-    logits = jnp.dot(hidden, kernel)
-    largest = jnp.max(logits, axis=-1)
-    exponentials = jnp.exp(logits - largest[:, None])
-    total = jnp.sum(exponentials, axis=-1)
-    log_z = jnp.log(total) + largest
-    target_logit = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    loss = log_z - target_logit
-    if label_smoothing:
-        vocab = kernel.shape[1]
-        right, wrong = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
-        others = log_z * (vocab - 1) - (jnp.sum(logits, axis=-1) - target_logit)
-        entropy = -(right * np.log(right) + (vocab - 1) * wrong * np.log(wrong + 1e-20))
-        loss = right * loss + wrong * others - entropy
-    z_term = z_loss * jnp.square(log_z)
-    correct = (target_logit >= largest).astype(jnp.float32)
-    sums = jnp.stack([loss + z_term, z_term, correct]) @ weights
-    return sums, (exponentials, total, log_z)
-
-
-def _head_fwd(
-    hidden: Array,
-    kernel: Array,
-    targets: Array,
-    weights: Array,
-    z_loss: float,
-    label_smoothing: float,
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
-    vocab = kernel.shape[1]
-    wrong = label_smoothing / (vocab - 1)
-
-    def add(
-        carry: tuple[Array, Array], chunk: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], Array]:
-        sums, (exponentials, total, log_z) = _chunk_sums(chunk, kernel, z_loss, label_smoothing)
-        x, targets, weights = chunk
-        # The gradient of the logits is scale * exponentials - right at the target - flat everywhere. It is
-        # never formed: its three parts go through the products with kernel and x one by one.
-        scale = (weights * (1.0 + 2.0 * z_loss * log_z) / total)[:, None]
-        right = (weights * (1.0 - label_smoothing - wrong))[:, None]
-        total_sums, dkernel = carry
-        dkernel += jnp.dot((scale * x).T, exponentials)
-        dkernel = dkernel.at[:, targets].add(-(right * x).T)
-        dx = scale * jnp.dot(exponentials, kernel.T)
-        dx -= right * jnp.take(kernel, targets, axis=1).T
-        if label_smoothing:
-            flat = (weights * wrong)[:, None]
-            dkernel -= jnp.sum(flat * x, axis=0)[:, None]
-            dx -= flat * jnp.sum(kernel, axis=1)
-        return (total_sums + sums, dkernel), dx
-
-    start = (jnp.zeros((3,)), jnp.zeros_like(kernel))
-    (sums, dkernel), dhidden = jax.lax.scan(add, start, _chunks(hidden, targets, weights))
-    dhidden = dhidden.reshape(-1, hidden.shape[1])[: hidden.shape[0]].astype(hidden.dtype)
-    return (sums[0], sums[1], sums[2]), (dhidden, dkernel)
-
-
-def _head_bwd(
-    z_loss: float,
-    label_smoothing: float,
-    saved: tuple[Array, Array],
-    grads: tuple[Array, Array, Array],
-) -> tuple[Array, Array, None, None]:
-    dhidden, dkernel = saved
-    return dhidden * grads[0].astype(dhidden.dtype), dkernel * grads[0], None, None
-
-
-head_cross_entropy.defvjp(_head_fwd, _head_bwd)
 
 
 def loss_and_metrics(

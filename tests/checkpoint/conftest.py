@@ -92,12 +92,3 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         )
 
     return writer
-
-
-@pytest.fixture
-def reference() -> Path:
-    """The folder of reference cases that T5X + Flaxformer computed, beside the repository."""
-    folder = Path(__file__).parents[2] / "../shared/reference"
-    if not folder.is_dir():
-        pytest.skip("the reference cases are not beside this repository")
-    return folder

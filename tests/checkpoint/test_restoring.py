@@ -88,6 +88,7 @@ def test_a_pattern_does_not_hide_a_damaged_leaf_it_names(
     assert len(checkpoint.restore(path, expected, patterns=["state/"])) == 18
 
 
+@pytest.mark.devices(4)
 def test_leaves_go_to_the_devices_their_sharding_names(
     state: State, expected: Any, write: Callable[..., Path], same: Callable[..., None]
 ) -> None:
@@ -108,6 +109,7 @@ def test_leaves_go_to_the_devices_their_sharding_names(
     assert isinstance(by_struct[NORM], np.ndarray)
 
 
+@pytest.mark.devices(4)
 def test_sharded_arrays_are_saved_whole(
     state: State, tmp_path: Path, same: Callable[..., None]
 ) -> None:

@@ -99,11 +99,8 @@ def _event_loops_that_t5x_leaves_open() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def t5x() -> T5X:
-    folder = Path(__file__).parents[2] / "../shared/reference" / CASE
-    if not folder.is_dir():
-        pytest.skip("the reference cases are not beside this repository")
-    return T5X(folder / f"t5x_orbax/checkpoint_{STEP}")
+def t5x(reference: Path) -> T5X:
+    return T5X(reference / CASE / f"t5x_orbax/checkpoint_{STEP}")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_gathers_have_the_gradients_of_plain_indexing():
     """The hand-written backward passes against JAX's own of the same forward pass."""
     x, routed = routed_tokens()
     slots = dispatch.capacity_slots(routed, EXPERTS, capacity=4)
-    assert int(jnp.sum(slots.slot_of_NxA == slots.num_slots)) > 0, "nothing is dropped here"
+    assert int(jnp.sum(slots.slot_of_NxA == slots.choice_of_M.size)) > 0, "nothing is dropped here"
     gate = routed.gate_GxTxA.reshape(24, 2)
 
     def written(x, gate):
@@ -49,11 +49,11 @@ def test_gathers_have_the_gradients_of_plain_indexing():
 def test_grouped_slots_hold_every_choice_once_in_blocks_of_one_expert():
     _, routed = routed_tokens()
     chosen = routed.expert_GxTxA.reshape(24, 2)
-    slots = dispatch.grouped_slots(chosen, ALL, EXPERTS, block=8)
+    slots, expert_of_block = dispatch.grouped_slots(chosen, ALL, EXPERTS, block=8)
     slot = np.asarray(slots.slot_of_NxA)
     assert len(np.unique(slot)) == slot.size
-    assert slot.max() < slots.num_slots
-    np.testing.assert_array_equal(np.asarray(slots.experts_of_blocks)[slot // 8], chosen)
+    assert slot.max() < slots.choice_of_M.size == 8 * expert_of_block.size
+    np.testing.assert_array_equal(np.asarray(expert_of_block)[slot // 8], chosen)
     np.testing.assert_array_equal(
         np.asarray(slots.choice_of_M)[slot.reshape(-1)], np.arange(slot.size)
     )
@@ -63,11 +63,11 @@ def test_grouped_slots_hold_only_what_is_kept():
     _, routed = routed_tokens()
     chosen = routed.expert_GxTxA.reshape(24, 2)
     kept = routed.place_GxTxA.reshape(24, 2) < 4
-    slots = dispatch.grouped_slots(chosen, kept, EXPERTS, block=8)
+    slots, _ = dispatch.grouped_slots(chosen, kept, EXPERTS, block=8)
     slot, choices = np.asarray(slots.slot_of_NxA), np.asarray(slots.choice_of_M)
     kept = np.asarray(kept)
     assert 0 < kept.sum() < kept.size
-    assert (slot[~kept] == slots.num_slots).all()
+    assert (slot[~kept] == choices.size).all()
     assert len(np.unique(slot[kept])) == kept.sum()
     np.testing.assert_array_equal(choices[slot[kept]], np.flatnonzero(kept))
     assert (choices < slot.size).sum() == kept.sum()  # the other slots are empty
@@ -75,15 +75,16 @@ def test_grouped_slots_hold_only_what_is_kept():
 
 def test_grouped_dot_is_each_row_times_its_experts_matrix():
     x, routed = routed_tokens()
-    slots = dispatch.grouped_slots(routed.expert_GxTxA.reshape(24, 2), ALL, EXPERTS, block=8)
+    chosen = routed.expert_GxTxA.reshape(24, 2)
+    slots, expert_of_block = dispatch.grouped_slots(chosen, ALL, EXPERTS, block=8)
     kernel = jnp.asarray(
         np.random.default_rng(1).normal(size=(EXPERTS, WIDTH, HIDDEN)), jnp.float32
     )
     rows = dispatch.to_slots(x, slots)
-    expert_of_row = jnp.repeat(slots.experts_of_blocks, 8)
+    expert_of_row = jnp.repeat(expert_of_block, 8)
 
     def grouped(rows, kernel):
-        return jnp.sum(jnp.sin(dispatch.grouped_dot(rows, kernel, slots)))
+        return jnp.sum(jnp.sin(dispatch.grouped_dot(rows, kernel, expert_of_block)))
 
     def plain(rows, kernel):
         return jnp.sum(jnp.sin(jnp.einsum("md,mdf->mf", rows, kernel[expert_of_row])))

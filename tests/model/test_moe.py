@@ -14,7 +14,7 @@ from kcmoe.model.moe import MoeLayer
 
 
 def layer_and_params(config, x):
-    layer = MoeLayer(config)
+    layer = MoeLayer(config, "cpu")
     params = jax.jit(layer.init, static_argnums=2)(jax.random.key(1), x, True)["params"]
     params["router"]["router_weights"]["w"]["kernel"] *= 50.0
     return layer, params
@@ -79,7 +79,7 @@ def test_dropless_equals_capacity_where_nothing_overflows(toy, x):
     dropless = toy(ROUTING="dropless", DISPATCH="grouped")
     layer, params = layer_and_params(capacity, x)
     expected = apply(layer, params, x, True)
-    ours = apply(MoeLayer(dropless), params, x, True)
+    ours = apply(MoeLayer(dropless, "cpu"), params, x, True)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_experts_compute_in_bfloat16_and_the_router_in_float32(toy, x):
     y, sown = apply(layer, params, x.astype(jnp.bfloat16), True, mutable=["intermediates"])
     assert y.dtype == jnp.bfloat16
     assert sown["intermediates"]["router_z_loss"].dtype == jnp.float32
-    exact = apply(MoeLayer(toy()), params, x, True)
+    exact = apply(MoeLayer(toy(), "cpu"), params, x, True)
     assert float(jnp.max(jnp.abs(y.astype(jnp.float32) - exact))) < 0.2 * float(
         jnp.max(jnp.abs(exact))
     )

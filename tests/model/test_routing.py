@@ -34,7 +34,7 @@ def test_capacity_drops_the_last_placed():
     """With two slots, expert 0 keeps tokens 0 and 1, expert 1 keeps token 3 and then token 0."""
     routed = routing.route(logits_for([(0, 1), (0, 1), (0, 2), (1, 0)], experts=3), num_selected=2)
     slots = dispatch.capacity_slots(routed, experts=3, capacity=2)
-    kept = np.asarray(slots.slot_of_NxA) < slots.num_slots
+    kept = np.asarray(slots.slot_of_NxA) < slots.choice_of_M.size
     np.testing.assert_array_equal(kept, [[True, True], [True, False], [False, True], [True, False]])
     x = jnp.arange(4.0)[:, None] + 1.0
     rows = np.asarray(dispatch.to_slots(x, slots))[:, 0].reshape(3, 2)

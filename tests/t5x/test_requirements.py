@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,14 +24,36 @@ def requirements(load: Load) -> ModuleType:
     return load("requirements")
 
 
-def pretend_installed(folder: Path, package: str, commit: str | None) -> None:
-    """Lays down the record pip keeps of a package installed from a git address."""
-    record = folder / f"{package}-0.1.dist-info"
-    record.mkdir()
-    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
-    if commit:
-        source = {"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": commit}}
-        (record / "direct_url.json").write_text(json.dumps(source))
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Lays packages of these names before the real ones, with the record pip keeps of a git address."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if name.split(".")[0] in NAMES]:
+        monkeypatch.delitem(sys.modules, module)
+
+    def installer(
+        package: str, commit: str | None, interface: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        record = tmp_path / f"{package}-0.1.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
+        if commit:
+            source = {"url": "https://x", "vcs_info": {"vcs": "git", "commit_id": commit}}
+            (record / "direct_url.json").write_text(json.dumps(source))
+        (tmp_path / package).mkdir()
+        for module, name in interface:
+            if module.split(".")[0] == package:
+                file = tmp_path / (module.replace(".", "/") + ".py")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a") as text:
+                    text.write(f"{name} = object()\n")
+        for folder in [tmp_path / package, *(tmp_path / package).rglob("*/")]:
+            (folder / "__init__.py").touch()
+        importlib.invalidate_caches()
+
+    yield installer
+    for module in [name for name in sys.modules if name.split(".")[0] in NAMES]:
+        del sys.modules[module]
 
 
 def test_all_four_packages_are_pinned_to_a_commit(requirements: ModuleType) -> None:
@@ -53,22 +75,24 @@ def test_without_seqio_the_import_says_what_to_install(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("missing", NAMES)
 def test_a_missing_package_is_named_with_the_tested_commits(
-    missing: str, requirements: ModuleType, monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    requirements: ModuleType,
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(requirements, "_is_here", lambda name: name != missing)
+    for name in set(NAMES) - {missing}:
+        install(name, None)
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not there, where it is
     with pytest.raises(UserError, match=rf"^{missing} not installed: .*flaxformer@399ea3a"):
         requirements.check_t5x()
 
 
 def test_another_commit_is_a_warning_that_names_both(
-    requirements: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    requirements: ModuleType, install: Callable[..., None]
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in NAMES:
-        commit = "1234567" + "0" * 33 if name == "t5x" else requirements.tested_commits()[name]
-        pretend_installed(tmp_path, name, commit)
-    monkeypatch.setattr(requirements, "_is_here", lambda name: True)
-    monkeypatch.setattr(requirements, "_INTERFACE", (("json", "loads"),))
+    for name, tested in requirements.tested_commits().items():
+        commit = "1234567" + "0" * 33 if name == "t5x" else tested
+        install(name, commit, requirements.INTERFACE)
     with pytest.warns(
         UserWarning, match=r"^t5x is at 1234567, tested was cc342d4\. If it fails: pip"
     ):
@@ -76,38 +100,36 @@ def test_another_commit_is_a_warning_that_names_both(
 
 
 def test_the_tested_commits_pass_without_a_word(
-    requirements: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    requirements: ModuleType, install: Callable[..., None]
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
     for name, commit in requirements.tested_commits().items():
-        pretend_installed(tmp_path, name, commit)
+        install(name, commit, requirements.INTERFACE)
         assert requirements.installed_commit(name) == commit
-    monkeypatch.setattr(requirements, "_is_here", lambda name: True)
-    monkeypatch.setattr(requirements, "_INTERFACE", (("json", "loads"),))
     requirements.check_t5x()  # pytest turns warnings into errors
 
 
-@pytest.mark.parametrize("interface", [("json", "no_such_name"), ("no_such_module", "x")])
+@pytest.mark.parametrize("lost", [0, -1])
 def test_a_version_without_what_we_call_is_an_error(
-    interface: tuple[str, str], requirements: ModuleType, monkeypatch: pytest.MonkeyPatch
+    lost: int, requirements: ModuleType, install: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(requirements, "_is_here", lambda name: True)
-    monkeypatch.setattr(requirements, "_INTERFACE", (interface,))
-    monkeypatch.setattr(requirements, "installed_commit", lambda name: None)
-    with pytest.raises(UserError, match=rf"{interface[0]} does not work with Kc-MoE .*t5x@cc342d4"):
+    module, name = requirements.INTERFACE[lost]
+    for package, commit in requirements.tested_commits().items():
+        install(package, commit, tuple(set(requirements.INTERFACE) - {(module, name)}))
+    package = module.split(".")[0]
+    with pytest.raises(UserError, match=rf"{package} does not work with Kc-MoE .*t5x@cc342d4"):
         requirements.check_t5x()
 
 
 def test_a_package_without_a_record_has_no_commit(
-    requirements: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    requirements: ModuleType, install: Callable[..., None]
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    pretend_installed(tmp_path, "checkout", None)
-    assert requirements.installed_commit("checkout") is None
+    install("t5x", None)
+    assert requirements.installed_commit("t5x") is None
     assert requirements.installed_commit("never_installed_anywhere") is None
 
 
 @pytest.mark.t5x
+@pytest.mark.filterwarnings("default")  # T5X uses what JAX deprecates
 def test_the_t5x_installed_here_is_one_that_works(requirements: ModuleType) -> None:
     requirements.check_seqio()
     requirements.check_t5x()

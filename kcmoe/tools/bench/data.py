@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +22,7 @@ import numpy as np
 
 from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
 from kcmoe.errors import UserError
+from kcmoe.tools.bench import figures
 
 _EPILOG = """\
 example:
@@ -72,8 +71,7 @@ def main(argv: Sequence[str]) -> int:
             f"{name:<48}{value:>16,.2f}" if isinstance(value, float) else f"{name:<48}{value:>16}"
         )
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        figures.write_json(args.json, results)
     return 0
 
 
@@ -111,9 +109,9 @@ def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any
     )
     results["one batch takes (ms)"] = 1e3 * tokens / ours
     if seqio:
-        from kcmoe.t5x import input_speed
+        from kcmoe.t5x import speed as t5x_speed
 
-        theirs = input_speed.batches(
+        theirs = t5x_speed.batches(
             task,
             config.vocabulary_file,
             macros.require("TASK_FEATURE_LENGTHS"),
@@ -164,7 +162,3 @@ def _sentencepiece_speed(vocabulary: Any, batches: Any) -> float:
     start = time.perf_counter()
     ids = vocabulary.encode_batch(texts)
     return sum(map(len, ids)) / (time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

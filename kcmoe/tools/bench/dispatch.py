@@ -46,17 +46,17 @@ def main(argv: list[str]) -> int:
 
     import jax
 
-    from kcmoe.model.moe import layout
+    from kcmoe.model import current_platform
+    from kcmoe.model.dispatch import Dispatch
     from kcmoe.tools.bench import figures
-    from kcmoe.tools.bench.step_worker import model_config
-    from kcmoe.tools.bench.train import Shape
+    from kcmoe.tools.bench.worker import StepShape, model_config
 
-    config = model_config(Shape(args.size, 1, 1, 1, tuple(args.gin)))
+    config = model_config(StepShape(args.size, 1, 1, 1, tuple(args.gin)))
     rows: list[dict[str, Any]] = []
     for count in tokens:
         for routing in ROUTINGS:
             asked = dataclasses.replace(config, routing=routing, dispatch="auto")
-            _, _, auto = layout(asked, count, train=False)
+            auto = Dispatch.of(asked, count, train=False, platform=current_platform()).way
             for way in WAYS:
                 one = dataclasses.replace(config, routing=routing, dispatch=way)
                 milliseconds = [s * 1e3 for s in _seconds(one, count, args.repeats)]
@@ -82,9 +82,10 @@ def _seconds(config: Any, tokens: int, repeats: int) -> list[float]:
     import jax
     import jax.numpy as jnp
 
+    from kcmoe.model import current_platform
     from kcmoe.model.moe import MoeLayer
 
-    layer = MoeLayer(config)
+    layer = MoeLayer(config, current_platform())
     x = jax.random.normal(jax.random.key(0), (1, tokens, config.embed_dim))
     x = x.astype(config.activation_dtype)
     params = jax.jit(layer.init, static_argnums=2)(jax.random.key(1), x, True)["params"]

@@ -47,16 +47,16 @@ def main(argv: list[str]) -> int:
 
         requirements.check_t5x_is_here()
 
-    from kcmoe.model.huge_pages import environments
+    from kcmoe.model.cpu.memory import environments
     from kcmoe.tools.bench import figures
-    from kcmoe.tools.bench.train import Shape, Worker
+    from kcmoe.tools.bench.worker import StepShape, Worker
 
     ids, labels = _encoded(args.file, args.lines)
     ours = _Engine(args.size, ids, labels)
-    shape = Shape(args.size, PUBLISHED_BATCH, PUBLISHED_INPUTS, PUBLISHED_TARGETS)
+    shape = StepShape(args.size, PUBLISHED_BATCH, PUBLISHED_INPUTS, PUBLISHED_TARGETS)
     worker = None
     if args.against:  # with huge pages, as this process
-        worker = Worker("t5x", "kcmoe.t5x.decode_speed", shape, environments()[1])
+        worker = Worker("t5x", "t5x decoding", shape, environments()[1])
 
     ways: dict[str, tuple[int, Callable[[], float]]] = {
         "rank, by length": (len(ids), lambda: _timed(ours.rank_all)),
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         "generate, padded to 512": (PUBLISHED_BATCH, lambda: _timed(ours.generate_padded)),
     }
     if worker is not None:
-        ways["T5X, padded to 512"] = (PUBLISHED_BATCH, lambda: _one(worker))
+        ways["T5X, padded to 512"] = (PUBLISHED_BATCH, lambda: worker.run(1)[0])
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _, run in ways.values():
         run()  # compiles every shape
@@ -128,10 +128,9 @@ class _Engine:
         from kcmoe.inference.batching import BatchedModel, default_tokens, inference_config
         from kcmoe.model.encoder_decoder import EncoderDecoder
         from kcmoe.model.interface import init_params
-        from kcmoe.tools.bench.step_worker import model_config
-        from kcmoe.tools.bench.train import Shape
+        from kcmoe.tools.bench.worker import StepShape, model_config
 
-        config = model_config(Shape(size, 1, 1, 1))
+        config = model_config(StepShape(size, 1, 1, 1))
         self._params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)
         tokens = default_tokens(sum(x.size for x in self._params.values()))
         model = EncoderDecoder(inference_config(config))
@@ -166,8 +165,3 @@ def _timed(run: Callable[[], Any]) -> float:
     started = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - started
-
-
-def _one(worker: Any) -> float:
-    worker.run(1)
-    return worker.seconds[-1]

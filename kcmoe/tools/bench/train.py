@@ -9,19 +9,18 @@ and with the memory settings of `kcmoe train`, so that those are not taken for t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kcmoe.config.arguments import Parser
 from kcmoe.errors import UserError
-from kcmoe.model.huge_pages import environments
+from kcmoe.model.cpu.memory import environments
+
+if TYPE_CHECKING:
+    from kcmoe.config.model import ModelConfig
+    from kcmoe.tools.bench.worker import StepShape, Worker
 
 _EPILOG = """\
 examples:
@@ -29,66 +28,6 @@ examples:
   kcmoe bench train --size=mini --against=t5x --rounds=5
   kcmoe bench train --size=base --batch=8 --inputs=512 --targets=114 --rounds=2 --steps=1
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a step works on: `batch` packed rows of `inputs` and `targets` positions."""
-
-    size: str
-    batch: int
-    inputs: int
-    targets: int
-    gin: tuple[str, ...] = ()
-
-
-class Worker:
-    """An engine in a process of its own. Speaks JSON lines over its pipes."""
-
-    def __init__(self, name: str, module: str, shape: Shape, env: Mapping[str, str]):
-        self.name = name
-        self.seconds: list[float] = []
-        self.peaks: list[float] = []
-        self.memory_gib = 0.0
-        # T5X fills pages with warnings: shown only if it fails.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `stop`
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(dataclasses.asdict(shape))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=env,
-        )
-        self.facts = self._receive()
-
-    def run(self, steps: int) -> None:
-        """Runs `steps` steps and keeps their seconds."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        answer = self._receive()
-        self.seconds += answer["seconds"]
-        self.memory_gib = answer["memory_gib"]
-        if "peak_flops" in answer:
-            self.peaks.append(answer["peak_flops"])
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):  # T5X logs to stdout as well
-                return json.loads(line)
-        status = self._process.wait()
-        self._log.seek(0)
-        tail = self._log.read().decode(errors="replace").splitlines()[-20:]
-        raise UserError("\n".join([f"the {self.name} process ended (status {status}):", *tail]))
-
-    def stop(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def main(argv: list[str]) -> int:
@@ -122,20 +61,21 @@ def main(argv: list[str]) -> int:
 
     from tqdm import tqdm
 
-    from kcmoe.tools.bench import figures, step_worker
+    from kcmoe.tools.bench import figures
+    from kcmoe.tools.bench.worker import StepShape, Worker, model_config
 
-    shape = Shape(args.size, args.batch, args.inputs, args.targets, tuple(args.gin))
-    config = step_worker.model_config(shape)  # refuses a bad size before any process starts
+    shape = StepShape(args.size, args.batch, args.inputs, args.targets, tuple(args.gin))
+    config = model_config(shape)  # refuses a bad size before any process starts
     say = functools.partial(print, file=sys.stderr, flush=True)
     say("compiling this engine's step")
     plain, ours = environments(training=True)
-    workers = [Worker("kcmoe", "kcmoe.tools.bench.step_worker", shape, ours)]
+    workers = [Worker("kcmoe", "kcmoe", shape, ours)]
     if args.against == "t5x":
         say("compiling T5X + Flaxformer's step")
         as_launched = {**plain, "KCMOE_KEEP_MEMORY": "0"}
-        workers.append(Worker("t5x", "kcmoe.t5x.step_speed", shape, as_launched))
+        workers.append(Worker("t5x", "t5x", shape, as_launched))
         if ours != as_launched:
-            workers.append(Worker("t5x, our memory", "kcmoe.t5x.step_speed", shape, ours))
+            workers.append(Worker("t5x, our memory", "t5x", shape, ours))
     for worker in workers:
         for _ in range(2):  # warm-up: memory finds its place, the peak's product is compiled
             worker.run(1)
@@ -147,8 +87,8 @@ def main(argv: list[str]) -> int:
         worker.stop()
 
     peak = statistics.median(workers[0].peaks)
-    rows = [figures.train_row(worker, config, shape, peak) for worker in workers]
-    print(f"{args.size}: {figures.describe(shape)}; {workers[0].facts['device']}")
+    rows = [_row(worker, config, shape, peak) for worker in workers]
+    print(f"{args.size}: {_described(shape)}; {workers[0].facts['device']}")
     print(f"matrix products of this machine in this run: {peak / 1e9:.0f} GFLOP/s (float32)")
     print(figures.table(rows))
     for other in workers[1:]:
@@ -157,3 +97,28 @@ def main(argv: list[str]) -> int:
     if args.json:
         figures.write_json(args.json, {"peak_flops": peak, "rows": rows})
     return 0
+
+
+def _described(shape: StepShape) -> str:
+    """One line about the work of a step."""
+    tokens = shape.batch * (shape.inputs + shape.targets)
+    return f"batch {shape.batch} x ({shape.inputs} inputs + {shape.targets} targets) = {tokens:,} tokens"
+
+
+def _row(worker: Worker, config: ModelConfig, shape: StepShape, peak: float) -> dict[str, Any]:
+    """Figures of one engine; both are credited with the same useful FLOPs."""
+    from kcmoe.model.flops import train_step_flops
+
+    seconds = statistics.median(worker.seconds)
+    flops = train_step_flops(config, shape.batch, shape.inputs, shape.targets)
+    return {
+        "engine": worker.name,
+        "s/step": seconds,
+        "min": min(worker.seconds),
+        "max": max(worker.seconds),
+        "tokens/s": shape.batch * (shape.inputs + shape.targets) / seconds,
+        "GFLOP/s": flops / seconds / 1e9,
+        "of peak %": 100 * flops / seconds / peak,
+        "compile s": worker.facts["compile_s"],
+        "GiB": worker.memory_gib,
+    }

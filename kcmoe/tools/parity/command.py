@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kcmoe.config.arguments import Parser
+from kcmoe.io import wording
 
 EPILOG = """\
 example:
@@ -55,10 +56,15 @@ def main(argv: list[str]) -> int:
 
 
 def _print(name: str, lines: list) -> None:
-    print(f"{name}\n{'':2}{'quantity':<32}{'arrays':>6}  {'largest error':>13}  {'tolerance':>9}")
-    for line in lines:
-        verdict = "ok" if line.holds else f"FAIL at {line.worst}"
-        print(
-            f"{'':2}{line.quantity:<32}{line.arrays:>6}  {line.error:>13.2e}  "
-            f"{line.tolerance:>9.0e}  {verdict}"
-        )
+    head = ["  quantity", "arrays", "largest error", "tolerance", ""]
+    cells = [
+        [
+            f"  {line.quantity}",
+            str(line.arrays),
+            f"{line.error:.2e}",
+            f"{line.tolerance:.0e}",
+            "ok" if line.holds else f"FAIL at {line.worst}",
+        ]
+        for line in lines
+    ]
+    print("\n".join([name, *wording.aligned([head, *cells], "<>>><")]))

@@ -35,7 +35,7 @@ OUTPUTS: dict[str, tuple[float, Callable[[str], bool]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class Comparison:
     """One line of the report.
 
     Attributes:
@@ -58,7 +58,7 @@ class Line:
         return self.error <= self.tolerance
 
 
-def run(case: Case) -> list[Line]:
+def run(case: Case) -> list[Comparison]:
     """Computes and compares everything.
 
     Raises:
@@ -80,7 +80,7 @@ def run(case: Case) -> list[Line]:
     return lines
 
 
-def of_outputs(theirs: Arrays, ours: Arrays) -> list[Line]:
+def of_outputs(theirs: Arrays, ours: Arrays) -> list[Comparison]:
     """One line per quantity of `OUTPUTS` that they have; a dense model has no router metrics."""
     lines = []
     for quantity, (tolerance, covers) in OUTPUTS.items():
@@ -117,11 +117,11 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _line(quantity: str, theirs: Arrays, ours: Arrays, tolerance: float) -> Line:
+def _line(quantity: str, theirs: Arrays, ours: Arrays, tolerance: float) -> Comparison:
     errors = {key: error(ours[key], expected) for key, expected in theirs.items()}
     # NaN compares false with everything; let it win.
     worst = max(errors, key=lambda key: np.inf if np.isnan(errors[key]) else errors[key])
-    return Line(quantity, len(theirs), errors[worst], worst, tolerance)
+    return Comparison(quantity, len(theirs), errors[worst], worst, tolerance)
 
 
 def error(ours: np.ndarray, expected: np.ndarray) -> float:

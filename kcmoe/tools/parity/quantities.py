@@ -16,8 +16,7 @@ from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import features
 from kcmoe.tools.parity.case import Arrays, Case
 from kcmoe.training import state as states
-from kcmoe.training.losses import loss_and_metrics
-from kcmoe.training.state import TrainState, to_flat
+from kcmoe.training import update as updates
 from kcmoe.tree import nested
 
 # Flaxformer's sown metrics; ours besides these have no counterpart there.
@@ -53,13 +52,12 @@ def _outputs(case: Case) -> dict[str, Any]:
     batch = {name: jnp.asarray(value) for name, value in case.batches[0].items()}
     dropout_key = jax.random.key(0)
 
-    train_loss = jax.jit(
-        jax.value_and_grad(
-            lambda p: loss_and_metrics(model, p, batch, case.loss, dropout_key), has_aux=True
-        )
+    loss_fn = updates.model_loss(case.model, case.loss)
+    one_part = {name: value[None] for name, value in batch.items()}
+    grads, metrics = jax.jit(lambda p: updates.accumulate(loss_fn, p, one_part, dropout_key))(
+        params
     )
-    (loss, metrics), grads = train_loss(params)
-    eval_loss, _ = jax.jit(lambda p: loss_and_metrics(model, p, batch, case.loss, None))(params)
+    evaluated = jax.jit(updates.make_eval(loss_fn))(params, batch)
     variables = {"params": nested(params)}
     logits_train = jax.jit(
         lambda v: model.apply(
@@ -71,8 +69,8 @@ def _outputs(case: Case) -> dict[str, Any]:
     result: dict[str, Any] = {
         "logits_train": logits_train,
         "logits_eval": logits_eval,
-        "loss": loss,
-        "eval_loss": eval_loss,
+        "loss": metrics["loss"],
+        "eval_loss": evaluated["loss"],
         "scores": target_log_likelihoods(model, params, {name: batch[name] for name in UNPACKED}),
     }
     for path, value in metrics.items():
@@ -126,28 +124,17 @@ def t5x_metrics(metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[st
 
 
 def trajectory(case: Case) -> tuple[list[float], Arrays]:
-    """Losses of each step, and the state after the last in T5X's flat paths."""
-    model = EncoderDecoder(case.model)
-    dropout_key = jax.random.key(0)
-
-    @jax.jit
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, jax.Array]:
-        (loss, _), grads = jax.value_and_grad(
-            lambda p: loss_and_metrics(model, p, batch, case.loss, dropout_key), has_aux=True
-        )(state.params)
-        params, param_states = case.adafactor.update(
-            state.params,
-            state.param_states,
-            grads,
-            state.step,
-            jnp.asarray(case.learning_rate, jnp.float32),
-        )
-        return TrainState(state.step + 1, params, param_states), loss
-
+    """Losses of each step of the training's own update, and the state after the last in T5X's flat paths."""
+    parts = updates.UpdateParts(
+        loss_fn=updates.model_loss(case.model, case.loss),
+        optimizer=case.adafactor,
+        learning_rate=lambda step: jnp.float32(case.learning_rate),
+    )
+    update = jax.jit(updates.make_update(parts))
     params = {path: jnp.asarray(value) for path, value in case.params.items()}
     state = states.start(params, case.adafactor)
     losses = []
     for batch in case.batches:
-        state, loss = step(state, {name: jnp.asarray(value) for name, value in batch.items()})
-        losses.append(float(loss))
-    return losses, {path: np.asarray(leaf) for path, leaf in to_flat(state).items()}
+        state, metrics = update(state, {name: jnp.asarray(x)[None] for name, x in batch.items()})
+        losses.append(float(metrics["loss"]))
+    return losses, {path: np.asarray(leaf) for path, leaf in states.to_flat(state).items()}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.io.wording import gibibytes
 
 if TYPE_CHECKING:
     from kcmoe.config.gin_files import Macros
-    from kcmoe.tools.plan.estimate import Estimate, Planner, Stack
+    from kcmoe.tools.plan.estimate import Forecast, Planner, Stack
 
 _EPILOG = """\
 examples:
@@ -77,7 +78,7 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     from kcmoe.training.settings import Settings
 
     hardware = hardware_lib.parse(args.hardware)
-    is_tpu = hardware.name.startswith("v")
+    is_tpu = hardware.platform == "tpu"
     stack: Stack = args.stack if args.stack != "auto" else "t5x" if is_tpu else "engine"
     if stack == "engine" and hardware.hosts > 1:
         raise UserError(
@@ -120,7 +121,7 @@ def _start_step(macros: Macros) -> int:
     return step
 
 
-def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
+def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
     """Everything there is to say, as plain numbers with units in their names."""
     from kcmoe.model import flops
     from kcmoe.training import state
@@ -146,7 +147,7 @@ def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
         "extra_flops_per_step": estimate.extra_flops,
         "utilisation": planner.utilisation,
         "peak_flops": hardware.peak_flops(planner.settings.model.activation_dtype),
-        "mesh": dataclasses.asdict(estimate.layout),
+        "mesh": dataclasses.asdict(estimate.mesh),
         "memory_bytes": {**dataclasses.asdict(estimate.memory), "total": estimate.memory.total},
         "usable_bytes": hardware.usable_bytes,
         "fits": planner.fits(estimate),
@@ -157,10 +158,10 @@ def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
     }
 
 
-def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None:
+def _print(planner: Planner, estimate: Forecast, report: dict[str, Any]) -> None:
     run, kind, dtype = planner.settings.run, planner.hardware.kind, planner.settings.model
     inputs, targets = run.lengths["inputs"], run.lengths["targets"]
-    mesh, memory = estimate.layout, estimate.memory
+    mesh, memory = estimate.mesh, estimate.memory
     # What the number in a name counts is not what JAX calls a device, so both are said.
     print(
         f"hardware     {report['hardware']}: {report['devices']} JAX devices of "
@@ -185,10 +186,12 @@ def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None
     print("memory of one device")
     for name, size in dataclasses.asdict(memory).items():
         if size:
-            print(f"  {name:<12}{_gib(size):>10}")
+            print(f"  {name:<12}{gibibytes(size):>10}")
     usable = f"{kind.usable:.0%} of {kind.memory_gib:,.4g} GiB"
-    print(f"  {'in all':<12}{_gib(memory.total):>10}  of {_gib(report['usable_bytes'])} ({usable})")
-    print(f"checkpoint   {_gib(report['checkpoint_bytes'])} on disk")
+    print(
+        f"  {'in all':<12}{gibibytes(memory.total):>10}  of {gibibytes(report['usable_bytes'])} ({usable})"
+    )
+    print(f"checkpoint   {gibibytes(report['checkpoint_bytes'])} on disk")
     rate = 1 / estimate.step_s
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     print(
@@ -203,7 +206,7 @@ def _print(planner: Planner, estimate: Estimate, report: dict[str, Any]) -> None
 
 
 def _print_verdict(
-    planner: Planner, estimate: Estimate, remedies: Sequence[Estimate], report: dict[str, Any]
+    planner: Planner, estimate: Forecast, remedies: Sequence[Forecast], report: dict[str, Any]
 ) -> None:
     over = estimate.memory.total - report["usable_bytes"]
     if report["fits"] == "tight":
@@ -217,9 +220,8 @@ def _print_verdict(
         time = _duration(other.step_s * report["steps"])
         share = other.choice.batch_size / estimate.choice.batch_size
         tokens = "" if share == 1 else f", {share:.0%} of the tokens"
-        print(
-            f"  room with  {_changes(estimate, other)}: {_gib(other.memory.total)} per device, {time}{tokens}"
-        )
+        size = gibibytes(other.memory.total)
+        print(f"  room with  {_changes(estimate, other)}: {size} per device, {time}{tokens}")
     if not remedies:
         print("             no setting makes it fit; use larger or more devices")
     if planner.hardware.kind.usable == 0.75:
@@ -228,7 +230,7 @@ def _print_verdict(
         )
 
 
-def _changes(asked: Estimate, other: Estimate) -> str:
+def _changes(asked: Forecast, other: Forecast) -> str:
     names = {
         "batch_size": "BATCH_SIZE",
         "microbatches": "NUM_MICROBATCHES",
@@ -238,10 +240,6 @@ def _changes(asked: Estimate, other: Estimate) -> str:
     before, after = dataclasses.asdict(asked.choice), dataclasses.asdict(other.choice)
     changed = [f"--gin.{names[k]}={after[k]}" for k in names if before[k] != after[k]]
     return " ".join(changed)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory, time and device-hours of a run on given hardware, and what to change where it does not fit.
 
-The formula of FLOPs is `training.flops`, the bytes are `memory`'s; here they meet the hardware. Two
-stacks are known: the engine (one host) and T5X + Flaxformer (a TPU slice of any size), which sends
-tokens to experts by multiplying with one-hot masks, and that costs arithmetic and memory of its own.
+Two stacks are known: the engine (one host), and T5X + Flaxformer (a TPU slice of any size). The latter sends
+tokens to experts by multiplying with one-hot masks, which costs arithmetic and memory of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from kcmoe.errors import UserError
 from kcmoe.model import flops
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
-from kcmoe.tools.plan.memory import Layout, Memory
+from kcmoe.tools.plan.memory import Memory, MeshShape
 from kcmoe.training.settings import Settings
 
 Stack = Literal["engine", "t5x"]
@@ -27,7 +26,7 @@ TRACED_ROWS = 8  # at 512 tokens a row, one group of 4,096
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Tradeoff:
     """The settings that trade memory for something else."""
 
     batch_size: int
@@ -37,7 +36,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """One run on one machine.
 
     Attributes:
@@ -47,8 +46,8 @@ class Estimate:
         that masks are part of what is lost; recomputation comes on top.
     """
 
-    choice: Choice
-    layout: Layout
+    choice: Tradeoff
+    mesh: MeshShape
     memory: Memory
     step_flops: float
     extra_flops: float
@@ -57,7 +56,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """Everything about a run but the `Choice`."""
+    """Everything about a run but the `Tradeoff`."""
 
     settings: Settings
     hardware: Hardware
@@ -65,15 +64,17 @@ class Planner:
     utilisation: float
     packed: bool
 
-    def asked(self, model_partitions: int) -> Choice:
+    def asked(self, model_partitions: int) -> Tradeoff:
         """The choice that the settings make."""
         run = self.settings.run
-        return Choice(run.batch_size, run.microbatches, self.settings.model.remat, model_partitions)
+        return Tradeoff(
+            run.batch_size, run.microbatches, self.settings.model.remat, model_partitions
+        )
 
-    def estimate(self, choice: Choice) -> Estimate:
+    def estimate(self, choice: Tradeoff) -> Forecast:
         """Raises `UserError` where the rows of a microbatch do not divide over the devices."""
         model, run = self._model(choice), self.settings.run
-        how = memory_lib.layout(
+        how = memory_lib.mesh_shape(
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
         rows = _rows_per_device(choice, how.rows_over)
@@ -85,11 +86,11 @@ class Planner:
             TRACED_ROWS,
             run.lengths,
             packed=self.packed,
-            fused=self.hardware.name != "cpu",
+            platform=self.hardware.platform,
         )
         activations //= TRACED_ROWS * choice.model_partitions
         gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
-        process = int(memory_lib.PROCESS_BYTES) if self.hardware.name == "cpu" else 0
+        process = int(memory_lib.PROCESS_BYTES) if self.hardware.platform == "cpu" else 0
         inputs, targets = run.lengths["inputs"], run.lengths["targets"]
         useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)
         repeated = useful / 3 if model.remat else 0.0  # one more forward pass
@@ -97,16 +98,16 @@ class Planner:
         if self.stack == "t5x":
             masks = mask_flops(model, choice.batch_size, inputs, targets)
         peak = self.hardware.peak_flops(model.activation_dtype)
-        return Estimate(
+        return Forecast(
             choice=choice,
-            layout=how,
+            mesh=how,
             memory=Memory(parameters, optimizer, gradients, activations, process),
             step_flops=useful,
             extra_flops=repeated + masks,
             step_s=(useful + repeated) / (peak * self.utilisation),
         )
 
-    def fits(self, estimate: Estimate) -> Fit:
+    def fits(self, estimate: Forecast) -> Fit:
         """Whether one device can hold it.
 
         "tight" is for TPUs, where XLA computes activations again by itself when memory runs short: up to
@@ -115,10 +116,10 @@ class Planner:
         over = estimate.memory.total - self.hardware.usable_bytes
         if over <= 0:
             return "yes"
-        is_tpu = self.hardware.name.startswith("v")
+        is_tpu = self.hardware.platform == "tpu"
         return "tight" if is_tpu and over <= estimate.memory.activations / 4 else "no"
 
-    def remedies(self, asked: Choice) -> list[Estimate]:
+    def remedies(self, asked: Tradeoff) -> list[Forecast]:
         """For each setting that saves memory, the smallest change that makes the run fit."""
         found = []
         for candidates in (
@@ -137,7 +138,7 @@ class Planner:
                     break
         return found
 
-    def _model(self, choice: Choice) -> ModelConfig:
+    def _model(self, choice: Tradeoff) -> ModelConfig:
         dispatch: Literal["einsum", "auto"] = "einsum" if self.stack == "t5x" else "auto"
         asked = self.settings.model
         return dataclasses.replace(
@@ -146,20 +147,20 @@ class Planner:
             dispatch=dispatch if asked.dispatch == "auto" else asked.dispatch,
         )
 
-    def _microbatches(self, asked: Choice) -> Iterator[Choice]:
+    def _microbatches(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         count = asked.microbatches * 2
         while count <= asked.batch_size:
             yield dataclasses.replace(asked, microbatches=count)
             count *= 2
 
-    def _remat(self, asked: Choice) -> Iterator[Choice]:
+    def _remat(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         # XLA for CPUs undoes it: the compiled step is as large with REMAT as without.
-        if self.stack == "engine" and not asked.remat and self.hardware.name != "cpu":
+        if self.stack == "engine" and not asked.remat and self.hardware.platform != "cpu":
             recomputed = dataclasses.replace(asked, remat=True)
             yield recomputed
             yield from self._microbatches(recomputed)
 
-    def _model_partitions(self, asked: Choice) -> Iterator[Choice]:
+    def _model_partitions(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         count = asked.model_partitions * 2
         while self.stack == "t5x" and count <= self.hardware.devices:
             partitioned = dataclasses.replace(asked, model_partitions=count)
@@ -167,14 +168,14 @@ class Planner:
             yield from self._microbatches(partitioned)
             count *= 2
 
-    def _batches(self, asked: Choice) -> Iterator[Choice]:
+    def _batches(self, asked: Tradeoff) -> Iterator[Tradeoff]:
         size = asked.batch_size // 2
         while size >= 1:
             yield dataclasses.replace(asked, batch_size=size, microbatches=1)
             size //= 2
 
 
-def _rows_per_device(choice: Choice, devices: int) -> int:
+def _rows_per_device(choice: Tradeoff, devices: int) -> int:
     parts = choice.microbatches * devices
     if choice.batch_size % parts:
         raise UserError(

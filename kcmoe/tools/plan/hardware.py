@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from typing import Literal
 
 from kcmoe.errors import UserError, near_misses
 
@@ -73,6 +74,13 @@ class Hardware:
     name: str
     kind: Kind
     devices: int
+
+    @property
+    def platform(self) -> Literal["cpu", "gpu", "tpu"]:
+        """What JAX calls the kind of device."""
+        if self.name == "cpu":
+            return "cpu"
+        return "tpu" if self.kind in TPUS.values() else "gpu"
 
     @property
     def hosts(self) -> int:

@@ -32,7 +32,7 @@ _MODEL_AXES = {"vocab", "mlp", "heads", "joined_kv", "expert_mlp"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MeshShape:
     """How the devices are divided: data x expert x model."""
 
     data: int
@@ -67,9 +67,9 @@ class Memory:
         return arrays + self.process
 
 
-def layout(
+def mesh_shape(
     config: ModelConfig, devices: int, expert_partitions: int, model_partitions: int
-) -> Layout:
+) -> MeshShape:
     """The mesh of the engine and of T5X for this many devices.
 
     Raises:
@@ -90,10 +90,10 @@ def layout(
         common = math.gcd(rest, config.num_experts)
         divisors = (n for n in range(1, common + 1) if common % n == 0)
         expert = max(n for n in divisors if n <= expert_partitions)
-    return Layout(rest // expert, expert, model_partitions)
+    return MeshShape(rest // expert, expert, model_partitions)
 
 
-def state_bytes(config: ModelConfig, optimizer: Optimizer, how: Layout) -> tuple[int, int]:
+def state_bytes(config: ModelConfig, optimizer: Optimizer, how: MeshShape) -> tuple[int, int]:
     """(parameters, optimizer state) of one device."""
     shapes = {path: leaf.shape for path, leaf in param_shapes(config).items()}
     parameters = sum(_share(shape, logical_axes(path), how) for path, shape in shapes.items())
@@ -114,7 +114,7 @@ def gradient_bytes(parameters: int, activations: int, microbatches: int) -> int:
     return arriving + (parameters if microbatches > 1 else 0)
 
 
-def _share(shape: tuple[int, ...], axes: Sequence[str | None], how: Layout) -> int:
+def _share(shape: tuple[int, ...], axes: Sequence[str | None], how: MeshShape) -> int:
     """Bytes on one device of a float32 array that is divided along `axes`."""
     size = 4 * math.prod(shape)
     if "expert" in axes:
@@ -131,14 +131,15 @@ def activation_bytes(
     lengths: Mapping[str, int],
     *,
     packed: bool,
-    fused: bool,
+    platform: str,
 ) -> int:
     """Bytes between the forward and the backward pass of `rows` rows, on however many devices.
 
-    `fused` is as XLA for TPUs and GPUs keeps them, see `residuals`. With REMAT the inputs of the
-    layers are kept, and one layer's insides at a time.
+    `platform` ("cpu", "gpu", "tpu") decides how tokens travel to experts where DISPATCH is 'auto', and
+    what XLA keeps, see `residuals`. With REMAT the inputs of the layers are kept, and one layer's insides
+    at a time.
     """
-    lengths_key = (lengths["inputs"], lengths["targets"], packed, fused)
+    lengths_key = (lengths["inputs"], lengths["targets"], packed, platform)
     kept = _residual_bytes(config, losses, rows, *lengths_key)
     if config.remat:
         plain = _residual_bytes(
@@ -158,16 +159,16 @@ def _residual_bytes(
     inputs: int,
     targets: int,
     packed: bool,
-    fused: bool,
+    platform: str,
 ) -> int:
-    model = EncoderDecoder(config)
+    model = EncoderDecoder(config, platform)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         return loss_and_metrics(model, params, batch, losses, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = batch_shapes(rows, inputs, targets, packed=packed)
-    return residuals.kept_bytes(loss, param_shapes(config), batch, key, fused=fused)
+    return residuals.kept_bytes(loss, param_shapes(config), batch, key, fused=platform != "cpu")
 
 
 def batch_shapes(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step keeps between its forward and its backward pass, read off JAX's own trace.
+"""Counts what a training step keeps between its forward and its backward pass, from JAX's own trace.
 
 `jax.vjp` hands the backward pass a set of arrays; tracing it on shapes alone lists them. XLA for CPUs
-keeps just these. XLA for TPUs and GPUs computes cheap ones again where they are needed (a sum, a
+keeps exactly these. XLA for TPUs and GPUs computes cheap ones again where they are needed (a sum, a
 conversion to bfloat16) and keeps what they were made of, if that is smaller; `fused` counts that way.
 """
 
@@ -38,7 +38,9 @@ def kept_bytes(loss: Callable[..., Any], params: Any, *arguments: Any, fused: bo
     def forward(params: Any, *arguments: Any) -> Any:
         return jax.tree.leaves(jax.vjp(lambda p: loss(p, *arguments), params, has_aux=True)[1])
 
-    with jax.disable_jit():  # lays calls open, so that every operation is seen
+    with (
+        jax.disable_jit()
+    ):  # traces into functions that are jitted, so that every operation is seen
         jaxpr = jax.make_jaxpr(forward)(params, *arguments).jaxpr
     given = set(jaxpr.invars)
     asked = dict.fromkeys(v for v in jaxpr.outvars if isinstance(v, Var) and v not in given)
@@ -47,7 +49,7 @@ def kept_bytes(loss: Callable[..., Any], params: Any, *arguments: Any, fused: bo
 
 
 def _fused(jaxpr: Jaxpr, asked: Iterable[Var]) -> set[Var]:
-    """`asked`, each replaced by what it is cheaply made of wherever that takes less."""
+    """Returns `asked`, with each array replaced by what it is cheaply made of wherever that is smaller."""
     made_by = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
     order = {out: i for i, equation in enumerate(jaxpr.eqns) for out in equation.outvars}
     kept: set[Var] = set()
@@ -57,9 +59,8 @@ def _fused(jaxpr: Jaxpr, asked: Iterable[Var]) -> set[Var]:
         todo = [variable]
         while todo:
             one = todo.pop()
-            if (
-                one in seen or one in kept or one not in made_by
-            ):  # the last: an argument, or constant
+            is_argument = one not in made_by  # or a constant
+            if one in seen or one in kept or is_argument:
                 continue
             seen.add(one)
             equation = made_by[one]

@@ -23,7 +23,7 @@ from jax import Array
 
 from kcmoe.config.training import AdafactorConfig
 from kcmoe.errors import UserError
-from kcmoe.model.layers import column_sums
+from kcmoe.model.cpu.gradients import column_sums
 from kcmoe.training.optimizers.base import Optimizer, Params, Slot, States
 from kcmoe.tree import logical_axes
 

@@ -13,12 +13,9 @@ import pytest
 from kcmoe import cli
 from kcmoe.tools.parity import compare
 
-GOLDEN = Path(__file__).parents[2] / "testdata" / "packed_top2"
-REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
 
-
-def test_golden_case_holds(capsys):
-    assert cli.run(["parity", str(GOLDEN)]) == 0
+def test_golden_case_holds(golden, capsys):
+    assert cli.run(["parity", str(golden)]) == 0
     printed = capsys.readouterr().out
     for quantity in compare.OUTPUTS:
         assert quantity in printed
@@ -32,32 +29,32 @@ def test_golden_case_holds(capsys):
     [("packed_top2", way) for way in ("gather", "einsum", "grouped", "ragged")]
     + [("factored_unpacked", "gather")],
 )
-def test_reference_cases_hold_whatever_the_dispatch(name, dispatch):
-    if not (REFERENCE / name).exists():
-        pytest.skip("the larger reference cases are not beside this clone")
-    assert cli.run(["parity", str(REFERENCE / name), f"--dispatch={dispatch}"]) == 0
+def test_reference_cases_hold_whatever_the_dispatch(reference, name, dispatch):
+    assert cli.run(["parity", str(reference / name), f"--dispatch={dispatch}"]) == 0
 
 
-def changed_copy(tmp_path: Path, file: str, key: str | None) -> Path:
-    """A copy of the golden case with one array changed, or dropped if the key begins with "-"."""
-    folder = tmp_path / "case"
-    shutil.copytree(GOLDEN, folder)
-    with np.load(folder / file) as archive:
+@pytest.fixture
+def case(golden, tmp_path) -> Path:
+    """A copy of the golden case, to be spoilt."""
+    return Path(shutil.copytree(golden, tmp_path / "case"))
+
+
+def change(case: Path, file: str, key: str) -> None:
+    """Changes one array a little, or drops it if the key begins with "-"."""
+    with np.load(case / file) as archive:
         arrays = dict(archive)
     if key.startswith("-"):
         del arrays[key[1:]]
     else:
-        arrays[key] = arrays[key] + np.asarray(1e-3 * np.max(np.abs(arrays[key]))).astype(
-            arrays[key].dtype
-        )
-    np.savez(folder / file, **arrays)
-    return folder
+        moved = np.asarray(1e-3 * np.max(np.abs(arrays[key])))
+        arrays[key] = arrays[key] + moved.astype(arrays[key].dtype)
+    np.savez(case / file, **arrays)
 
 
-def test_a_wrong_number_fails(tmp_path, capsys):
+def test_a_wrong_number_fails(case, capsys):
     key = "grads/encoder/layers_1/mlp/expert/wi_0/kernel"
-    folder = changed_copy(tmp_path, "outputs.npz", key)
-    assert cli.run(["parity", str(folder)]) == 1
+    change(case, "outputs.npz", key)
+    assert cli.run(["parity", str(case)]) == 1
     assert f"FAIL at {key}" in capsys.readouterr().out
 
 
@@ -70,9 +67,9 @@ def test_a_wrong_number_fails(tmp_path, capsys):
         ("batches.npz", "-2/decoder_loss_weights"),
     ],
 )
-def test_an_incomplete_case_is_refused(tmp_path, capsys, file, key):
-    folder = changed_copy(tmp_path, file, key)
-    assert cli.run(["parity", str(folder)]) == 2
+def test_an_incomplete_case_is_refused(case, capsys, file, key):
+    change(case, file, key)
+    assert cli.run(["parity", str(case)]) == 2
     error = capsys.readouterr().err
     assert file in error
     assert key.rpartition("/")[2] in error
@@ -80,22 +77,18 @@ def test_an_incomplete_case_is_refused(tmp_path, capsys, file, key):
 
 
 @pytest.mark.parametrize("missing", ["case.json", "params.npz", "t5x_orbax"])
-def test_a_case_without_a_file_is_refused(tmp_path, capsys, missing):
-    folder = tmp_path / "case"
-    shutil.copytree(GOLDEN, folder)
-    path = folder / missing
+def test_a_case_without_a_file_is_refused(case, capsys, missing):
+    path = case / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert cli.run(["parity", str(folder)]) == 2
+    assert cli.run(["parity", str(case)]) == 2
     assert missing in capsys.readouterr().err
 
 
-def test_a_case_with_an_unknown_macro_is_refused(tmp_path, capsys):
-    folder = tmp_path / "case"
-    shutil.copytree(GOLDEN, folder)
-    spec = json.loads((folder / "case.json").read_text())
+def test_a_case_with_an_unknown_macro_is_refused(case, capsys):
+    spec = json.loads((case / "case.json").read_text())
     spec["gin"]["NUM_EXPERTZ"] = 4
-    (folder / "case.json").write_text(json.dumps(spec))
-    assert cli.run(["parity", str(folder)]) == 2
+    (case / "case.json").write_text(json.dumps(spec))
+    assert cli.run(["parity", str(case)]) == 2
     assert "NUM_EXPERTS" in capsys.readouterr().err
 
 
@@ -109,4 +102,4 @@ def test_errors_are_relative_and_shapes_must_agree():
     assert compare.error(np.array([101.0, -200.0]), expected) == pytest.approx(1 / 200)
     assert compare.error(np.zeros(3), np.zeros(2)) == np.inf
     assert compare.error(np.full(2, 1e-3), np.zeros(2)) == pytest.approx(1e-3)
-    assert not compare.Line("x", 1, float("nan"), "x", 1e-5).holds
+    assert not compare.Comparison("x", 1, float("nan"), "x", 1e-5).holds

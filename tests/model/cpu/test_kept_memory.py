@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kcmoe.model import huge_pages, kept_memory
+from kcmoe.model.cpu import memory
 
 _STEPS = """
 import ctypes, json, resource, sys
-from kcmoe.model import kept_memory
+from kcmoe.model.cpu import memory
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: small pages, to be counted
-kept_memory.compute_in_turn()
+memory.compute_in_turn()
 import jax, jax.numpy as jnp
 
 def fetched():  # pages, from the kernel so far
@@ -31,19 +31,19 @@ def held():  # pages, now
 x = jnp.ones(4096)
 step = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: y * x, x[:, None] + x)[0]).lower(x).compile()
 assert step.memory_analysis().temp_size_in_bytes >= 4 * 4096 * 4096
-step = kept_memory.keep(step)
+step = memory.keep(step)
 small, most = [], 0
 start = fetched()
 for _ in range(STEPS):
     small.append(jax.block_until_ready(step(x)))
     most = max(most, held())
 anew = fetched() - start
-kept_memory.give_back()
+memory.give_back()
 idle = held()
 freed = ctypes.create_string_buffer(64 << 20)
 del freed  # kept where memory is kept
 before = held()
-kept_memory.give_back()
+memory.give_back()
 print(json.dumps([anew, most - idle, before - held()]))
 """
 _COUNT = 40
@@ -52,7 +52,7 @@ _COUNT = 40
 def _run(**env: str) -> list[int]:
     """Pages that the steps fetched; the most they held; what was given back in the end, of 64 MiB freed."""
     plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "XLA_FLAGS")}
-    plain |= {"GLIBC_TUNABLES": huge_pages.NO_SCRAPS, **env}
+    plain |= {"GLIBC_TUNABLES": memory.NO_SCRAPS, **env}
     script = _STEPS.replace("STEPS", str(_COUNT))
     done = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -77,6 +77,6 @@ def test_leaves_steps_alone_that_are_dispatched_ahead():
     ahead = jax.config.read("jax_cpu_enable_async_dispatch")  # tests of `kcmoe train` change it
     jax.config.update("jax_cpu_enable_async_dispatch", True)
     try:
-        assert kept_memory.keep(compiled) is compiled
+        assert memory.keep(compiled) is compiled
     finally:
         jax.config.update("jax_cpu_enable_async_dispatch", ahead)

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from kcmoe.model import huge_pages
+from kcmoe.model.cpu import memory
 
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
     """kernel("always [madvise] never") -> a kernel that says so, and a clean environment."""
     path = tmp_path / "enabled"
-    monkeypatch.setattr(huge_pages, "_KERNEL", path)
-    monkeypatch.setattr(huge_pages.sys, "platform", "linux")
+    monkeypatch.setattr(memory, "_KERNEL", path)
+    monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.delenv("KCMOE_HUGE_PAGES", raising=False)
     monkeypatch.delenv("KCMOE_KEEP_MEMORY", raising=False)
@@ -22,20 +22,20 @@ def kernel(tmp_path, monkeypatch):
 
 def test_asks_where_the_kernel_offers(kernel, monkeypatch):
     kernel("always [madvise] never\n")
-    assert huge_pages.environment()["GLIBC_TUNABLES"] == huge_pages.TUNABLE
+    assert memory.environment()["GLIBC_TUNABLES"] == memory.HUGE_PAGES
     started = []
-    monkeypatch.setattr(huge_pages.os, "execve", lambda *args: started.append(args))
-    huge_pages.restart_with_huge_pages()
+    monkeypatch.setattr(memory.os, "execve", lambda *args: started.append(args))
+    memory.restart_with_huge_pages()
     program, argv, env = started[0]
     assert argv[0] == program
-    assert env["GLIBC_TUNABLES"] == huge_pages.TUNABLE
+    assert env["GLIBC_TUNABLES"] == memory.HUGE_PAGES
 
 
 @pytest.mark.parametrize("offer", ["[always] madvise never", "always madvise [never]"])
 def test_no_second_start_where_it_would_change_nothing(kernel, monkeypatch, offer):
     kernel(offer)
-    monkeypatch.setattr(huge_pages.os, "execve", lambda *_: pytest.fail("started again"))
-    huge_pages.restart_with_huge_pages()
+    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
+    memory.restart_with_huge_pages()
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,18 @@ def test_no_second_start_where_it_would_change_nothing(kernel, monkeypatch, offe
 def test_the_users_settings_win(kernel, monkeypatch, name, value):
     kernel("always [madvise] never\n")
     monkeypatch.setenv(name, value)
-    assert huge_pages.environment() is None
+    assert memory.environment() is None
 
 
 def test_training_asks_for_more(kernel, monkeypatch):
     """Whatever the kernel offers, unless memory is not to be kept."""
     kernel("always [madvise] never\n")
-    both = f"{huge_pages.TUNABLE}:{huge_pages.NO_SCRAPS}"
-    assert huge_pages.environment(training=True)["GLIBC_TUNABLES"] == both
+    both = f"{memory.HUGE_PAGES}:{memory.NO_SCRAPS}"
+    assert memory.environment(training=True)["GLIBC_TUNABLES"] == both
     kernel("[always] madvise never\n")
-    assert huge_pages.environment(training=True)["GLIBC_TUNABLES"] == huge_pages.NO_SCRAPS
+    assert memory.environment(training=True)["GLIBC_TUNABLES"] == memory.NO_SCRAPS
     monkeypatch.setenv("KCMOE_KEEP_MEMORY", "0")
-    assert huge_pages.environment(training=True) is None
+    assert memory.environment(training=True) is None
 
 
 @pytest.mark.parametrize("already", [True, False])
@@ -63,15 +63,15 @@ def test_bench_runs_t5x_as_its_own_launcher_starts_it_too(kernel, monkeypatch, a
     """`kcmoe bench` itself runs with huge pages by then; the other engine must not inherit them unasked."""
     kernel("always [madvise] never\n")
     if already:
-        monkeypatch.setenv("GLIBC_TUNABLES", huge_pages.TUNABLE)
-    plain, huge = huge_pages.environments()
+        monkeypatch.setenv("GLIBC_TUNABLES", memory.HUGE_PAGES)
+    plain, huge = memory.environments()
     assert "GLIBC_TUNABLES" not in plain
-    assert huge == {**plain, "GLIBC_TUNABLES": huge_pages.TUNABLE}
+    assert huge == {**plain, "GLIBC_TUNABLES": memory.HUGE_PAGES}
 
 
 def test_bench_leaves_the_users_settings_alone(kernel, monkeypatch):
     kernel("always [madvise] never\n")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
-    plain, huge = huge_pages.environments()
+    plain, huge = memory.environments()
     assert plain == huge
     assert plain["GLIBC_TUNABLES"] == "glibc.malloc.check=1"

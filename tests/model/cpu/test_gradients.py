@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 from flax import linen as nn
 
 from kcmoe.model.attention import MASKED, softmax_attention
-from kcmoe.model.layers import column_sums, gated_gelu, matmul, rms_norm
+from kcmoe.model.cpu.gradients import column_sums
+from kcmoe.model.layers import gated_gelu, matmul, rms_norm
 
 
 def random(*shape: int, seed: int = 0) -> jax.Array:
@@ -109,3 +113,44 @@ def test_bfloat16_gradients(name: str) -> None:
         np.testing.assert_allclose(
             got.astype(jnp.float32), wanted.astype(jnp.float32), atol=0.03 * largest
         )
+
+
+def test_the_switch_takes_jaxs_own_gradients() -> None:
+    """The value is the formula's; with JAX's gradient of it, or with the written one."""
+    script = """
+import jax
+from kcmoe.model.attention import softmax_attention
+from kcmoe.model.dispatch import from_slots, grouped_dot, to_slots
+from kcmoe.model.layers import gated_gelu, matmul, rms_norm
+from kcmoe.training.losses import head_cross_entropy
+for formula in (matmul, rms_norm, gated_gelu, softmax_attention, to_slots, from_slots, grouped_dot,
+                head_cross_entropy):
+    print(isinstance(formula, jax.custom_vjp))
+"""
+    for setting, own in (("1", "True"), ("0", "False")):
+        env = {**os.environ, "KCMOE_OWN_GRADIENTS": setting}
+        run = [sys.executable, "-c", script]
+        done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [own] * 8
+
+
+def test_formulas_and_written_gradients_agree() -> None:
+    """The formula that stands in the model, undecorated, against what the model computes."""
+    dtype = jnp.dtype(jnp.float32)
+    agree(matmul, matmul.__wrapped__, random(2, 5, 8), random(8, 3, seed=1))
+    agree(gated_gelu, gated_gelu.__wrapped__, random(11), random(11, seed=1))
+    agree(
+        lambda x, s: rms_norm(x, s, 1e-6, dtype),
+        lambda x, s: rms_norm.__wrapped__(x, s, 1e-6, dtype),
+        random(2, 5, 8),
+        random(8, seed=1),
+    )
+    mask = jnp.where(random(2, 1, 5, 7, seed=5) > 0, 0.0, MASKED)
+    agree(
+        lambda q, k, v, bias: softmax_attention(q, k, v, mask, bias),
+        lambda q, k, v, bias: softmax_attention.__wrapped__(q, k, v, mask, bias),
+        random(2, 3, 5, 4),
+        random(2, 3, 7, 4, seed=1),
+        random(2, 3, 7, 4, seed=2),
+        random(1, 3, 5, 7, seed=4),
+    )
