@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kcmoe.evaluation.metrics import RESAMPLES, SEED, Estimate
+from kcmoe.evaluation.metrics import RESAMPLES, SEED, Measurement
 from kcmoe.tasks.registry import Task
 
 
@@ -51,11 +51,11 @@ def text(task: Task, labels: np.ndarray) -> str:
     return task.answer([values[word] for word in words]) if words else ""
 
 
-def measure(name: str, predicted: np.ndarray, true: np.ndarray) -> Estimate:
+def measure(name: str, predicted: np.ndarray, true: np.ndarray) -> Measurement:
     """`micro_f1`, `macro_f1` or `accuracy` (all labels of an example right) of bool [N, K] arrays."""
     if name == "accuracy":
         value = float((predicted == true).all(axis=1).mean())
-        return Estimate(value, float(np.sqrt(value * (1 - value) / len(true))))
+        return Measurement(value, float(np.sqrt(value * (1 - value) / len(true))))
     # Of each example and label: hits, and how often it was answered or true.
     counts = np.stack([predicted & true, predicted, true]).astype(np.int64)
     rng, size = np.random.default_rng(SEED), len(true)
@@ -64,7 +64,7 @@ def measure(name: str, predicted: np.ndarray, true: np.ndarray) -> Estimate:
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(0, size, size), minlength=size)
         f1.append(_f1(name, (times @ flat).reshape(3, -1)))
-    return Estimate(f1[0], float(np.std(f1[1:], ddof=1)))
+    return Measurement(f1[0], float(np.std(f1[1:], ddof=1)))
 
 
 def _f1(name: str, sums: np.ndarray) -> float:

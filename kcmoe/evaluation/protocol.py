@@ -17,7 +17,7 @@ import numpy as np
 
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example
-from kcmoe.evaluation import metrics
+from kcmoe.evaluation import metrics, multi_label
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
 from kcmoe.inference.predict import probabilities
@@ -78,6 +78,9 @@ class Questions:
         if self.task.target_step:
             values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
             return ProtocolResult(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
+        if self.task.multi_label:
+            each = multi_label.label_probabilities(self.task, probabilities(log_likelihoods))
+            return self._several(multi_label.likely(each))
         chosen = np.argmax(log_likelihoods, axis=1)
         return ProtocolResult(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
 
@@ -90,11 +93,20 @@ class Questions:
         if self.task.target_step:
             values = np.array([_number(text) for text in texts])
             return ProtocolResult(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
+        if self.task.multi_label:
+            return self._several(multi_label.named(self.task, texts), texts)
         if not self.words:
             return ProtocolResult(self._measure_texts(texts), texts, 0)
         number = {word: i for i, word in enumerate(self.words)}
         chosen = np.array([number.get(text, -1) for text in texts])
         return ProtocolResult(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
+
+    def _several(self, predicted: np.ndarray, texts: Sequence[str] | None = None) -> ProtocolResult:
+        """The result where an example may have several labels; predicted: bool [N, labels]."""
+        true = multi_label.named(self.task, self.true)
+        measured = {name: multi_label.measure(name, predicted, true) for name in self.task.metrics}
+        shown = list(texts or [multi_label.text(self.task, row) for row in predicted])
+        return ProtocolResult(measured, shown, int((~predicted.any(axis=1)).sum()))
 
     def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Measurement]:
         number = {word: i for i, word in enumerate(self.words)}

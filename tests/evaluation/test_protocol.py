@@ -104,9 +104,7 @@ def test_rank_of_numbers_is_their_weighted_mean(ranks: Any) -> None:
 def test_generated_text_that_is_no_number_counts_as_minus_one(generates: Any) -> None:
     generates(["3.4", "모름", "inf", "1.0"])
     outcome = questions(TASKS["korsts"], ["5.0", "0.0", "0.2", "2.0"]).generate(
-        None,
-        PARAMS,
-        max_targets=8,
+        MODEL, max_targets=8
     )
     assert outcome.unknown == 2
     expected = np.corrcoef([3.4, -1, -1, 1.0], [5.0, 0.0, 0.2, 2.0])[0, 1]
