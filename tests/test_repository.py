@@ -34,6 +34,7 @@ LAYERS = (
     {"data", "checkpoint"},
     {"model", "tasks", "vocabulary"},
     {"config"},
+    {"fits"},
     {"io"},
     {"errors"},
 )

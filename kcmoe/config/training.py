@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from kcmoe import fits
 from kcmoe.config.fields import GinConfig, macro
 from kcmoe.errors import UserError, near_misses
 
@@ -74,12 +75,7 @@ class TrainConfig(GinConfig):
             value = getattr(self, field)
             if value is not None and value < lowest:
                 raise UserError(f"{field.upper()} = {value}, but it must be at least {lowest}")
-        for feature in ("inputs", "targets"):
-            length = self.lengths.get(feature)
-            if not isinstance(length, int) or length < 1:
-                raise UserError(
-                    f"TASK_FEATURE_LENGTHS = {self.lengths!r} needs '{feature}': a number of tokens"
-                )
+        fits.check_lengths(self.lengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +96,17 @@ class LossConfig(GinConfig):
             raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
 
 
-# Factors of the learning rate; `kcmoe.training.schedule` says what each computes.
-FACTORS = ("constant", "linear_warmup", "rsqrt_decay", "rsqrt_normalized_decay")
+# Factor of the learning rate -> fields of `ScheduleConfig` it reads, besides those that are always there;
+# `kcmoe.training.schedule` says what each computes.
+FACTORS = {
+    "constant": (),
+    "linear_warmup": (),
+    "linear_decay": ("decay_factor",),
+    "rsqrt_decay": (),
+    "rsqrt_normalized_decay": (),
+    "decay_every": ("decay_factor", "steps_per_decay"),
+    "cosine_decay": ("steps_per_cycle",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +116,24 @@ class ScheduleConfig(GinConfig):
     factors: str = macro(
         "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
     )
-    learning_rate: float = macro("LEARNING_RATE", help="value of the factor 'constant'")
-    warmup_steps: int = macro("WARMUP_STEPS", help="steps of 'linear_warmup' and 'rsqrt_decay'")
+    learning_rate: float = macro(
+        "LEARNING_RATE", help="value of 'constant' and, at its top, of 'linear_decay'"
+    )
+    warmup_steps: int = macro(
+        "WARMUP_STEPS",
+        help="steps of 'linear_warmup'; every decay but 'decay_every' begins after them",
+    )
+    decay_factor: float | None = macro(
+        "DECAY_FACTOR",
+        default=None,
+        help="'decay_every' multiplies by it; 'linear_decay' falls by it in each step",
+    )
+    steps_per_decay: int | None = macro(
+        "STEPS_PER_DECAY", default=None, help="steps between two multiplications of 'decay_every'"
+    )
+    steps_per_cycle: int | None = macro(
+        "STEPS_PER_CYCLE", default=None, help="steps in which 'cosine_decay' falls from 1 to 0"
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,8 +148,21 @@ class ScheduleConfig(GinConfig):
                     f"LEARNING_RATE_FACTORS has {name!r}, but a factor is one of "
                     f"{', '.join(FACTORS)}.{near_misses(name, FACTORS)}"
                 )
-        if self.warmup_steps < 1:
-            raise UserError(f"WARMUP_STEPS = {self.warmup_steps}, but it must be at least 1")
+            for field in FACTORS[name]:
+                if getattr(self, field) is None:
+                    raise UserError(
+                        f"LEARNING_RATE_FACTORS has {name!r}, which needs {field.upper()}; "
+                        f"add --gin.{field.upper()}=VALUE"
+                    )
+        for field in ("warmup_steps", "steps_per_decay", "steps_per_cycle"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"{field.upper()} = {value}, but it must be at least 1")
+        if "linear_decay" in self.names and {"constant", "linear_warmup"} & set(self.names):
+            raise UserError(
+                f"LEARNING_RATE_FACTORS = {self.factors!r}: 'linear_decay' has 'constant' and "
+                "'linear_warmup' in it already; leave those out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -237,9 +237,9 @@ def _inspect(argv: Sequence[str]) -> int:
     args, macros = parse_with_gin(parser, argv)
     _check_least(args, examples=0, scan_rows=0)
     from kcmoe.config import fields as config
+    from kcmoe.config.data import DataConfig
     from kcmoe.corpus import inspection
     from kcmoe.data.features import Lengths
-    from kcmoe.data.settings import DataConfig
     from kcmoe.tasks.registry import Mixture, get_task
     from kcmoe.vocabulary import Vocabulary
 

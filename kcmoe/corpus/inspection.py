@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from kcmoe.config.data import DataConfig
 from kcmoe.data import labelled, packing, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, tokenize_examples
 from kcmoe.data.rows import CorpusRows
-from kcmoe.data.settings import DataConfig
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary

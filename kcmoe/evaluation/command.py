@@ -22,8 +22,8 @@ from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
+    from kcmoe.config.data import DataConfig
     from kcmoe.data.labelled import Example
-    from kcmoe.data.settings import DataConfig
     from kcmoe.evaluation.protocol import Outcome, Questions
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks.registry import Task
@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     args, given = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
     from kcmoe.config import fields as configs
+    from kcmoe.config.inference import InferenceConfig
     from kcmoe.data.labelled import spread
     from kcmoe.evaluation import report as report_lib
     from kcmoe.inference import loading
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     model_dir = (
         os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
     )
-    chosen_folder = loading.InferenceConfig.from_macros(macros).eval_output_dir
+    chosen_folder = InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)
     if args.predictions:
         _check_writable(args.predictions)
@@ -103,8 +104,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _examples(macros: Any, split: str) -> tuple[Task, DataConfig, list[Example]]:
+    from kcmoe.config.data import DataConfig
     from kcmoe.data.labelled import labelled_examples
-    from kcmoe.data.settings import DataConfig
     from kcmoe.tasks.registry import one_task
 
     data = DataConfig.from_macros(macros)

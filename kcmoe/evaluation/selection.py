@@ -21,7 +21,7 @@ from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 
 if TYPE_CHECKING:
-    from kcmoe.data.settings import DataConfig
+    from kcmoe.config.data import DataConfig
 
 BEST = "best.json"
 

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.data import tables
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
-from kcmoe.tokenizer.settings import TokenizerConfig
 
 # What becomes of the marks between morphemes before SentencePiece sees the lines.
 _MARKS = {"delimiter": normalization.DELIMITER, "spaces": " ", "none": ""}

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
+from kcmoe import fits
 from kcmoe.checkpoint import run_config
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.io import durable
-from kcmoe.io.wording import human_bytes
 from kcmoe.training import state as states
 from kcmoe.training.model_dir import existing
 from kcmoe.training.settings import Settings
@@ -182,9 +182,5 @@ def check_space(model_dir: Path, shapes: TrainState) -> int:
     leaves = states.to_flat(shapes).values()
     needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     free = shutil.disk_usage(existing(model_dir)).free
-    if free < needed:
-        raise UserError(
-            f"MODEL_DIR {model_dir}: a checkpoint needs about {human_bytes(needed)} and only "
-            f"{human_bytes(free)} is free; free some space, or choose another MODEL_DIR"
-        )
+    fits.check_disk(model_dir, needed, free)
     return needed

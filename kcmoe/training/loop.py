@@ -19,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from kcmoe import checkpoint as checkpoints_lib
+from kcmoe import fits
 from kcmoe.checkpoint.run_config import DIGEST, check_vocabulary
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError
@@ -84,7 +85,7 @@ def train(
     with contextlib.ExitStack() as held:
         # --- Devices: rows of a batch over all of them, experts over some.
         mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
-        sharding.check_batch(run.batch_size, run.microbatches, mesh)
+        fits.check_batch(run.batch_size, run.microbatches, mesh.size)
         shapes = states.state_shapes(settings.model)
         frozen = frozen_paths(run.freeze, shapes.params)
         say(report.devices(mesh))

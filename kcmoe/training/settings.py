@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kcmoe import fits
 from kcmoe.config import fields as configs
 from kcmoe.config.gin_files import Macros
 from kcmoe.config.model import ModelConfig
@@ -41,16 +42,9 @@ class Settings:
     def check(self) -> None:
         """Raises `UserError` for parts that do not go together."""
         run, model = self.run, self.model
-        if model.is_sparse and run.num_expert_partitions > model.num_experts:
-            raise UserError(
-                f"NUM_EXPERT_PARTITIONS = {run.num_expert_partitions} is more than "
-                f"NUM_EXPERTS = {model.num_experts}"
-            )
-        if run.batch_size % run.microbatches:
-            raise UserError(
-                f"BATCH_SIZE = {run.batch_size} does not divide by NUM_MICROBATCHES = "
-                f"{run.microbatches}; set NUM_MICROBATCHES to a divisor of {run.batch_size}"
-            )
+        if model.is_sparse:
+            fits.check_expert_partitions(run.num_expert_partitions, model.num_experts)
+        fits.check_batch(run.batch_size, run.microbatches)
 
     def check_start(self, step: int) -> None:
         """Raises `UserError` if STEP_OFFSET is past `step`: the decay of the first update would be
@@ -60,13 +54,4 @@ class Settings:
             raise UserError(
                 f"STEP_OFFSET = {offset:,} is past step {step:,}, where this run starts; set it to "
                 f"{step} or less"
-            )
-
-    def check_vocabulary(self, path: str, size: int) -> None:
-        """Raises `UserError` if the vocabulary has pieces that the embedding has no rows for."""
-        if size > self.model.num_embeddings:
-            raise UserError(
-                f"vocabulary {path} has {size:,} pieces, but NUM_EMBEDDINGS = "
-                f"{self.model.num_embeddings:,}; set NUM_EMBEDDINGS to at least {size:,} (a "
-                "multiple of 128 is fast) or VOCABULARY_FILE to a smaller vocabulary"
             )

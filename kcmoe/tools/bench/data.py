@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any]:
     """Times every part; names carry the unit."""
-    from kcmoe.data.settings import DataConfig, training_batches
+    from kcmoe.config.data import DataConfig
+    from kcmoe.data.settings import training_batches
     from kcmoe.tasks.registry import get_task
     from kcmoe.vocabulary import Vocabulary
 

@@ -79,7 +79,7 @@ def test_layout_is_the_mesh_of_the_engine(devices: int) -> None:
 
 def test_layout_refuses_what_does_not_divide() -> None:
     config = settings("pretrain_base.gin").model
-    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide 8 devices"):
+    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide the 8 devices"):
         memory.layout(config, 8, 16, 3)
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS = 12"):
         memory.layout(config, 8, 16, 8)
@@ -152,7 +152,7 @@ def test_unknown_steps_before_fine_tuning_are_asked_for(
     ("arguments", "message"),
     [
         (["--hardware=v4-32", "--stack=engine"], "one host"),
-        (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 does not divide"),
+        (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 is not a multiple of"),
         (["--hardware=a100x1"], "Did you mean a100-40x1 or a100-80x1?"),
         (["--hardware=h100x0"], "Did you mean h100x1"),
         (["--hardware=h100", "--utilisation=44"], "a share is above 0"),
