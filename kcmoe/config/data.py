@@ -28,6 +28,16 @@ class DataConfig(GinConfig):
         "DATA_STRICT", default=True, help="stop at damaged data; False leaves it out and counts it"
     )
     pack: bool = macro("PACK", default=False, help="several examples to a row, with segment ids")
+    noise_density: float | None = macro(
+        "NOISE_DENSITY",
+        default=None,
+        help="share of the tokens that span corruption removes; None is T5's 0.15",
+    )
+    mean_noise_span_length: float | None = macro(
+        "MEAN_NOISE_SPAN_LENGTH",
+        default=None,
+        help="mean number of tokens of a removed span; None is T5's 3",
+    )
     workers: int | None = macro(
         "DATA_WORKERS",
         default=None,
@@ -35,6 +45,15 @@ class DataConfig(GinConfig):
     )
 
     def check(self) -> None:
+        """See `GinConfig.check`."""
+        if self.noise_density is not None and not 0.0 < self.noise_density < 1.0:
+            raise UserError(
+                f"NOISE_DENSITY = {self.noise_density}, but it is a share, above 0 and below 1"
+            )
+        if self.mean_noise_span_length is not None and self.mean_noise_span_length < 1.0:
+            raise UserError(
+                f"MEAN_NOISE_SPAN_LENGTH = {self.mean_noise_span_length}, but a span has at least 1 token"
+            )
         if self.workers is not None and not 0 <= self.workers <= 256:
             raise UserError(
                 f"DATA_WORKERS = {self.workers}, but it is a number of processes, 0 to 256"

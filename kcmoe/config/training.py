@@ -11,6 +11,7 @@ from typing import Literal
 
 from kcmoe import fits
 from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
 
 
@@ -22,6 +23,11 @@ class TrainConfig(GinConfig):
     train_steps: int = macro(
         "TRAIN_STEPS",
         help="last step, counted from 0; includes the steps of INITIAL_CHECKPOINT_PATH",
+    )
+    finetune_steps: int | None = macro(
+        "FINETUNE_STEPS",
+        help="steps after those of INITIAL_CHECKPOINT_PATH; used where TRAIN_STEPS is None",
+        default=None,
     )
     batch_size: int = macro("BATCH_SIZE", help="rows per step")
     task: str = macro("MIXTURE_OR_TASK_NAME", help="what to train on; see configs/tasks")
@@ -68,14 +74,42 @@ class TrainConfig(GinConfig):
     def check(self) -> None:
         """See `GinConfig.check`."""
         for field, lowest in [
-            ("train_steps", 1), ("batch_size", 1), ("eval_period", 0), ("eval_steps", 1),
-            ("checkpoint_period", 1), ("checkpoints_to_keep", 1), ("num_microbatches", 1),
-            ("num_expert_partitions", 1), ("random_seed", 0),
+            ("train_steps", 1), ("finetune_steps", 1), ("batch_size", 1), ("eval_period", 0),
+            ("eval_steps", 1), ("checkpoint_period", 1), ("checkpoints_to_keep", 1),
+            ("num_microbatches", 1), ("num_expert_partitions", 1), ("random_seed", 0),
         ]:  # fmt: skip
             value = getattr(self, field)
             if value is not None and value < lowest:
                 raise UserError(f"{field.upper()} = {value}, but it must be at least {lowest}")
         fits.check_lengths(self.lengths)
+
+
+def counts_from_start(macros: Macros) -> bool:
+    """Whether TRAIN_STEPS is left to FINETUNE_STEPS, which counts from where the run starts.
+
+    Raises:
+      UserError: if neither says how long to train.
+    """
+    if macros.get("TRAIN_STEPS") is not None:
+        return False
+    if macros.get("FINETUNE_STEPS") is None:
+        raise UserError(
+            "neither TRAIN_STEPS nor FINETUNE_STEPS is set; name a task file that sets FINETUNE_STEPS "
+            "(--task=NAME, configs/tasks), or add --gin.FINETUNE_STEPS=VALUE"
+        )
+    return True
+
+
+def counted_from(macros: Macros, start_step: int) -> Macros:
+    """`macros` with TRAIN_STEPS, FINETUNE_STEPS after `start_step`, where it has none."""
+    if not counts_from_start(macros):
+        return macros
+    steps = macros["FINETUNE_STEPS"]
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise UserError(
+            f"{macros.where('FINETUNE_STEPS')}: FINETUNE_STEPS = {steps!r}, but it must be a whole number"
+        )
+    return macros.replace(TRAIN_STEPS=start_step + steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from kcmoe.data import labelled, packing, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, tokenize_examples
 from kcmoe.data.rows import CorpusRows
+from kcmoe.data.span_corruption import Noise
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary
@@ -76,7 +77,9 @@ def _inspect_corpus(
     cache = corpus(
         task, split, vocabulary, config.data_dir, strict=config.strict, cache_dir=config.cache_dir
     )
-    rows = CorpusRows(task.name, cache, vocabulary, lengths, seed, pack=config.pack)
+    rows = CorpusRows(
+        task.name, cache, vocabulary, lengths, seed, pack=config.pack, noise=Noise.of(config)
+    )
     counts = rows.counts
     sizes = cache.document_lengths(_SAMPLE)
     sample = rows.segments(np.arange(min(64, rows.rows_per_epoch)))

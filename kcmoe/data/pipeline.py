@@ -22,6 +22,7 @@ import numpy as np
 from kcmoe.data import labelled
 from kcmoe.data.features import Features, Lengths, Ragged, with_eos
 from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
+from kcmoe.data.span_corruption import PRETRAINING, Noise
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
@@ -173,6 +174,7 @@ def train_batches(
     split: str = "train",
     strict: bool = True,
     cache_dir: str | None = None,
+    noise: Noise = PRETRAINING,
 ) -> Batches:
     """Shuffled, endless batches of a task or mixture.
 
@@ -187,6 +189,7 @@ def train_batches(
       split: which split to train on.
       strict: stop at damaged data rather than leave it out and count it.
       cache_dir: where token ids are kept; by default the user's cache folder.
+      noise: what span corruption removes.
 
     Raises:
       UserError: for anything about files, columns, labels or lengths that does not fit.
@@ -198,7 +201,7 @@ def train_batches(
     def rows(one: Task) -> Rows:
         if one.kind == "span_corruption":
             cache = corpus(one, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
-            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=pack)
+            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=pack, noise=noise)
         inputs, targets = tokenize_examples(
             labelled.iter_examples(one, split, data_dir, strict=strict), vocabulary, sizes
         )
@@ -296,6 +299,7 @@ def eval_batches(
     cache_dir: str | None = None,
     max_batches: int | None = None,
     spread: bool = False,
+    noise: Noise = PRETRAINING,
 ) -> EvalBatches:
     """Unshuffled, unpacked batches of a split, every example once; noise is the same every time.
 
@@ -308,7 +312,7 @@ def eval_batches(
     if task.kind == "span_corruption":
         cache = corpus(task, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
         segments = CorpusRows(
-            task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False
+            task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False, noise=noise
         )
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))

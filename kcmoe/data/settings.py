@@ -8,6 +8,7 @@ from typing import Any
 from kcmoe.config.data import DataConfig
 from kcmoe.config.gin_files import Macros
 from kcmoe.data.pipeline import Batches, EvalBatches, eval_batches, train_batches
+from kcmoe.data.span_corruption import Noise
 from kcmoe.tasks.registry import Task, get_task
 from kcmoe.vocabulary import Vocabulary
 
@@ -33,6 +34,7 @@ def training_batches(macros: Macros, vocabulary: Vocabulary | None = None) -> Ba
         config.data_dir,
         strict=config.strict,
         cache_dir=config.cache_dir,
+        noise=Noise.of(config),
     )
 
 
@@ -56,6 +58,7 @@ def evaluation_batches(
         config.data_dir,
         strict=config.strict,
         cache_dir=config.cache_dir,
+        noise=Noise.of(config),
         max_batches=max_batches,
         spread=True,
     )

@@ -38,7 +38,7 @@ protocols:
 
 examples:
   kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc_tiny/checkpoint_14000"' --gin.DATA_DIR='"data"'
-  kcmoe evaluate --gin_file=configs/runs/eval_nsmc_base.gin --split=test \\
+  kcmoe evaluate --size=base --task=nsmc --gin_file=configs/runs/evaluate.gin --split=test \\
     --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1001000"' --gin.EVAL_OUTPUT_DIR='"scores"'
 
 The validation split is for choosing among checkpoints; read the test split once, at the end.
@@ -61,7 +61,7 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
     )
-    arguments.add_gin_arguments(parser)
+    arguments.add_run_arguments(parser)
     return parser
 
 

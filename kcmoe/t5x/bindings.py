@@ -23,13 +23,16 @@ import jax  # noqa: E402
 import seqio  # noqa: E402
 
 from kcmoe.config import gin_files  # noqa: E402
+from kcmoe.config.data import DataConfig  # noqa: E402
 from kcmoe.config.fields import check_names  # noqa: E402
 from kcmoe.data import labelled  # noqa: E402
+from kcmoe.data.span_corruption import Noise  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
 from kcmoe.tasks import registry as tasks  # noqa: E402
+from kcmoe.training.settings import count_steps  # noqa: E402
 
 if os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0"):
     # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs
@@ -75,13 +78,18 @@ def task_name(splits: Sequence[str]) -> str:
     """
     macros = settings()
     task = tasks.get_task(macros)
-    data_dir = macros.get("DATA_DIR", "data")
+    config = DataConfig.from_macros(macros)
     for part in [task] if isinstance(task, tasks.Task) else [part for part, _ in task.weights]:
         for split in splits:
             if split != "validation" or split in part.splits:
-                labelled.split_files(part, split, data_dir)
-    strict = macros.get("DATA_STRICT", True)
-    return seqio_tasks.register(task, data_dir, macros.get("VOCABULARY_FILE"), strict=strict)
+                labelled.split_files(part, split, config.data_dir)
+    return seqio_tasks.register(
+        task,
+        config.data_dir,
+        config.vocabulary_file,
+        strict=config.strict,
+        noise=Noise.of(config),
+    )
 
 
 @_one_line
@@ -99,6 +107,12 @@ def model_partitions() -> int | None:
     macros = settings()
     checks.partitions_divide(macros, jax.device_count())
     return macros.get("NUM_MODEL_PARTITIONS")
+
+
+@_one_line
+def total_steps() -> int:
+    """TRAIN_STEPS, or FINETUNE_STEPS after those of INITIAL_CHECKPOINT_PATH, as in the engine."""
+    return int(count_steps(settings()).require("TRAIN_STEPS"))
 
 
 @_one_line

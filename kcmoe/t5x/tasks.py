@@ -16,6 +16,7 @@ import t5.data.postprocessors
 import t5.data.preprocessors
 import t5.evaluation.metrics
 
+from kcmoe.data.span_corruption import PRETRAINING, Noise
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.t5x.source import TextSource
 from kcmoe.tasks.registry import Mixture, Task
@@ -27,6 +28,7 @@ def register(
     vocabulary_file: str | None = None,
     *,
     strict: bool = True,
+    noise: Noise = PRETRAINING,
 ) -> str:
     """Makes `task` known to SeqIO, replacing one of the same name.
 
@@ -35,6 +37,7 @@ def register(
       data_dir: local folder or bucket address that relative files are below.
       vocabulary_file: SentencePiece model; None is the shipped one.
       strict: stop at rows that cannot be read rather than leave them out.
+      noise: what span corruption removes.
 
     Returns:
       The name to give to `seqio.get_mixture_or_task` and T5X.
@@ -47,7 +50,7 @@ def register(
             registry.remove(task.name)
     if isinstance(task, Mixture):
         rates = [
-            (register(part, data_dir, vocabulary_file, strict=strict), weight)
+            (register(part, data_dir, vocabulary_file, strict=strict, noise=noise), weight)
             for part, weight in task.weights
         ]
         seqio.MixtureRegistry.add(task.name, rates)
@@ -56,7 +59,7 @@ def register(
     seqio.TaskRegistry.add(
         task.name,
         source=TextSource(task, data_dir, vocabulary_file, strict=strict),
-        preprocessors=_preprocessors(task),
+        preprocessors=_preprocessors(task, noise),
         output_features={
             name: seqio.Feature(vocabulary=vocabulary, add_eos=True)
             for name in ("inputs", "targets")
@@ -67,11 +70,16 @@ def register(
     return task.name
 
 
-def _preprocessors(task: Task) -> Sequence[Callable[..., Any]]:
+def _preprocessors(task: Task, noise: Noise) -> Sequence[Callable[..., Any]]:
     steps: list[Callable[..., Any]] = [seqio.CacheDatasetPlaceholder()]
     if task.kind == "span_corruption":
-        # Noise density 0.15 and mean span 3, the published values, are its defaults.
-        steps.append(t5.data.preprocessors.span_corruption)
+        steps.append(
+            functools.partial(
+                t5.data.preprocessors.span_corruption,
+                noise_density=noise.density,
+                mean_noise_span_length=noise.mean_span,
+            )
+        )
     return [*steps, seqio.preprocessors.append_eos_after_trim]
 
 

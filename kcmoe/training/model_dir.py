@@ -34,7 +34,10 @@ _SIZES = tuple(
     for field in dataclasses.fields(ModelConfig)
     if field.name not in _FREE_MODEL_FIELDS
 )
-_BATCHES = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK")
+_BATCHES = (
+    "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK", "NOISE_DENSITY",
+    "MEAN_NOISE_SPAN_LENGTH",
+)  # fmt: skip
 FIXED = frozenset((*_SIZES, *_BATCHES))
 
 

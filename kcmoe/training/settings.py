@@ -4,13 +4,30 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
 
+from kcmoe import checkpoint as checkpoints
 from kcmoe import fits
+from kcmoe.checkpoint import manage
+from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import fields as configs
+from kcmoe.config import gin_files
 from kcmoe.config.gin_files import Macros
 from kcmoe.config.model import ModelConfig
-from kcmoe.config.training import AdafactorConfig, LossConfig, ScheduleConfig, TrainConfig
+from kcmoe.config.training import (
+    AdafactorConfig,
+    LossConfig,
+    ScheduleConfig,
+    TrainConfig,
+    counted_from,
+    counts_from_start,
+)
 from kcmoe.errors import UserError
+from kcmoe.io.remote import is_remote
+
+INITIAL = "INITIAL_CHECKPOINT_PATH"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +43,12 @@ class Settings:
 
     @classmethod
     def from_macros(cls, macros: Macros) -> Settings:
-        """Raises `UserError` for a name nothing knows, a missing value, or values that clash."""
+        """Raises `UserError` for a name nothing knows, a missing value, or values that clash.
+
+        Where TRAIN_STEPS is None it is counted here, so that config.gin records it.
+        """
         configs.check_names(macros)
+        macros = count_steps(macros)
         settings = cls(
             macros=macros,
             run=TrainConfig.from_macros(macros),
@@ -55,3 +76,31 @@ class Settings:
                 f"STEP_OFFSET = {offset:,} is past step {step:,}, where this run starts; set it to "
                 f"{step} or less"
             )
+
+
+def count_steps(macros: Macros) -> Macros:
+    """`macros` with TRAIN_STEPS: where it is None, FINETUNE_STEPS after INITIAL_CHECKPOINT_PATH's steps.
+
+    Raises:
+      UserError: if neither number is set, or INITIAL_CHECKPOINT_PATH is required and not set, or cannot
+        be read.
+    """
+    if not counts_from_start(macros):
+        return macros
+    path = macros.get(INITIAL) or _begun(macros).get(INITIAL)
+    if not path:
+        start = 0
+        if INITIAL in macros.required:
+            macros.require(INITIAL)
+    else:
+        named = manage.step_of(path)
+        start = checkpoints.open_checkpoint(path).step if named is None else named
+    return counted_from(macros, start)
+
+
+def _begun(macros: Macros) -> Mapping[str, Any]:
+    """What MODEL_DIR was begun with; {} for a new one."""
+    config = os.path.join(str(macros.get("MODEL_DIR") or ""), CONFIG_FILE)
+    if is_remote(config) or not os.path.exists(config):
+        return {}
+    return gin_files.parse([os.path.abspath(config)], foreign=True)

@@ -29,9 +29,16 @@ SMALL = (
 )  # fmt: skip
 
 
+# The published run, as words of a command and as files.
+BASE = ("--size=base", "--task=pretrain", "--gin_file=configs/runs/pretrain.gin")
+BASE_FILES = ["configs/sizes/base.gin", "configs/tasks/pretrain.gin", "configs/runs/pretrain.gin"]
+
+
 def settings(file: str, *bindings: str) -> Settings:
-    files = ["configs/engine/engine.gin", f"configs/runs/{file}"]
-    macros = gin_files.parse(files, [*bindings, "MODEL_DIR='unused'"])
+    files = BASE_FILES if file == "base" else [f"configs/runs/{file}"]
+    macros = gin_files.parse(
+        ["configs/engine/engine.gin", *files], [*bindings, "MODEL_DIR='unused'"]
+    )
     return Settings.from_macros(macros)
 
 
@@ -40,9 +47,7 @@ def planner(file: str, name: str, stack: Any, *bindings: str) -> Planner:
 
 
 def test_published_run_takes_eight_days_on_a_v3_8(capsys: pytest.CaptureFixture[str]) -> None:
-    status = cli.run(
-        ["plan", "--gin_file=configs/runs/pretrain_base.gin", "--hardware=v3-8", "--json"]
-    )
+    status = cli.run(["plan", *BASE, "--hardware=v3-8", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert status == 0
     assert report["parameters"] == 700_641_024
@@ -78,7 +83,7 @@ def test_layout_is_the_mesh_of_the_engine(devices: int) -> None:
 
 
 def test_layout_refuses_what_does_not_divide() -> None:
-    config = settings("pretrain_base.gin").model
+    config = settings("base").model
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide the 8 devices"):
         memory.layout(config, 8, 16, 3)
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS = 12"):
@@ -141,11 +146,14 @@ def test_steps_before_fine_tuning_are_not_counted(
 def test_unknown_steps_before_fine_tuning_are_asked_for(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tune = ["plan", "--gin_file=configs/runs/finetune_nsmc_base.gin", "--hardware=v5e-8"]
-    assert cli.run([*tune, *arguments]) == 2
+    tune = ["plan", "--size=base", "--task=nsmc", "--gin_file=configs/runs/finetune.gin"]
+    tune += ["--hardware=v5e-8", *arguments]
+    assert cli.run([*tune, "--gin.TRAIN_STEPS=1001000"]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "add --start_step=N" in error
+    assert cli.run([*tune, "--json"]) == 0  # FINETUNE_STEPS do not depend on them
+    assert json.loads(capsys.readouterr().out)["steps"] == 1_000
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_unknown_steps_before_fine_tuning_are_asked_for(
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "--gin_file=configs/runs/pretrain_base.gin", *arguments]) == 2
+    assert cli.run(["plan", *BASE, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -211,8 +219,8 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
 def test_time_of_arithmetic_alone_is_called_so(
     size: str, said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = f"--gin_file=configs/runs/pretrain_{size}.gin"
-    assert cli.run(["plan", run, "--hardware=h100x8"]) == 0
+    run = BASE if size == "base" else ("--gin_file=configs/runs/pretrain_tiny.gin",)
+    assert cli.run(["plan", *run, "--hardware=h100x8"]) == 0
     printed = capsys.readouterr().out
     assert ("arithmetic alone" in printed) == said
     assert "e+0" not in printed.split("time ")[1]
