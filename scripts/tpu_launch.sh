@@ -56,8 +56,8 @@ esac
 for argument in "${COMMAND[@]}"; do # found here rather than on every worker
   file=${argument#--gin_file=}
   [[ $argument != --gin_file=configs/* || -e $file ]] ||
-    fail "there is no $file; a run is --gin_file=configs/sizes/SIZE.gin --gin_file=configs/tasks/TASK.gin \
---gin_file=configs/runs/RUN.gin --gin_file=configs/t5x/PART.gin, see how-to-train.md"
+    fail "there is no $file; a run is --gin_file=configs/sizes/X.gin --gin_file=configs/tasks/X.gin \
+--gin_file=configs/runs/X.gin --gin_file=configs/t5x/X.gin, see how-to-train.md"
 done
 
 # worker NUMBER|all VERB ARGUMENT…: what tpu_worker.sh does, there.
