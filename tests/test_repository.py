@@ -33,7 +33,7 @@ LAYERS = (
     {"corpus", "tokenizer"},
     {"data", "checkpoint"},
     {"model", "tasks", "vocabulary"},
-    {"config"},
+    {"config", "tree"},
     {"fits"},
     {"io"},
     {"errors"},

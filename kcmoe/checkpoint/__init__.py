@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: T5X's Orbax layout and old format, and safetensors, read, checked and written.
+"""Checkpoints of every format that `formats` lists, read, checked and written.
 
-`save`, `restore`, `open_checkpoint`, `latest`, `all_checkpoints`, `remove_old` and `clean` are all
-that the rest of the package uses. They are imported when first asked for, so that naming the
+`save`, `restore`, `open_checkpoint`, `convert`, `latest`, `all_checkpoints`, `remove_old` and `clean`
+are all that the rest of the package uses. They are imported when first asked for, so that naming the
 package costs nothing.
 """
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kcmoe.checkpoint.base import Reader
     from kcmoe.checkpoint.manage import all_checkpoints, clean, latest, remove_old
-    from kcmoe.checkpoint.reader import Reader, open_checkpoint
-    from kcmoe.checkpoint.restoring import restore
-    from kcmoe.checkpoint.writer import save
+    from kcmoe.checkpoint.reading import open_checkpoint, restore
+    from kcmoe.checkpoint.writing import convert, save
 
 __all__ = [
     "Reader",
     "all_checkpoints",
     "clean",
+    "convert",
     "latest",
     "open_checkpoint",
     "remove_old",
@@ -29,9 +30,9 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("all_checkpoints", "clean", "latest", "remove_old"), "manage"),
-    **dict.fromkeys(("Reader", "open_checkpoint"), "reader"),
-    "restore": "restoring",
-    "save": "writer",
+    **dict.fromkeys(("open_checkpoint", "restore"), "reading"),
+    **dict.fromkeys(("convert", "save"), "writing"),
+    "Reader": "base",
 }
 
 

@@ -23,9 +23,11 @@ _EPILOG = """examples:
 
 
 def _parser() -> Parser:
+    from kcmoe.checkpoint.formats import FORMATS
+
     parser = Parser(
         prog="kcmoe checkpoint",
-        description="Shows what a checkpoint holds, or converts it: T5X's formats and safetensors.",
+        description="Shows what a checkpoint holds, or converts it to another format.",
         epilog=_EPILOG,
     )
     verbs = parser.add_subparsers(dest="action", required=True, metavar="inspect|convert")
@@ -49,7 +51,7 @@ def _parser() -> Parser:
     change.add_argument(
         "destination", help="the new folder; T5X restores only folders named checkpoint_<step>"
     )
-    change.add_argument("--format", required=True, help="t5x_orbax, t5x_legacy or safetensors")
+    change.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     change.add_argument(
         "--params_only", action="store_true", help="leave the optimizer state behind"
     )
@@ -69,7 +71,8 @@ def main(argv: list[str]) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from kcmoe.checkpoint import inspection
-    from kcmoe.checkpoint.reader import describe_problems, open_checkpoint
+    from kcmoe.checkpoint.base import describe_problems
+    from kcmoe.checkpoint.reading import open_checkpoint
 
     with _progress("reading") as progress:
         found = inspection.inspect(open_checkpoint(args.path), args.finite, progress)
@@ -81,8 +84,9 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from kcmoe.checkpoint.convert import convert
-    from kcmoe.checkpoint.manage import step_of
+    from kcmoe.checkpoint import formats
+    from kcmoe.checkpoint.storage import step_of
+    from kcmoe.checkpoint.writing import convert
 
     started_s = time.monotonic()
     with _progress("converting") as progress:
@@ -95,7 +99,7 @@ def _convert(args: argparse.Namespace) -> int:
             progress=progress,
         )
     print(f"wrote {path} ({args.format}) in {time.monotonic() - started_s:.1f} s")
-    if args.format != "safetensors" and step_of(path) is None:
+    if formats.named(args.format).read_by_t5x and step_of(path) is None:
         print(f"T5X restores only folders named checkpoint_<step>: rename {path} for that")
     return 0
 

@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from kcmoe.checkpoint.leaves import OPTIMIZER_PREFIX, PARAMETER_PREFIX, ShapeDtype, total_bytes
-from kcmoe.checkpoint.reader import Reader
-from kcmoe.checkpoint.restoring import checked_leaves
-from kcmoe.checkpoint.sizes import sizes_of
-from kcmoe.io.wording import human_bytes
+from kcmoe.checkpoint.base import Reader
+from kcmoe.checkpoint.reading import checked_leaves
+from kcmoe.checkpoint.run_config import sizes_of
+from kcmoe.io.wording import aligned, human_bytes
+from kcmoe.tree import OPTIMIZER, PARAMETERS, ShapeDtype, total_bytes, total_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the same as plain JSON values."""
-        parameters, optimizer = self.part(PARAMETER_PREFIX), self.part(OPTIMIZER_PREFIX)
+        parameters, optimizer = self.part(PARAMETERS), self.part(OPTIMIZER)
         return {
             "path": self.path,
             "format": self.format,
             "step": self.step,
-            "parameters": sum(leaf.size for leaf in parameters.values()),
+            "parameters": total_values(parameters.values()),
             "parameter_bytes": total_bytes(parameters.values()),
-            "optimizer_values": sum(leaf.size for leaf in optimizer.values()),
+            "optimizer_values": total_values(optimizer.values()),
             "optimizer_bytes": total_bytes(optimizer.values()),
             "total_bytes": total_bytes(self.tree.values()),
             "finite": None if self.faults is None else not self.faults,
@@ -78,7 +78,7 @@ def inspect(
         step=reader.step,
         tree=tree,
         extras={name: len(content) for name, content in reader.extras().items()},
-        has_checksums=reader.manifest is not None,
+        has_checksums=reader.saved is not None,
         faults=faults,
     )
 
@@ -89,8 +89,8 @@ def render(found: Inspection) -> str:
         ("checkpoint", found.path),
         ("format", found.format),
         ("step", f"{found.step:,}"),
-        ("parameters", _amount(found.part(PARAMETER_PREFIX))),
-        ("optimizer", _amount(found.part(OPTIMIZER_PREFIX))),
+        ("parameters", _amount(found.part(PARAMETERS))),
+        ("optimizer", _amount(found.part(OPTIMIZER))),
         ("total", human_bytes(total_bytes(found.tree.values()))),
     ]
     sizes = sizes_of(found.tree)
@@ -100,18 +100,16 @@ def render(found: Inspection) -> str:
         rows.append(("extra file", f"{name} ({human_bytes(length)})"))
     checks = "of every leaf, in kcmoe.json" if found.has_checksums else "none (not saved by kcmoe)"
     rows += [("checksums", checks), ("finite", _finite(found.faults))]
-    lines = [f"{name:<12}{text}" for name, text in rows]
-    width = max(len(path) for path in found.tree)
-    lines.append("")
-    for path, leaf in found.tree.items():
-        fault = (found.faults or {}).get(path)
-        mark = f"  <- {fault}" if fault else ""
-        lines.append(f"{path:<{width}}  {leaf!s:<28}{human_bytes(leaf.nbytes):>10}{mark}".rstrip())
-    return "\n".join(lines)
+    faults = found.faults or {}
+    leaves = [
+        (path, str(leaf), human_bytes(leaf.nbytes), f"<- {faults[path]}" if path in faults else "")
+        for path, leaf in found.tree.items()
+    ]
+    return "\n".join([*aligned(rows, "<"), "", *aligned(leaves, "<<><")])
 
 
 def _amount(leaves: dict[str, ShapeDtype]) -> str:
-    values = sum(leaf.size for leaf in leaves.values())
+    values = total_values(leaves.values())
     return f"{values:,} in {len(leaves)} leaves ({human_bytes(total_bytes(leaves.values()))})"
 
 

@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from kcmoe.checkpoint import arrays, indexes
-from kcmoe.checkpoint.leaves import (
-    OPTIMIZER_PREFIX,
-    ShapeDtype,
-    checked_shape,
-    flatten,
-    shape_dtype,
-    unflatten,
-)
-from kcmoe.checkpoint.reader import Reader
+from kcmoe import tree as trees
+from kcmoe.checkpoint import encodings
+from kcmoe.checkpoint.base import Format, Provenance, Reader, Writer
+from kcmoe.checkpoint.encodings import checked_shape
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.tree import ShapeDtype, shape_dtype
 
-INDEX = "checkpoint"
+_INDEX = "checkpoint"
 _VERSION = 3
+
+
+def _has_index(folder: Folder) -> bool:
+    # The index is written last: where it is, the save has ended.
+    return folder.exists(_INDEX)
 
 
 class LegacyReader(Reader):
@@ -40,29 +40,24 @@ class LegacyReader(Reader):
 
     format = "t5x_legacy"
 
-    @staticmethod
-    def recognises(folder: Folder) -> bool:
-        """Tells whether the folder is of this format."""
-        return folder.exists(INDEX)
-
     def __init__(self, folder: Folder):
         super().__init__(folder)
         self._inline: dict[str, np.ndarray] = {}
         self._headers: dict[str, bytes] = {}
 
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
-        content = self.folder.read(INDEX)
+        content = self.folder.read(_INDEX)
         if content.startswith(b"model_checkpoint_path"):
             raise UserError(
                 f"{self.path} is a TensorFlow checkpoint: let T5X restore and save it, then take "
-                f"that one"
+                "that one"
             )
         try:
-            index = indexes.unpack(content, INDEX)
+            index = encodings.unpack(content, _INDEX)
             state = index.get("optimizer", index)
             if not isinstance(state, dict) or "target" not in state:
-                raise Damaged(f"the index {INDEX} holds no target: it is not T5X's")
-            entries = flatten(state, is_leaf=_is_spec)
+                raise Damaged(f"the index {_INDEX} holds no target: it is not T5X's")
+            entries = trees.flattened(state, is_leaf=_is_spec)
         except (Damaged, ValueError) as error:
             raise UserError(f"{self.path} is damaged: {error}; take another checkpoint") from error
         tree, problems = {}, {}
@@ -78,7 +73,7 @@ class LegacyReader(Reader):
                 if _is_spec(entry):
                     tree[path] = self._header(path, entry)
                 else:
-                    self._inline[path] = indexes.inline_array(entry)
+                    self._inline[path] = encodings.inline_array(entry)
                     tree[path] = shape_dtype(self._inline[path])
             except Damaged as damage:
                 problems[path] = str(damage)
@@ -93,12 +88,12 @@ class LegacyReader(Reader):
         shape, chunks, dtype = _check_spec(name, spec)
         if f"{name}/.zarray" not in self._headers:
             raise Damaged("missing (the index lists it, its array is not there)")
-        header = arrays.parse_header(self._headers[f"{name}/.zarray"], name)
+        header = encodings.parse_header(self._headers[f"{name}/.zarray"], name)
         if header.leaf.shape != shape or (dtype and header.leaf.dtype.name != dtype):
             raise Damaged(f"{header.leaf} is stored, the index says {dtype}{list(shape)}")
         if chunks is not None and header.chunks != chunks:
             raise Damaged(f"stored in chunks {list(header.chunks)}, the index says {list(chunks)}")
-        missing = arrays.missing_chunks(header, name, self.folder.names())
+        missing = encodings.missing_chunks(header, name, self.folder.names())
         if missing:
             raise Damaged(f"{len(missing)} of its chunks missing ({missing[0]})")
         return header.leaf
@@ -107,7 +102,7 @@ class LegacyReader(Reader):
         if path in self._inline:
             return self._inline[path]
         below = path.replace("/", ".") + "/"
-        return arrays.read_array(self.folder.kvstore(below), self.folder.context)
+        return encodings.read_array(self.folder.kvstore(below), self.folder.context)
 
 
 def _is_spec(entry: object) -> bool:
@@ -126,26 +121,26 @@ def _check_spec(
         chunks = checked_shape(metadata["chunks"]) if "chunks" in metadata else None
         return checked_shape(metadata["shape"]), chunks, spec.get("dtype")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"its entry in the index {INDEX} is damaged ({error})") from error
+        raise Damaged(f"its entry in the index {_INDEX} is damaged ({error})") from error
 
 
-class LegacyWriter:
-    """Writes the leaves into `folder`, which is renamed when its save is finished."""
+class LegacyWriter(Writer):
+    """Writes a zarr folder per large array, the small ones into the index."""
 
-    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype]):
-        self._folder, self._tree = folder, tree
+    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
+        super().__init__(folder, tree, about)
         self._entries: dict[str, Any] = {}
-        self._context = ts.Context(arrays.WRITING)
+        self._context = ts.Context(encodings.WRITING)
 
     def add(self, path: str, array: np.ndarray) -> None:
         """Writes one leaf. Raises ValueError or OSError if the disk refuses."""
-        leaf = self._tree[path]
+        leaf = self.tree[path]
         if _stands_in_index(path, leaf):
             self._entries[path] = array
             return
         name = path.replace("/", ".")
         metadata = {
-            "chunks": list(arrays.chunk_shape(leaf)),
+            "chunks": list(encodings.chunk_shape(leaf)),
             "compressor": {"id": "gzip", "level": 1},
             "shape": list(leaf.shape),
         }
@@ -154,7 +149,7 @@ class LegacyWriter:
         store = ts.open(
             {
                 **spec,
-                "kvstore": {"driver": "file", "path": f"{self._folder.resolve()}/{name}/"},
+                "kvstore": {"driver": "file", "path": f"{self.folder.resolve()}/{name}/"},
                 "store_data_equal_to_fill_value": True,
             },
             create=True,
@@ -167,8 +162,8 @@ class LegacyWriter:
     def finish(self, final: str) -> None:
         """Writes the index, without which no reader takes the folder for a checkpoint."""
         del final
-        index = {"version": _VERSION, "optimizer": unflatten(self._entries)}
-        (self._folder / INDEX).write_bytes(indexes.pack(index))
+        index = {"version": _VERSION, "optimizer": trees.nested(self._entries)}
+        (self.folder / _INDEX).write_bytes(encodings.pack(index))
 
 
 def _stands_in_index(path: str, leaf: ShapeDtype) -> bool:
@@ -176,8 +171,15 @@ def _stands_in_index(path: str, leaf: ShapeDtype) -> bool:
     # row and column statistics of matrices.
     if leaf.size <= 1:
         return True
-    return (
-        path.startswith(OPTIMIZER_PREFIX)
-        and len(leaf.shape) == 1
-        and path[-6:] in ("/v_row", "/v_col")
-    )
+    return trees.is_optimizer(path) and len(leaf.shape) == 1 and path[-6:] in ("/v_row", "/v_col")
+
+
+FORMAT = Format(
+    name=LegacyReader.format,
+    title="T5X's old format (a file named checkpoint)",
+    recognises=_has_index,
+    finished=_has_index,
+    reader=LegacyReader,
+    writer=LegacyWriter,
+    read_by_t5x=True,
+)

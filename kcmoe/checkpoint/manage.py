@@ -1,37 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoints of a model directory: which there are, the newest, and removing old ones.
 
-Looks at names and commit marks only, never at values, and imports nothing heavy.
+Looks at names and at the marks of finished saves only, never at values.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path
 
+from kcmoe.checkpoint.formats import is_finished
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.io import durable
 
-_NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
 _PINNED = "PINNED"
-
-
-def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
-    """Returns N of `.../checkpoint_N`, or None for any other name."""
-    found = _NAMED.fullmatch(Path(checkpoint).name)
-    return int(found[1]) if found else None
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Tells whether a save in either T5X format, or of safetensors, has ended well."""
-    state, old_index = checkpoint / "state", checkpoint / "checkpoint"
-    if (checkpoint / "_CHECKPOINT_METADATA").exists() or (checkpoint / "kcmoe.json").exists():
-        marks = [checkpoint / "commit_success.txt", old_index, checkpoint / "model.safetensors"]
-        return any(mark.is_file() for mark in marks)
-    return (
-        old_index.is_file() or (state / "_METADATA").is_file() or (state / "checkpoint").is_file()
-    )
 
 
 def all_checkpoints(model_dir: str | os.PathLike[str]) -> list[Path]:
@@ -55,8 +38,7 @@ def latest(model_dir: str | os.PathLike[str]) -> Path | None:
 def clean(model_dir: str | os.PathLike[str]) -> list[Path]:
     """Removes what killed saves left behind and returns their paths.
 
-    Call it when a run starts: whatever is being saved by another process at that time would be
-    lost.
+    Call it when a run starts: what another process is saving at that time would be lost.
     """
     return durable.remove_leftovers(Path(model_dir))
 

@@ -5,11 +5,12 @@ Written here straight through TensorStore, leaf by leaf, so that memory stays sm
 `OrbaxCheckpointManagerInterface` needs of it (t5x@cc342d4:t5x/checkpoints.py) is the item folder
 `state`, its `_METADATA`, arrays named by their path with dots, and the commit files. Differences
 from what T5X writes: one OCDBT database instead of one per process and merged, no `dataset` item,
-and large arrays in several chunks.
+and large arrays in several chunks. Source of the JSON files: orbax `tree_metadata`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Mapping
@@ -19,18 +20,39 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from kcmoe.checkpoint import arrays, indexes
-from kcmoe.checkpoint.leaves import ShapeDtype
-from kcmoe.checkpoint.reader import COMMIT_FILE, Reader
+from kcmoe.checkpoint import checksums, encodings
+from kcmoe.checkpoint.base import Format, Provenance, Reader, Writer
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io.wording import first_line
+from kcmoe.tree import ShapeDtype, flattened
 
 _ITEM = "state"
+_COMMIT_FILE = "commit_success.txt"
 _STEP_METADATA = "_CHECKPOINT_METADATA"
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+_PLACEHOLDER = "PLACEHOLDER://"
+_DICT_KEY = 2
+_EMPTY_TYPES = {"None", "Dict", "List", "NamedTuple", "Tuple"}
 _COMMIT_BYTES = 64 << 20
 _OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "compression": {"id": "zstd"}}
+
+
+def _recognises(folder: Folder) -> bool:
+    known = [f"{_ITEM}/{name}" for name in ("_METADATA", "manifest.ocdbt", "checkpoint")]
+    return any(folder.exists(name) for name in (*known, _STEP_METADATA))
+
+
+def _is_marked(folder: Folder) -> bool:
+    # Orbax of today marks a finished save by a file, as does any Orbax in a bucket; years ago, on a
+    # disk, only the final name did, and there was no _CHECKPOINT_METADATA either.
+    return folder.remote or any(map(folder.exists, (checksums.NAME, _STEP_METADATA)))
+
+
+def _finished(folder: Folder) -> bool:
+    if _is_marked(folder):
+        return folder.exists(_COMMIT_FILE)
+    return any(folder.exists(f"{_ITEM}/{name}") for name in ("_METADATA", "checkpoint"))
 
 
 class OrbaxReader(Reader):
@@ -38,32 +60,16 @@ class OrbaxReader(Reader):
 
     format = "t5x_orbax"
 
-    @staticmethod
-    def recognises(folder: Folder) -> bool:
-        """Tells whether the folder is of this format. Raises `UserError` if it is half-finished."""
-        known = [f"{_ITEM}/{name}" for name in ("_METADATA", "manifest.ocdbt", "checkpoint")]
-        known += [_STEP_METADATA]
-        return any(folder.exists(name) for name in known)
-
     def __init__(self, folder: Folder):
         super().__init__(folder)
-        self._require_commit()
+        if _is_marked(folder) and not folder.exists(_COMMIT_FILE):
+            raise UserError(
+                f"{self.path} is a half-finished save (it has no {_COMMIT_FILE}): take another "
+                "checkpoint, or, if you know that the save ended well, create that file"
+            )
         self._ocdbt = folder.exists(f"{_ITEM}/manifest.ocdbt")
         self._names: frozenset[str] = frozenset()
         self._inline: dict[str, np.ndarray] = {}
-
-    def _require_commit(self) -> None:
-        # Orbax of today marks a finished save by a file, as does any Orbax in a bucket; years ago,
-        # on a disk, only the final name did, and there was no _CHECKPOINT_METADATA either.
-        marked = (
-            self.folder.remote or self.manifest is not None or self.folder.exists(_STEP_METADATA)
-        )
-        if marked and not self.folder.exists(COMMIT_FILE):
-            raise UserError(
-                f"{self.path} is a half-finished save (it has no {COMMIT_FILE}): take another "
-                f"checkpoint, or, "
-                "if you know that the save ended well, create that file"
-            )
 
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
         try:
@@ -90,8 +96,8 @@ class OrbaxReader(Reader):
     def _declared(self) -> dict[str, tuple[int, ...] | None]:
         """Returns path -> shape (None if the index does not say) of the stored arrays."""
         if self.folder.exists(f"{_ITEM}/_METADATA"):
-            return indexes.parse_orbax_metadata(self.folder.read(f"{_ITEM}/_METADATA"))
-        found = indexes.parse_placeholders(self.folder.read(f"{_ITEM}/checkpoint"))
+            return _parse_metadata(self.folder.read(f"{_ITEM}/_METADATA"))
+        found = _parse_placeholders(self.folder.read(f"{_ITEM}/checkpoint"))
         self._inline = {path: value for path, value in found.items() if value is not None}
         return {path: None for path, value in found.items() if value is None}
 
@@ -113,10 +119,10 @@ class OrbaxReader(Reader):
         name = path.replace("/", ".")
         if f"{name}/.zarray" not in self._names:
             raise Damaged("missing (the index lists it, its array is not there)")
-        header = arrays.parse_header(self._content(f"{name}/.zarray"), name)
+        header = encodings.parse_header(self._content(f"{name}/.zarray"), name)
         if shape is not None and not _tiles(shape, header.leaf.shape):
             raise Damaged(f"{header.leaf} is stored, the index says {list(shape)}")
-        missing = arrays.missing_chunks(header, name, self._names)
+        missing = encodings.missing_chunks(header, name, self._names)
         if missing:
             raise Damaged(f"{len(missing)} of its chunks missing ({missing[0]})")
         return header.leaf
@@ -132,7 +138,9 @@ class OrbaxReader(Reader):
     def _read(self, path: str) -> np.ndarray:
         if path in self._inline:
             return self._inline[path]
-        return arrays.read_array(self._kvstore(path.replace("/", ".") + "/"), self.folder.context)
+        return encodings.read_array(
+            self._kvstore(path.replace("/", ".") + "/"), self.folder.context
+        )
 
 
 def _tiles(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -142,15 +150,15 @@ def _tiles(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return all(p == w or (p and w % p == 0) for p, w in zip(part, whole, strict=True))
 
 
-class OrbaxWriter:
-    """Writes the leaves into `folder`, which is renamed when its save is finished."""
+class OrbaxWriter(Writer):
+    """Writes the arrays into one OCDBT database, a few dozen at a time."""
 
-    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype]):
-        self._folder, self._tree = folder, tree
+    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
+        super().__init__(folder, tree, about)
         self._item = folder / _ITEM
         self._item.mkdir()
         self._started = time.time_ns()
-        self._context = ts.Context(arrays.WRITING)
+        self._context = ts.Context(encodings.WRITING)
         self._transaction = ts.Transaction()
         self._waiting_bytes = 0
         self._kvstore = {
@@ -161,7 +169,7 @@ class OrbaxWriter:
 
     def add(self, path: str, array: np.ndarray) -> None:
         """Writes one leaf. Raises ValueError or OSError if the disk refuses."""
-        leaf = self._tree[path]
+        leaf = self.tree[path]
         spec = {
             "driver": "zarr",
             "kvstore": {**self._kvstore, "path": path.replace("/", ".") + "/"},
@@ -169,7 +177,7 @@ class OrbaxWriter:
                 "compressor": {"id": "zstd", "level": 1},
                 "dtype": "bfloat16" if leaf.dtype.name == "bfloat16" else leaf.dtype.str,
                 "shape": list(leaf.shape),
-                "chunks": list(arrays.chunk_shape(leaf)),
+                "chunks": list(encodings.chunk_shape(leaf)),
             },
             "store_data_equal_to_fill_value": True,
         }
@@ -190,11 +198,11 @@ class OrbaxWriter:
     def finish(self, final: str) -> None:
         """Writes the index and the commit files; `final` is the path the checkpoint will have."""
         self._commit()
-        (self._item / "_METADATA").write_text(json.dumps(indexes.orbax_metadata(self._tree)))
-        (self._item / "_sharding").write_text(json.dumps(indexes.orbax_shardings(self._tree)))
+        (self._item / "_METADATA").write_text(json.dumps(_metadata(self.tree)))
+        (self._item / "_sharding").write_text(json.dumps(_shardings(self.tree)))
         described = self._item / "array_metadatas" / "process_0"
         described.parent.mkdir()
-        described.write_text(json.dumps(indexes.orbax_array_metadatas(self._tree)))
+        described.write_text(json.dumps(_array_metadatas(self.tree)))
         step_metadata = {
             "item_handlers": {_ITEM: _HANDLER},
             "metrics": {},
@@ -203,8 +211,107 @@ class OrbaxWriter:
             "commit_timestamp_nsecs": time.time_ns(),
             "custom_metadata": {},
         }
-        (self._folder / _STEP_METADATA).write_text(json.dumps(step_metadata))
-        for folder, name in ((self._item, f"{final}/{_ITEM}"), (self._folder, final)):
-            (folder / COMMIT_FILE).write_text(
+        (self.folder / _STEP_METADATA).write_text(json.dumps(step_metadata))
+        for folder, name in ((self._item, f"{final}/{_ITEM}"), (self.folder, final)):
+            (folder / _COMMIT_FILE).write_text(
                 f"Checkpoint commit was successful to {Path(name).name}"
             )
+
+
+def _parse_placeholders(content: bytes) -> dict[str, np.ndarray | None]:
+    """Reads the index of Orbax before `_METADATA`: path -> values, None if stored apart."""
+    found: dict[str, np.ndarray | None] = {}
+    for path, value in flattened(encodings.unpack(content, "state/checkpoint")).items():
+        if isinstance(value, str) and value.startswith(_PLACEHOLDER):
+            if value[len(_PLACEHOLDER) :] != path.replace("/", "."):
+                raise Damaged(f"the index state/checkpoint names {value!r} for {path}")
+            found[path] = None
+        elif value is not None:
+            found[path] = encodings.inline_array(value)
+    return found
+
+
+def _parse_metadata(content: bytes) -> dict[str, tuple[int, ...] | None]:
+    """Reads `_METADATA`: path -> shape (None where an older Orbax did not note it)."""
+    found: dict[str, tuple[int, ...] | None] = {}
+    try:
+        fields = json.loads(content)
+        if fields.get("use_zarr3"):
+            raise ValueError("zarr 3, which T5X does not write")
+        for entry in fields["tree_metadata"].values():
+            names = [part["key"] for part in entry["key_metadata"]]
+            if not names or not all(isinstance(name, str) and name for name in names):
+                raise ValueError(f"a path {names!r}")
+            value = entry["value_metadata"]
+            if value.get("skip_deserialize") or value.get("value_type") in _EMPTY_TYPES:
+                continue
+            shape = value.get("write_shape")
+            found["/".join(names)] = None if shape is None else encodings.checked_shape(shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"the index state/_METADATA is damaged ({first_line(error)})") from error
+    return found
+
+
+def _metadata(tree: Mapping[str, ShapeDtype]) -> dict[str, Any]:
+    """Returns the content of `_METADATA` for arrays stored in OCDBT as zarr 2."""
+    entries = {}
+    for path, leaf in tree.items():
+        names = tuple(path.split("/"))
+        entries[str(names)] = {
+            "key_metadata": [{"key": name, "key_type": _DICT_KEY} for name in names],
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                # Orbax notes here the part that each process wrote, which is the whole array.
+                "write_shape": list(leaf.shape),
+            },
+        }
+    return {
+        "tree_metadata": entries,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+
+
+def _shardings(tree: Mapping[str, ShapeDtype]) -> dict[str, str]:
+    """Returns the content of `_sharding`: where Orbax puts arrays unless it is told (T5X tells it)."""
+    first_device = {
+        "sharding_type": "NamedSharding",
+        "shape": [1],
+        "axis_names": ["data"],
+        "axis_types": ["AxisType.Auto"],
+        "partition_spec": [],
+        "device_mesh": {"mesh": [{"id": 0}]},
+    }
+    text = json.dumps(first_device)
+    return {base64.b64encode(path.replace("/", ".").encode()).decode(): text for path in tree}
+
+
+def _array_metadatas(tree: Mapping[str, ShapeDtype]) -> dict[str, Any]:
+    """Returns the content of `array_metadatas/process_0`: shape and chunks of every array."""
+    return {
+        "array_metadatas": [
+            {
+                "array_metadata": {
+                    "param_name": path.replace("/", "."),
+                    "write_shape": list(leaf.shape),
+                    "chunk_shape": list(encodings.chunk_shape(leaf)),
+                    "ext_metadata": None,
+                }
+            }
+            for path, leaf in tree.items()
+        ]
+    }
+
+
+FORMAT = Format(
+    name=OrbaxReader.format,
+    title="T5X's Orbax layout (state/_METADATA)",
+    recognises=_recognises,
+    finished=_finished,
+    reader=OrbaxReader,
+    writer=OrbaxWriter,
+    read_by_t5x=True,
+)

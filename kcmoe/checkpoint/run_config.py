@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is recorded with a checkpoint about its run, and whether a vocabulary is the one of its weights.
+"""What a checkpoint tells of its run: what is recorded beside it, its sizes, whose vocabulary it has.
 
 A run's `config.gin` stands beside or above its checkpoints. A converted checkpoint has left it behind and
 holds `config.json` instead: what the weights need to be used, and no path of the machine they come from.
@@ -11,25 +11,32 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe.checkpoint.storage import Folder
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
+from kcmoe.tree import ShapeDtype, parameters
 from kcmoe.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.gin"
 JSON_FILE = "config.json"
 DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabulary of a run
-_MODEL_TYPE = "kcmoe"  # Transformers has files of this name, too
+_MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
 _KEPT = (*(field.metadata["macro"] for field in dataclasses.fields(ModelConfig)),
          DIGEST, "TASK_FEATURE_LENGTHS")  # fmt: skip
+_LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
 
 def find_config(checkpoint: str) -> str | None:
-    """`config.gin` in the folder of the checkpoint or the one above it, None if there is none."""
+    """Returns the path of `config.gin` in the checkpoint's folder or the one above; None if neither has it.
+
+    In a bucket, where looking costs a request, it is the one above, there or not.
+    """
     if is_remote(checkpoint):
         return f"{os.path.dirname(checkpoint)}/{CONFIG_FILE}"
     folder = os.path.abspath(checkpoint)
@@ -40,9 +47,7 @@ def find_config(checkpoint: str) -> str | None:
 
 
 def read_json(checkpoint: str) -> dict[str, Any]:
-    """The macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
-    from kcmoe.checkpoint.storage import Folder  # here, as names are checked without TensorStore
-
+    """Returns the macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
     folder = Folder(checkpoint)
     try:
         fields = json.loads(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
@@ -54,7 +59,7 @@ def read_json(checkpoint: str) -> dict[str, Any]:
 
 
 def recorded(checkpoint: str) -> dict[str, Any]:
-    """The macros of `config.gin`, else those of `config.json`; {} where neither is.
+    """Returns the macros of `config.gin`, else those of `config.json`; {} where neither is.
 
     T5X's config.gin has no digest of the vocabulary; that of the file it names is added, if that is there.
 
@@ -64,9 +69,9 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     config = find_config(checkpoint)
     if config is None:
         return read_json(checkpoint)
-    if is_remote(checkpoint):  # read as the checkpoint is, which needs nothing more to be installed
-        from kcmoe.checkpoint.storage import Folder
-
+    if is_remote(
+        checkpoint
+    ):  # through TensorStore, as the checkpoint itself, so no fsspec is needed
         above = Folder(os.path.dirname(config))
         if not above.exists(CONFIG_FILE):
             return read_json(checkpoint)
@@ -80,13 +85,12 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     return macros
 
 
-def to_keep(source: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What goes into the `config.json` of a copy of `source`: recorded macros, and `sizes` of its tree.
+def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Returns what the `config.json` of a copy of `source` holds: macros `found` there, `sizes` of its tree.
 
     Raises:
-      UserError: if the two disagree, or as `recorded`.
+      UserError: if the two disagree.
     """
-    found = recorded(source)
     macros = {name: found[name] for name in _KEPT if name in found}
     unequal = [name for name in sizes if macros.get(name, sizes[name]) != sizes[name]]
     if unequal:
@@ -99,7 +103,7 @@ def to_keep(source: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def to_json(macros: Mapping[str, Any], step: int) -> bytes:
-    """The content of a `config.json` that `read_json` reads."""
+    """Returns the content of a `config.json` that `read_json` reads."""
     fields = {"model_type": _MODEL_TYPE, "step": step, **dict(sorted(macros.items()))}
     return json.dumps(fields, indent=2).encode() + b"\n"
 
@@ -113,7 +117,7 @@ def check_vocabulary(checkpoint: str, vocabulary: Vocabulary) -> None:
     try:
         macros = recorded(checkpoint)
     except UserError:
-        return  # nothing that can be read from here
+        return  # what is recorded cannot be read, so there is nothing to compare with
     digest, name = str(macros.get(DIGEST) or ""), macros.get("VOCABULARY_FILE")
     if digest and digest != vocabulary.digest:
         raise UserError(
@@ -121,3 +125,49 @@ def check_vocabulary(checkpoint: str, vocabulary: Vocabulary) -> None:
             f"(sha256 {digest[:12]}…), not with {vocabulary.path} ({vocabulary.digest[:12]}…); set "
             "VOCABULARY_FILE to the former"
         )
+
+
+def sizes_of(tree: Mapping[str, ShapeDtype]) -> dict[str, int]:
+    """Returns macro name -> size for all that the tree tells; {} for a tree of another model."""
+    params, sizes = parameters(tree), dict[str, int]()
+    for stack in ("encoder", "decoder"):
+        layers, sparse = set(), set()
+        for found in filter(None, map(_LAYER.match, params)):
+            if found[1] == stack:
+                layers.add(found[2])
+                if found[3]:
+                    sparse.add(found[2])
+        if layers:
+            sizes[f"NUM_{stack.upper()}_LAYERS"] = len(layers)
+            sizes[f"NUM_{stack.upper()}_SPARSE_LAYERS"] = len(sparse)
+    sizes.update(_dimensions(params))
+    return sizes
+
+
+def _dimensions(params: Mapping[str, ShapeDtype]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for path, leaf in params.items():
+        if path.endswith("token_embedder/embedding") and len(leaf.shape) == 2:
+            found["NUM_EMBEDDINGS"], found["EMBED_DIM"] = leaf.shape
+        elif path.endswith("relpos_bias/rel_embedding") and len(leaf.shape) == 2:
+            found["NUM_HEADS"] = leaf.shape[0]
+        elif path.endswith("attention/query/kernel") and len(leaf.shape) == 2:
+            found["joined"] = leaf.shape[1]
+        elif path.endswith("mlp/expert/wi_0/kernel") and len(leaf.shape) == 3:
+            found["NUM_EXPERTS"], _, found["EXPERT_MLP_DIM"] = leaf.shape
+        elif path.endswith("mlp/wi_0/kernel") and len(leaf.shape) == 2:
+            found["MLP_DIM"] = leaf.shape[1]
+    joined = found.pop("joined", None)
+    if joined and found.get("NUM_HEADS"):
+        found["HEAD_DIM"] = joined // found["NUM_HEADS"]
+    return found
+
+
+def explain_difference(here: Mapping[str, ShapeDtype], wanted: Mapping[str, ShapeDtype]) -> str:
+    """Returns " (another size: EMBED_DIM 32 here, 128 expected)", or "" if the sizes agree."""
+    theirs, ours = sizes_of(here), sizes_of(wanted)
+    names = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+    if not names:
+        return ""
+    listed = ", ".join(f"{name} {theirs[name]} here, {ours[name]} expected" for name in names)
+    return f" (another size: {listed}; take the gin file of that checkpoint's size)"

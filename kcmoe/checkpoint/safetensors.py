@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """safetensors: one file of raw arrays behind a JSON header.
 
-Read and written leaf by leaf at its offset, so memory stays at one leaf. Names of tensors are the
-paths of T5X's tree. Also reads folders whose tensors are spread over several files with
+Each leaf is read and written at its offset, so memory stays at one leaf. Names of tensors are the
+paths of T5X's tree. Folders are read too whose tensors are spread over several files with
 `model.safetensors.index.json`. Format: https://github.com/huggingface/safetensors (README,
-"Format"). Files in buckets must be copied here first.
+"Format"). Files in buckets must be copied to this machine first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kcmoe.checkpoint.leaves import ShapeDtype, checked_shape, named_dtype, raw_bytes
-from kcmoe.checkpoint.reader import Reader
+from kcmoe.checkpoint import checksums
+from kcmoe.checkpoint.base import Format, Provenance, Reader, Writer
+from kcmoe.checkpoint.checksums import raw_bytes
+from kcmoe.checkpoint.encodings import checked_shape, named_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.tree import ShapeDtype, shape_dtype
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,33 +47,28 @@ class _Place(NamedTuple):
     start: int
 
 
+def _recognises(folder: Folder) -> bool:
+    if folder.remote:
+        if folder.exists(FILE) or folder.exists(INDEX):
+            raise UserError(
+                f"{folder.path} is in safetensors: copy the folder to this machine first"
+            )
+        return False
+    return bool(_files(folder.path))
+
+
+def _finished(folder: Folder) -> bool:
+    return folder.exists(checksums.NAME) and folder.exists(FILE)
+
+
 class SafetensorsReader(Reader):
     """Reads a folder with one `.safetensors` file, or with several and their index."""
 
     format = "safetensors"
 
-    @staticmethod
-    def recognises(folder: Folder) -> bool:
-        """Tells whether the folder is of this format."""
-        if folder.remote:
-            if folder.exists(FILE) or folder.exists(INDEX):
-                raise UserError(
-                    f"{folder.path} is in safetensors: copy the folder to this machine first"
-                )
-            return False
-        return bool(_files(folder.path))
-
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
         self._places: dict[str, _Place] = {}
-        problems: dict[str, str] = {}
-        files = _files(self.path)
-        if len(files) > 1 and not self.folder.exists(INDEX):
-            raise UserError(
-                f"{self.path} holds {len(files)} safetensors files but no {INDEX}: which belong "
-                f"together?"
-            )
-        if self.folder.exists(INDEX):
-            files = self._indexed_files(problems)
+        files, problems = indexed_files(self.folder)
         for file in files:
             try:
                 places = parse_header(Path(self.path) / file)
@@ -95,24 +93,6 @@ class SafetensorsReader(Reader):
             del self._places[path]
         return {path: place.leaf for path, place in self._places.items()}, problems
 
-    def _indexed_files(self, problems: dict[str, str]) -> list[str]:
-        try:
-            weights = json.loads(self.folder.read(INDEX))["weight_map"]
-            if not all(
-                isinstance(file, str) and os.path.basename(file) == file
-                for file in weights.values()
-            ):
-                raise ValueError("a file name is not one")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.path}/{INDEX} is damaged ({error}): take another checkpoint"
-            ) from error
-        present = sorted({file for file in weights.values() if self.folder.exists(file)})
-        for path, file in weights.items():
-            if file not in present:
-                problems[path] = f"missing (its file {file} is not there)"
-        return present
-
     def _read(self, path: str) -> np.ndarray:
         file, leaf, start = self._places[path]
         try:
@@ -129,6 +109,36 @@ def _files(folder: str) -> list[str]:
     if FILE in names:
         return [FILE]
     return sorted(name for name in names if name.endswith(".safetensors") or name == INDEX)
+
+
+def indexed_files(folder: Folder) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of the files that hold the tensors, and tensor -> what is wrong with it.
+
+    Raises `UserError` if the index is damaged, or if there are several files without one.
+    """
+    files, problems = _files(folder.path), {}
+    if not folder.exists(INDEX):
+        if len(files) > 1:
+            raise UserError(
+                f"{folder.path} holds {len(files)} safetensors files but no {INDEX}, which would tell "
+                "how they belong together"
+            )
+        return files, {}
+    try:
+        weights = json.loads(folder.read(INDEX))["weight_map"]
+        if not all(
+            isinstance(file, str) and os.path.basename(file) == file for file in weights.values()
+        ):
+            raise ValueError("a file name is not one")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder.path}/{INDEX} is damaged ({error}): take another checkpoint"
+        ) from error
+    present = sorted({file for file in weights.values() if folder.exists(file)})
+    for path, file in weights.items():
+        if file not in present:
+            problems[path] = f"missing (its file {file} is not there)"
+    return present, problems
 
 
 def parse_header(file: Path) -> dict[str, tuple[ShapeDtype, int]]:
@@ -155,19 +165,24 @@ def parse_header(file: Path) -> dict[str, tuple[ShapeDtype, int]]:
     return found
 
 
-class SafetensorsWriter:
-    """Writes the leaves into `folder/model.safetensors`, in any order."""
+class TensorFile:
+    """A `.safetensors` file to be written: its header first, then values in any order.
 
-    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype]):
-        self._tree = tree
+    `tensors`: name -> shape and dtype of all that will come. Raises OSError if the disk refuses.
+    """
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, ShapeDtype], metadata: Mapping[str, str]
+    ) -> None:
+        self._tensors = tensors
         self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": {"format": "flax"}}
+        header: dict[str, object] = {"__metadata__": dict(metadata)}
         end = 0
         # Widest values first keeps every array aligned to the size of its values.
-        for path in sorted(tree, key=lambda path: (-tree[path].dtype.itemsize, path)):
-            leaf = tree[path]
-            self._offsets[path] = end
-            header[path] = {
+        for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+            leaf = tensors[name]
+            self._offsets[name] = end
+            header[name] = {
                 "dtype": _NAMES[leaf.dtype.name],
                 "shape": list(leaf.shape),
                 "data_offsets": [end, end := end + leaf.nbytes],
@@ -175,16 +190,49 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
-        self._file = (folder / FILE).open("wb")
+        self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._start + end)
 
-    def add(self, path: str, array: np.ndarray) -> None:
-        """Writes one leaf. Raises OSError if the disk refuses."""
-        self._file.seek(self._start + self._offsets[path])
+    def write(self, name: str, array: np.ndarray, first: int = 0) -> None:
+        """Writes `array` into the tensor `name`, from its `first` value on (in C order).
+
+        A tensor may come in parts. Raises ValueError for a part that is of another dtype or does
+        not lie inside the tensor.
+        """
+        leaf = self._tensors[name]
+        if array.dtype != leaf.dtype or first < 0 or first + array.size > leaf.size:
+            raise ValueError(f"{name} is {leaf}: no place for {shape_dtype(array)} at {first}")
+        self._file.seek(self._start + self._offsets[name] + first * leaf.dtype.itemsize)
         self._file.write(raw_bytes(array))
+
+    def close(self) -> None:
+        """Closes the file, which is then complete if every value was written."""
+        self._file.close()
+
+
+class SafetensorsWriter(Writer):
+    """Writes the leaves into `folder/model.safetensors`."""
+
+    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
+        super().__init__(folder, tree, about)
+        self._file = TensorFile(folder / FILE, tree, {"format": "flax"})
+
+    def add(self, path: str, array: np.ndarray) -> None:
+        """Writes one leaf at its place in the file. Raises OSError if the disk refuses."""
+        self._file.write(path, array)
 
     def finish(self, final: str) -> None:
         """Closes the file."""
         del final
         self._file.close()
+
+
+FORMAT = Format(
+    name=SafetensorsReader.format,
+    title="safetensors",
+    recognises=_recognises,
+    finished=_finished,
+    reader=SafetensorsReader,
+    writer=SafetensorsWriter,
+)

@@ -9,6 +9,7 @@ finds (`gcloud auth application-default login`); public ones need none.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,14 @@ import tensorstore as ts
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 from kcmoe.io.wording import first_line
+
+_NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
+
+
+def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
+    """Returns N of `.../checkpoint_N`, or None for any other name."""
+    found = _NAMED.fullmatch(os.fspath(checkpoint).rstrip("/").rsplit("/", 1)[-1])
+    return int(found[1]) if found else None
 
 
 class Damaged(Exception):
@@ -30,7 +39,7 @@ class Folder:
         text = os.fspath(path)
         self.remote = is_remote(text)
         self.path = text.rstrip("/") if self.remote else os.path.abspath(text)
-        # A few retries for a bucket that stumbles; without a network an error should come within seconds.
+        # A few retries for a bucket that fails once; without a network an error comes within seconds.
         self.context = ts.Context(
             {
                 "cache_pool": {"total_bytes_limit": 64_000_000},
@@ -46,11 +55,6 @@ class Folder:
         except ValueError as error:
             raise UserError(f"{text} cannot be opened: {first_line(error)}") from error
         self._names: frozenset[str] | None = None
-
-    @property
-    def name(self) -> str:
-        """The last part of the path, "checkpoint_1000"."""
-        return self.path.rsplit("/", 1)[-1]
 
     def names(self) -> frozenset[str]:
         """Returns the relative names of all files below the folder (listed once)."""

@@ -12,7 +12,7 @@ from kcmoe.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(GinConfig):
-    """Where the data is and how it is read; none of it changes what a row number means."""
+    """Where the data is, how it is read, and the noise of pretraining."""
 
     data_dir: str = macro("DATA_DIR", default="data", help="folder or bucket of the task's files")
     vocabulary_file: str | None = macro(
@@ -28,15 +28,11 @@ class DataConfig(GinConfig):
         "DATA_STRICT", default=True, help="stop at damaged data; False leaves it out and counts it"
     )
     pack: bool = macro("PACK", default=False, help="several examples to a row, with segment ids")
-    noise_density: float | None = macro(
-        "NOISE_DENSITY",
-        default=None,
-        help="share of the tokens that span corruption removes; None is T5's 0.15",
+    noise_density: float = macro(
+        "NOISE_DENSITY", default=0.15, help="share of the tokens that span corruption removes"
     )
-    mean_noise_span_length: float | None = macro(
-        "MEAN_NOISE_SPAN_LENGTH",
-        default=None,
-        help="mean number of tokens of a removed span; None is T5's 3",
+    mean_noise_span_length: float = macro(
+        "MEAN_NOISE_SPAN_LENGTH", default=3.0, help="mean length of a removed span, in tokens"
     )
     workers: int | None = macro(
         "DATA_WORKERS",
@@ -45,14 +41,13 @@ class DataConfig(GinConfig):
     )
 
     def check(self) -> None:
-        """See `GinConfig.check`."""
-        if self.noise_density is not None and not 0.0 < self.noise_density < 1.0:
+        if not 0 < self.noise_density < 1:
             raise UserError(
-                f"NOISE_DENSITY = {self.noise_density}, but it is a share, above 0 and below 1"
+                f"NOISE_DENSITY = {self.noise_density}, but it is a share, between 0 and 1"
             )
-        if self.mean_noise_span_length is not None and self.mean_noise_span_length < 1.0:
+        if self.mean_noise_span_length < 1:
             raise UserError(
-                f"MEAN_NOISE_SPAN_LENGTH = {self.mean_noise_span_length}, but a span has at least 1 token"
+                f"MEAN_NOISE_SPAN_LENGTH = {self.mean_noise_span_length}, but a span has at least one token"
             )
         if self.workers is not None and not 0 <= self.workers <= 256:
             raise UserError(

@@ -39,6 +39,11 @@ class TaskSettings(GinConfig):
     labels: dict | None = macro(
         "TASK_LABELS", default=None, help="value in the target column -> word to generate"
     )
+    multi_label: bool | None = macro(
+        "TASK_MULTI_LABEL",
+        default=None,
+        help="True where a row has several labels: a list, or a text with commas between them",
+    )
     target_step: float | None = macro(
         "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
     )

@@ -7,8 +7,9 @@ verified is what the authors published. Nothing here is a mirror of ours.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+
+from kcmoe.corpus.types import DataSet, Layout, Remote, Table
 
 _NSMC = "https://raw.githubusercontent.com/e9t/nsmc/cc0670e872d4ac27bfe36c87456783004b39ef6c/"
 _KOR_NLU = (
@@ -17,76 +18,31 @@ _KOR_NLU = (
 )
 _KLUE = (
     "https://raw.githubusercontent.com/KLUE-benchmark/KLUE/3efd98708a40ff49251fddde35453f8fbb11f536/"
-    "klue_benchmark/klue-nli-v1.1/"
+    "klue_benchmark/"
 )
 _BEEP = (
     "https://raw.githubusercontent.com/kocohub/korean-hate-speech/"
     "f8d05dce2b22007bb149e5139c0060c68ad8f94b/"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Remote:
-    """One file to fetch.
-
-    Attributes:
-      url: the official address.
-      git_blob: git's id of the file: sha1 of "blob <size>\\0" and the content.
-      size: bytes, 0 where the authors do not say.
-    """
-
-    url: str
-    git_blob: str
-    size: int = 0
-
-    @property
-    def name(self) -> str:
-        """File name, under which it is kept in `<set>/raw/`."""
-        return self.url.rpartition("/")[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """One parquet file made of fetched ones.
-
-    Attributes:
-      file: below DATA_DIR.
-      sources: names of fetched files, read one after another.
-      columns: column of the parquet -> column of the source.
-      types: PyArrow type of columns that are not text.
-    """
-
-    file: str
-    sources: tuple[str, ...]
-    columns: Mapping[str, str]
-    types: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """One set that can be had.
-
-    Attributes:
-      name: as typed.
-      about: one line.
-      licence: of the data.
-      homepage: where it is described.
-      files: to fetch over HTTP.
-      tables: made of them.
-      bucket: a bucket folder to copy instead.
-      by_hand: what a person has to do where a login stands between.
-      present: file below DATA_DIR that shows it is there, where there is no table.
-    """
-
-    name: str
-    about: str
-    licence: str
-    homepage: str
-    files: tuple[Remote, ...] = ()
-    tables: tuple[Table, ...] = ()
-    bucket: str = ""
-    by_hand: str = ""
-    present: str = ""
+_KMHAS = (
+    "https://raw.githubusercontent.com/adlnlp/K-MHaS/ec7a7e775d650b825872f6f538fc717822cdfc1a/data/"
+)
+_CURSE = (
+    "https://raw.githubusercontent.com/2runo/Curse-detection-data/"
+    "ff241621e103b6f220d30de324d0d07987887308/"
+)
+_APEACH = (
+    "https://raw.githubusercontent.com/jason9693/APEACH/a904c0826f53b90b92ef388562dbb02b03bc9e8e/"
+    "APEACH/"
+)
+_QUESTION_PAIR = (
+    "https://raw.githubusercontent.com/songys/Question_pair/"
+    "e84b6f0e784c10c6a22cbbc7b1e415b901baa877/"
+)
+_3I4K = (
+    "https://raw.githubusercontent.com/warnikchow/3i4k/cfa90c15f808becafca2d8ef8649b8b71f6bbe71/"
+    "data/train_val_test/"
+)
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -211,9 +167,12 @@ _ALL = (
         licence="CC BY-SA 4.0",
         homepage="https://github.com/KLUE-benchmark/KLUE",
         files=(
-            Remote(_KLUE + "klue-nli-v1.1_train.json", "a7903d15f09a3663d8f1d78e68d8d6c10dbd8618"),
             Remote(
-                _KLUE + "klue-nli-v1.1_dev.json",
+                _KLUE + "klue-nli-v1.1/klue-nli-v1.1_train.json",
+                "a7903d15f09a3663d8f1d78e68d8d6c10dbd8618",
+            ),
+            Remote(
+                _KLUE + "klue-nli-v1.1/klue-nli-v1.1_dev.json",
                 "db052b2459c68d1ec57dd1573bfe90a9bb3f8157",
                 1_498_298,
             ),
@@ -225,6 +184,142 @@ _ALL = (
                 {**_same("guid", "premise", "hypothesis"), "label": "gold_label"},
             )
             for split, name in (("train", "train"), ("validation", "dev"))
+        ),
+    ),
+    DataSet(
+        name="klue_sts",
+        about="semantic similarity written in Korean: 11,668 train, 519 dev",
+        licence="CC BY-SA 4.0",
+        homepage="https://github.com/KLUE-benchmark/KLUE",
+        files=(
+            Remote(
+                _KLUE + "klue-sts-v1.1/klue-sts-v1.1_train.json",
+                "4e92fce70fe9f2dbed2ffcb9c2aec7417c6d32ff",
+            ),
+            Remote(
+                _KLUE + "klue-sts-v1.1/klue-sts-v1.1_dev.json",
+                "2645707503e7b25cc3d9f94103cbfb2f5a086f56",
+                454_638,
+            ),
+        ),
+        tables=tuple(
+            Table(
+                f"klue_sts/{split}.parquet",
+                (f"klue-sts-v1.1_{name}.json",),
+                {
+                    **_same("guid", "source", "sentence1", "sentence2"),
+                    "label": "labels.label",
+                    "real_label": "labels.real-label",
+                    "binary_label": "labels.binary-label",
+                },
+                {"label": "float64", "real_label": "float64", "binary_label": "int64"},
+            )
+            for split, name in (("train", "train"), ("validation", "dev"))
+        ),
+    ),
+    DataSet(
+        name="kmhas",
+        about="kinds of hate in news comments, several to a row: 78,977 train, 8,776 dev, 21,939 test",
+        licence="CC BY-SA 4.0",
+        homepage="https://github.com/adlnlp/K-MHaS",
+        files=(
+            Remote(_KMHAS + "kmhas_train.txt", "c8c6bb48890422dae0fabedb9b3a0bf07e681172"),
+            Remote(_KMHAS + "kmhas_valid.txt", "c454c5c2547e4bf25ae330f2e1d234ccadf63485", 748_899),
+            Remote(
+                _KMHAS + "kmhas_test.txt", "547fb47f7b721309c4cc189bfe64d0a7667bd909", 1_902_352
+            ),
+        ),
+        tables=tuple(
+            Table(
+                f"kmhas/{split}.parquet",
+                (f"kmhas_{name}.txt",),
+                {"text": "document", "labels": "label"},
+                {"labels": "labels"},
+                Layout("\t", quoted=True),
+            )
+            for split, name in (("train", "train"), ("validation", "valid"), ("test", "test"))
+        ),
+    ),
+    DataSet(
+        name="apeach",
+        about="hate speech or not, written for the purpose: 3,770 test; train on hate_speech_binary",
+        licence="CC BY-SA 4.0",
+        homepage="https://github.com/jason9693/APEACH",
+        files=(Remote(_APEACH + "test.csv", "0f264835126dc3c341c05444828ac62af49816ed", 659_054),),
+        tables=(
+            Table(
+                "apeach/test.parquet",
+                ("test.csv",),
+                {"text": "text", "label": "class", "topic": "text_topic_eng"},
+            ),
+        ),
+    ),
+    DataSet(
+        name="curse",
+        about="abuse in comments of communities: 5,825 in one file, of which 17 % become validation",
+        licence="MIT",
+        homepage="https://github.com/2runo/Curse-detection-data",
+        files=(
+            Remote(_CURSE + "dataset.txt", "c3ef8069161913ec97dfc75d65cff62172201144", 514_417),
+        ),
+        tables=tuple(
+            Table(
+                f"curse/{split}.parquet",
+                ("dataset.txt",),
+                _same("text", "label"),
+                {"label": "int64"},
+                Layout("|", ("text", "label"), text_first=True),
+                validation_share=0.17,
+            )
+            for split in ("train", "validation")
+        ),
+    ),
+    DataSet(
+        name="three_i_four_k",
+        about="intention of utterances, seven kinds (3i4K): 55,134 train, 6,121 test",
+        licence="CC BY-SA 4.0",
+        homepage="https://github.com/warnikchow/3i4k",
+        files=(
+            Remote(
+                _3I4K + "fci_train_val.txt", "3d0453e8bbddf517844e1db4faad56f487800fdf", 2_661_060
+            ),
+            Remote(_3I4K + "fci_test.txt", "3760dce83f1fa5a64b9baceba1d4381075888543", 295_054),
+        ),
+        tables=tuple(
+            Table(
+                f"three_i_four_k/{split}.parquet",
+                (f"fci_{name}.txt",),
+                _same("text", "label"),
+                {"label": "int64"},
+                Layout("\t", ("label", "text")),
+            )
+            for split, name in (("train", "train_val"), ("test", "test"))
+        ),
+    ),
+    DataSet(
+        name="question_pair",
+        about="whether two questions ask the same: 6,136 train, 682 validation, 758 test",
+        licence="MIT",
+        homepage="https://github.com/songys/Question_pair",
+        files=(
+            Remote(
+                _QUESTION_PAIR + "train.txt", "13029db0f61003a710d197dd8b2f8093d7ece75f", 441_758
+            ),
+            Remote(
+                _QUESTION_PAIR + "validation.txt",
+                "631cc37063a384d4deb81ff4ea9433440a74e144",
+                49_083,
+            ),
+            Remote(_QUESTION_PAIR + "test.txt", "b3fb1b47f5326eac4c3a3c01927973e187ce1a0e", 54_395),
+        ),
+        tables=tuple(
+            Table(
+                f"question_pair/{split}.parquet",
+                (f"{split}.txt",),
+                _same("question1", "question2", "is_duplicate"),
+                {"is_duplicate": "int64"},
+            )
+            for split in ("train", "validation", "test")
         ),
     ),
     DataSet(

@@ -54,7 +54,7 @@ def _list(argv: Sequence[str]) -> int:
     _data_dir(parser)
     args = parser.parse_args(argv)
     here = {each.name: presence(each, Path(args.data_dir)) for each in DATA_SETS.values()}
-    width = max(map(len, here.values()))
+    name_width, width = max(map(len, here)), max(map(len, here.values()))
     for each in DATA_SETS.values():
         if each.by_hand:
             size, checked = "size not known", "not verified: no public checksum"
@@ -65,8 +65,10 @@ def _list(argv: Sequence[str]) -> int:
             unknown = sum(not file.size for file in each.files)
             more = f" and {unknown} file(s) of unknown size" if unknown else ""
             size, checked = f"{known / 1e6:.1f} MB{more}", "verified by git blob id"
-        print(f"{each.name:<12} {here[each.name]:<{width}}  {each.about}")
-        print(f"{'':<12} {each.licence}; {size}; {checked}; {each.bucket or each.homepage}")
+        print(f"{each.name:<{name_width}} {here[each.name]:<{width}}  {each.about}")
+        print(
+            f"{'':<{name_width}} {each.licence}; {size}; {checked}; {each.bucket or each.homepage}"
+        )
     return 0
 
 

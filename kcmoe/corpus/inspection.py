@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from kcmoe.config.data import DataConfig
-from kcmoe.data import labelled, packing, tables
+from kcmoe.data import labelled, packing, splits, tables
 from kcmoe.data.features import Lengths, Ragged, with_eos
-from kcmoe.data.pipeline import corpus, tokenize_examples
+from kcmoe.data.pipeline import corpus, noise_of, tokenize_examples
 from kcmoe.data.rows import CorpusRows
-from kcmoe.data.span_corruption import Noise
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary
@@ -51,7 +50,7 @@ def inspect(
     task: Task,
     split: str,
     lengths: Lengths,
-    config: DataConfig,
+    data: DataConfig,
     vocabulary: Vocabulary,
     *,
     seed: int = 0,
@@ -60,8 +59,8 @@ def inspect(
 ) -> Findings:
     """Measures one split of one task; `scan_rows` bounds the search for duplicates across splits."""
     look = _inspect_corpus if task.kind == "span_corruption" else _inspect_labelled
-    findings = look(task, split, lengths, config, vocabulary, seed, shown)
-    findings.lines.extend(duplicates(task, split, config, scan_rows))
+    findings = look(task, split, lengths, data, vocabulary, seed, shown)
+    findings.lines.extend(duplicates(task, split, data, scan_rows))
     return findings
 
 
@@ -69,17 +68,14 @@ def _inspect_corpus(
     task: Task,
     split: str,
     lengths: Lengths,
-    config: DataConfig,
+    data: DataConfig,
     vocabulary: Vocabulary,
     seed: int,
     shown: int,
 ) -> Findings:
-    cache = corpus(
-        task, split, vocabulary, config.data_dir, strict=config.strict, cache_dir=config.cache_dir
-    )
-    rows = CorpusRows(
-        task.name, cache, vocabulary, lengths, seed, pack=config.pack, noise=Noise.of(config)
-    )
+    cache = corpus(task, split, vocabulary, data)
+    noise = noise_of(data)
+    rows = CorpusRows(task.name, cache, vocabulary, lengths, seed, pack=data.pack, noise=noise)
     counts = rows.counts
     sizes = cache.document_lengths(_SAMPLE)
     sample = rows.segments(np.arange(min(64, rows.rows_per_epoch)))
@@ -113,18 +109,18 @@ def _inspect_labelled(
     task: Task,
     split: str,
     lengths: Lengths,
-    config: DataConfig,
+    data: DataConfig,
     vocabulary: Vocabulary,
     seed: int,
     shown: int,
 ) -> Findings:
-    examples = labelled.labelled_examples(task, split, config.data_dir, strict=config.strict)
+    examples = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     whole = Lengths(1 << 30, 1 << 30)
     inputs, targets = tokenize_examples(iter(examples), vocabulary, whole)
     limits = {"inputs": lengths.inputs, "targets": lengths.targets}
     sizes = {"inputs": inputs.lengths, "targets": targets.lengths}
     cut = {name: np.minimum(sizes[name], limits[name]) for name in sizes}
-    plan = packing.first_fit(cut["inputs"], cut["targets"], lengths, np.arange(len(examples)))
+    packed = packing.first_fit(cut["inputs"], cut["targets"], lengths, np.arange(len(examples)))
     answers: dict[str, int] = {}
     for example in examples:
         answers[example.target_text] = answers.get(example.target_text, 0) + 1
@@ -146,7 +142,7 @@ def _inspect_labelled(
                 for name in sizes
             )
             + f"{len(examples) / rows:.2f} examples to a row"
-            for what, rows in (("one example to a row", len(examples)), ("packed", plan.num_rows))
+            for what, rows in (("one example to a row", len(examples)), ("packed", packed.num_rows))
         ),
     ]
     chosen = np.random.default_rng(seed).permutation(len(examples))[:shown]
@@ -177,19 +173,19 @@ def _own_text(task: Task, example: labelled.Example) -> bool:
     return all(str(example.fields[name]).strip() for name in task.input_columns)
 
 
-def _texts(task: Task, split: str, config: DataConfig) -> Iterator[str]:
+def _texts(task: Task, split: str, data: DataConfig) -> Iterator[str]:
     """What makes two rows of a task equal: the document, or the inputs."""
     if task.kind == "labelled":
-        for example in labelled.iter_examples(task, split, config.data_dir, strict=config.strict):
+        for example in labelled.iter_examples(task, split, data.data_dir, strict=data.strict):
             yield example.inputs_text
         return
-    for file in labelled.split_files(task, split, config.data_dir):
+    for file in splits.split_files(task, split, data.data_dir):
         chunks = tables.read_chunks(
-            file, [task.text_column], strict=config.strict, encoding=task.encoding
+            file, [task.text_column], strict=data.strict, encoding=task.encoding
         )
         for chunk in chunks:
             for text in chunk[task.text_column]:
-                if isinstance(text, str) and text.strip() and labelled.in_split(task, split, text):
+                if isinstance(text, str) and text.strip() and splits.in_split(task, split, text):
                     yield text
 
 
@@ -203,9 +199,9 @@ def _hashes(texts: Iterable[str], limit: int) -> np.ndarray:
     return np.fromiter(digests, np.uint64)
 
 
-def duplicates(task: Task, split: str, config: DataConfig, limit: int) -> list[str]:
+def duplicates(task: Task, split: str, data: DataConfig, limit: int) -> list[str]:
     """Lines on rows that repeat within a split or stand in another split as well."""
-    own = _hashes(_texts(task, split, config), limit)
+    own = _hashes(_texts(task, split, data), limit)
     asked = f" (first {limit:,} rows)" if own.size == limit else ""
     lines = [
         f"repeated within {split}{asked}: {own.size - np.unique(own).size:,} of {own.size:,} rows"
@@ -214,7 +210,7 @@ def duplicates(task: Task, split: str, config: DataConfig, limit: int) -> list[s
         if other == split:
             continue
         try:
-            theirs = _hashes(_texts(task, other, config), limit)
+            theirs = _hashes(_texts(task, other, data), limit)
         except UserError as error:
             lines.append(f"also in {other}: not known, {str(error).partition('. ')[0]}")
             continue

@@ -113,12 +113,12 @@ class Stage:
         import pyarrow as pa
 
         schema = pa.schema([("key", pa.uint64()), ("ordinal", pa.uint64()), ("text", pa.string())])
-        report = tables.Report()
+        tally = tables.Tally()
         dropped: collections.Counter[str] = collections.Counter()
         row = number << _ROW_BITS
         writer = parquet.Writer(self.path(number), schema)
         try:
-            for count, (keys, texts, places, reasons) in self._cleaned(file, pool, report):
+            for count, (keys, texts, places, reasons) in self._cleaned(file, pool, tally):
                 ordinals = row + np.array(places, np.uint64)
                 table = pa.table(
                     [pa.array(keys, pa.uint64()), ordinals, pa.array(texts, pa.string())],
@@ -134,17 +134,17 @@ class Stage:
             raise
         counts = {
             "file": os.path.basename(file),
-            "rows": report.rows + sum(report.dropped.values()),
+            "rows": tally.rows + sum(tally.dropped.values()),
             "kept": writer.rows,
-            "dropped": dict(dropped + report.dropped),
-            "places": report.places,
+            "dropped": dict(dropped + tally.dropped),
+            "places": tally.places,
         }
         partial = self.path(number).with_suffix(".part")
         partial.write_text(json.dumps(counts, ensure_ascii=False), encoding="utf-8")
         os.replace(partial, self.path(number).with_suffix(".json"))
 
     def _cleaned(
-        self, file: str, pool: concurrent.futures.Executor | None, report: tables.Report
+        self, file: str, pool: concurrent.futures.Executor | None, tally: tables.Tally
     ) -> Iterator[tuple[int, tuple[list[int], list[str], list[int], dict[str, int]]]]:
         """Cleaned chunks in order, with the number of rows each was made of."""
         reading = self._reading
@@ -153,7 +153,7 @@ class Stage:
             [reading.column],
             strict=reading.strict,
             encoding=reading.encoding,
-            report=report,
+            tally=tally,
             lenient=LENIENT,
         )
         waiting: collections.deque[tuple[int, concurrent.futures.Future[Any]]] = collections.deque()

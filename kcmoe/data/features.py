@@ -81,73 +81,69 @@ def decoder_inputs(targets: np.ndarray, segment_ids: np.ndarray | None = None) -
     return shifted
 
 
-def single_features(
-    inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, pack: bool
-) -> Features:
-    """Features of one sequence per row, padded with 0; int [B, <= length] in, int32 [B, length] out."""
-    encoder = np.zeros((inputs.shape[0], lengths.inputs), np.int32)
-    decoder = np.zeros((targets.shape[0], lengths.targets), np.int32)
-    encoder[:, : inputs.shape[1]] = inputs
-    decoder[:, : targets.shape[1]] = targets
-    if not pack:
-        return _features(encoder, decoder)
-    segments = [(x > 0).astype(np.int32) for x in (encoder, decoder)]
-    positions = [np.arange(s.shape[1], dtype=np.int32) * s for s in segments]
-    return _features(encoder, decoder, segments, positions)
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """Inputs or targets of a batch, int32 [B, length] each, 0 where nothing stands.
+
+    Attributes:
+      tokens: ids.
+      segment_ids: 1 for the first sequence of a row, 2 for the second, and so on.
+      positions: place of a token within its sequence, from 0.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
 
 
-def packed_features(
-    inputs: Ragged,
-    targets: Ragged,
-    members: np.ndarray,
-    rows: np.ndarray,
-    num_rows: int,
-    lengths: Lengths,
-    pack: bool = True,
-) -> Features:
-    """Features of rows that hold several examples each.
+def one_per_row(sequences: np.ndarray, length: int) -> Side:
+    """Rows that hold one sequence each, int [B, <= length], which may be padded with 0."""
+    tokens = np.zeros((sequences.shape[0], length), np.int32)
+    tokens[:, : sequences.shape[1]] = sequences
+    segment_ids = (tokens > 0).astype(np.int32)
+    return Side(tokens, segment_ids, np.arange(length, dtype=np.int32) * segment_ids)
+
+
+def several_per_row(
+    sequences: Ragged, members: np.ndarray, rows: np.ndarray, num_rows: int, length: int
+) -> Side:
+    """Rows that hold any number of sequences, one after the other.
 
     Args:
-      inputs: sequences with EOS, none longer than `lengths.inputs`.
-      targets: the same for targets.
-      members: int64 [M] example numbers, those of one row together.
+      sequences: from which to take.
+      members: int64 [M] numbers of sequences, those of one row together and not longer than it.
       rows: int64 [M] row of each member, never falling.
       num_rows: rows to make; those without a member are padding.
-      lengths: tokens per row.
-      pack: whether to add segment ids and positions (without, each row has at most one member).
+      length: tokens per row.
     """
     first = np.searchsorted(rows, rows)  # place of a row's first member
-    segment = np.arange(members.size) - first + 1
-    tokens, segments, positions = [], [], []
-    for ragged, length in ((inputs, lengths.inputs), (targets, lengths.targets)):
-        sizes = ragged.lengths[members]
-        ends = np.cumsum(sizes)
-        columns = ends - sizes - (ends - sizes)[first]
-        out = np.zeros((3 if pack else 1, num_rows, length), np.int32)
-        source, row, column = ragged.cells(members, rows, columns)
-        out[0, row, column] = ragged.tokens[source]
-        if pack:
-            out[1, row, column] = np.repeat(segment, sizes)
-            out[2, row, column] = column - np.repeat(columns, sizes)
-            segments.append(out[1])
-            positions.append(out[2])
-        tokens.append(out[0])
-    return _features(tokens[0], tokens[1], segments, positions)
+    sizes = sequences.lengths[members]
+    ends = np.cumsum(sizes)
+    columns = ends - sizes - (ends - sizes)[first]
+    source, row, column = sequences.cells(members, rows, columns)
+    tokens, segment_ids, positions = np.zeros((3, num_rows, length), np.int32)
+    tokens[row, column] = sequences.tokens[source]
+    segment_ids[row, column] = np.repeat(np.arange(members.size) - first + 1, sizes)
+    positions[row, column] = column - np.repeat(columns, sizes)
+    return Side(tokens, segment_ids, positions)
 
 
-def _features(
-    encoder: np.ndarray,
-    decoder: np.ndarray,
-    segments: Sequence[np.ndarray] = (),
-    positions: Sequence[np.ndarray] = (),
-) -> Features:
+def model_features(inputs: Side, targets: Side, pack: bool) -> Features:
+    """The arrays that the model takes; with `pack` also segment ids and positions.
+
+    Without `pack` a row has one sequence at most, and the EOS of its targets is a decoder input, too.
+    """
     features = {
-        "encoder_input_tokens": encoder,
-        "decoder_target_tokens": decoder,
-        "decoder_input_tokens": decoder_inputs(decoder, segments[1] if segments else None),
-        "decoder_loss_weights": (decoder > 0).astype(np.int32),
+        "encoder_input_tokens": inputs.tokens,
+        "decoder_target_tokens": targets.tokens,
+        "decoder_input_tokens": decoder_inputs(
+            targets.tokens, targets.segment_ids if pack else None
+        ),
+        "decoder_loss_weights": (targets.tokens > 0).astype(np.int32),
     }
-    if segments:
-        features["encoder_segment_ids"], features["decoder_segment_ids"] = segments
-        features["encoder_positions"], features["decoder_positions"] = positions
+    if pack:
+        features["encoder_segment_ids"] = inputs.segment_ids
+        features["decoder_segment_ids"] = targets.segment_ids
+        features["encoder_positions"] = inputs.positions
+        features["decoder_positions"] = targets.positions
     return features

@@ -9,13 +9,13 @@ a fixed share of train is held out by the hash of the inputs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kcmoe.data import manifest, tables
+from kcmoe.data.splits import in_split, split_files
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task
 
@@ -39,37 +39,6 @@ class Example:
     fields: Mapping[str, Any]
 
 
-def held_out(text: str, share: float) -> bool:
-    """Whether a text belongs to the held-out share of its corpus; a function of the text alone."""
-    bits = hashlib.blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"kcmoe-holdout"
-    )
-    return int.from_bytes(bits.digest(), "little") < share * 2**64
-
-
-def split_files(task: Task, split: str, data_dir: str) -> list[str]:
-    """Files that hold `split`: its own, or those of train where it is held out.
-
-    Raises:
-      UserError: if the task has no such split or its files are absent.
-    """
-    if split not in task.splits:
-        raise UserError(f"task {task.name} has no {split} split; it has {', '.join(task.splits)}")
-    return tables.expand(task.files["train" if task.is_held_out(split) else split], data_dir)
-
-
-def is_divided(task: Task, split: str) -> bool:
-    """Whether the files of `split` also hold rows of another split: train with a held-out share."""
-    return split in ("train", "validation") and task.is_held_out("validation")
-
-
-def in_split(task: Task, split: str, text: str) -> bool:
-    """Whether a row of `split_files` with these inputs belongs to `split`."""
-    if not is_divided(task, split):
-        return True
-    return held_out(text, task.holdout) == (split == "validation")
-
-
 def iter_examples(
     task: Task, split: str, data_dir: str = "data", *, strict: bool = True
 ) -> Iterator[Example]:
@@ -78,7 +47,7 @@ def iter_examples(
     Raises:
       UserError: missing files or columns; in strict reading a row that has no valid label.
     """
-    report = tables.Report()
+    tally = tables.Tally()
     ids: Counter[str] = Counter()
     columns = list(dict.fromkeys((*task.input_columns, task.target, task.id_column)))
     columns = [name for name in columns if name]
@@ -89,7 +58,12 @@ def iter_examples(
         manifest.check_content(path, strict)
         row_in_file = 0
         for chunk in tables.read_chunks(
-            path, columns, strict=strict, encoding=task.encoding, report=report
+            path,
+            columns,
+            strict=strict,
+            encoding=task.encoding,
+            tally=tally,
+            lists=[task.target] if task.multi_label else [],
         ):
             for values in zip(*chunk.values(), strict=True):
                 row_number, row_in_file = row_number + 1, row_in_file + 1
@@ -97,12 +71,12 @@ def iter_examples(
                 for name in task.input_columns:
                     if row[name] is None:
                         row[name] = ""
-                        report.nulls += 1
+                        tally.nulls += 1
                 inputs = task.inputs(row)
                 if not in_split(task, split, inputs):
                     continue
                 answer = _answer(
-                    task, row[task.target], f"{path}, row {row_in_file}", strict, report
+                    task, row[task.target], f"{path}, row {row_in_file}", strict, tally
                 )
                 if answer is None:
                     continue
@@ -111,10 +85,10 @@ def iter_examples(
                 ids[name] += 1
                 repeated = f"#{ids[name]}" if ids[name] > 1 else ""
                 yield Example(name + repeated, inputs, answer, row)
-    _warn(task, split, report, sum(n - 1 for n in ids.values()))
+    _warn(task, split, tally, sum(n - 1 for n in ids.values()))
 
 
-def _answer(task: Task, value: Any, place: str, strict: bool, report: tables.Report) -> str | None:
+def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tally) -> str | None:
     try:
         if value is None:
             raise ValueError("null")
@@ -125,15 +99,15 @@ def _answer(task: Task, value: Any, place: str, strict: bool, report: tables.Rep
                 f"{place}: column {task.target}: {error}; mend the row, or set DATA_STRICT = False "
                 "to leave such rows out"
             ) from None
-        report.drop(f"no valid {task.target}", place)
+        tally.drop(f"no valid {task.target}", place)
         return None
 
 
-def _warn(task: Task, split: str, report: tables.Report, repeated: int) -> None:
-    if report.dropped:
-        _log.warning("%s %s: %s", task.name, split, report.summary())
-    if report.nulls:
-        _log.warning("%s %s: %d nulls read as empty texts", task.name, split, report.nulls)
+def _warn(task: Task, split: str, tally: tables.Tally, repeated: int) -> None:
+    if tally.dropped:
+        _log.warning("%s %s: %s", task.name, split, tally.summary())
+    if tally.nulls:
+        _log.warning("%s %s: %d nulls read as empty texts", task.name, split, tally.nulls)
     if repeated:
         _log.warning("%s %s: %d repeated ids were numbered", task.name, split, repeated)
 

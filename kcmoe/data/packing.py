@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which examples share a row: first fit over a bounded number of open rows.
 
-A plan is made once per set and seed; epochs shuffle its rows. So any row of any epoch is known at once,
-at the price that the same examples keep each other company. Knows lengths, not tokens.
+Rows are filled once per set and seed, and epochs shuffle the rows. So any row of any epoch is known at
+once, but the same examples stay together in all of them. Only lengths are known here, not tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OPEN_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Packing:
     """Row r holds the examples `members[starts[r]:starts[r + 1]]`."""
 
     members: np.ndarray
@@ -37,12 +37,14 @@ class Plan:
         return members, np.repeat(np.arange(rows.size), sizes)
 
 
-def one_each(count: int) -> Plan:
-    """A plan without packing: one example per row."""
-    return Plan(np.arange(count), np.arange(count + 1))
+def one_each(count: int) -> Packing:
+    """Rows of one example each."""
+    return Packing(np.arange(count), np.arange(count + 1))
 
 
-def first_fit(inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, order: np.ndarray) -> Plan:
+def first_fit(
+    inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, order: np.ndarray
+) -> Packing:
     """Packs examples into rows.
 
     Args:
@@ -52,7 +54,7 @@ def first_fit(inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, order: 
       order: int64 [N], the order in which examples are placed.
 
     Returns:
-      A plan that holds every example once. An example goes to the oldest of the open rows with room for
+      Rows that hold every example once. An example goes to the oldest of the open rows with room for
       both its sides; where there is none, the fullest open row is closed.
     """
     room = np.full((OPEN_ROWS, 2), -1)
@@ -76,7 +78,7 @@ def first_fit(inputs: np.ndarray, targets: np.ndarray, lengths: Lengths, order: 
     done += [row for row in held if row]
     starts = np.zeros(len(done) + 1, np.int64)
     np.cumsum([len(row) for row in done], out=starts[1:])
-    return Plan(np.array([e for row in done for e in row], np.int64), starts)
+    return Packing(np.array([e for row in done for e in row], np.int64), starts)
 
 
 def efficiency(real_tokens: int, rows: int, length: int) -> float:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes parquet by row group, checking what can be checked on the way.
+"""Reads and writes parquet by row group.
 
-A row group that does not decode is named by file and number. Our own shards carry page checksums, so
-that a flipped bit is found rather than trained on. PyArrow does the format; this file knows no tasks.
+Shards written here carry page checksums, so that a flipped bit is found rather than trained on. PyArrow
+does the format.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kcmoe.data import tables
 from kcmoe.errors import UserError
 from kcmoe.io import remote
 
@@ -42,63 +41,56 @@ def open_file(path: str) -> Any:
         raise UserError(f"{path} is not a readable parquet file: {one_line(error)}") from None
 
 
-def read_chunks(
-    path: str, columns: Sequence[str], strict: bool, report: tables.Report, lenient: str
-) -> Iterator[tables.Chunk]:
-    """Yields `columns` of every row group as lists; see `tables.read_chunks`."""
-    file = open_file(path)
-    with file:
-        _check_columns(file, path, columns)
-        for group in range(file.metadata.num_row_groups):
-            yield from _read_group(file, path, group, columns, strict, report, lenient)
+class Damaged(Exception):
+    """A row group that does not decode; `expected_rows` is what the footer says it holds."""
+
+    def __init__(self, reason: str, expected_rows: int):
+        super().__init__(reason)
+        self.expected_rows = expected_rows
 
 
-def _read_group(
-    file: Any,
-    path: str,
-    group: int,
-    columns: Sequence[str],
-    strict: bool,
-    report: tables.Report,
-    lenient: str,
-) -> Iterator[tables.Chunk]:
+def read_group(
+    file: Any, group: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[dict[str, list[Any]]]:
+    """Yields `columns` of one row group as lists of Python values, at most `batch_rows` at a time.
+
+    Raises:
+      Damaged: once it is found that the group cannot be decoded, perhaps after some batches.
+    """
     import pyarrow as pa
 
     expected = file.metadata.row_group(group).num_rows
     rows = 0
     try:
         batches = file.iter_batches(
-            batch_size=tables.CHUNK_ROWS,
-            row_groups=[group],
-            columns=list(columns),
-            use_threads=False,
+            batch_size=batch_rows, row_groups=[group], columns=list(columns), use_threads=False
         )
         for batch in batches:
             # A damaged string column can decode to bytes that are not UTF-8.
             batch.validate(full=True)
-            chunk = {name: batch.column(name).to_pylist() for name in columns}
             rows += batch.num_rows
-            report.rows += batch.num_rows
-            yield chunk
+            yield {name: batch.column(name).to_pylist() for name in columns}
         if rows != expected:
             raise pa.ArrowInvalid(f"{rows} rows where the footer says {expected}")
     except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
-        place = f"{path}, row group {group}"
-        if strict:
-            way = f", or {lenient} to leave such row groups out" if lenient else ""
-            raise UserError(
-                f"{place} is damaged ({one_line(error)}); fetch the file again{way}"
-            ) from None
-        report.drop("damaged row group", place, max(expected - rows, 0))
+        raise Damaged(one_line(error), expected) from None
 
 
-def _check_columns(file: Any, path: str, columns: Sequence[str]) -> None:
+def check_types(file: Any, path: str, columns: Sequence[str], lists: Sequence[str]) -> None:
+    """Raises `UserError` for a column that holds neither texts nor numbers.
+
+    Args:
+      file: from `open_file`.
+      path: its name, for the message.
+      columns: names of columns that are there.
+      lists: those among them that may also hold lists of texts or numbers.
+    """
     import pyarrow as pa
 
-    schema = file.schema_arrow
-    tables._positions(schema.names, path, columns)
     for name in columns:
-        kind = schema.field(name).type
+        given = kind = file.schema_arrow.field(name).type
+        if name in lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         plain = (
@@ -111,7 +103,7 @@ def _check_columns(file: Any, path: str, columns: Sequence[str]) -> None:
             or pa.types.is_null(kind)
         )
         if not plain:
-            raise UserError(f"{path}: column {name} is {kind}, but text or numbers are needed")
+            raise UserError(f"{path}: column {name} is {given}, but text or numbers are needed")
 
 
 class Writer:

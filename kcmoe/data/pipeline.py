@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.data import labelled
+from kcmoe.config.data import DataConfig
+from kcmoe.data import labelled, splits
 from kcmoe.data.features import Features, Lengths, Ragged, with_eos
 from kcmoe.data.rows import CorpusRows, LabelledRows, MixedRows, Rows
-from kcmoe.data.span_corruption import PRETRAINING, Noise
+from kcmoe.data.span_corruption import Noise
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
@@ -168,15 +169,9 @@ def train_batches(
     lengths: Mapping[str, int] | Lengths,
     batch_size: int,
     seed: int,
-    pack: bool,
-    data_dir: str = "data",
-    *,
-    split: str = "train",
-    strict: bool = True,
-    cache_dir: str | None = None,
-    noise: Noise = PRETRAINING,
+    data: DataConfig,
 ) -> Batches:
-    """Shuffled, endless batches of a task or mixture.
+    """Shuffled, endless batches of the train split of a task or mixture.
 
     Args:
       task: from `tasks.get_task`.
@@ -184,12 +179,7 @@ def train_batches(
       lengths: tokens of inputs and targets per row, EOS included.
       batch_size: rows per step.
       seed: decides order, packing and noise.
-      pack: several examples to a row; adds segment ids and positions.
-      data_dir: folder or bucket of the task's files.
-      split: which split to train on.
-      strict: stop at damaged data rather than leave it out and count it.
-      cache_dir: where token ids are kept; by default the user's cache folder.
-      noise: what span corruption removes.
+      data: where the files are, how they are read, whether rows are packed, and the noise.
 
     Raises:
       UserError: for anything about files, columns, labels or lengths that does not fit.
@@ -200,14 +190,17 @@ def train_batches(
 
     def rows(one: Task) -> Rows:
         if one.kind == "span_corruption":
-            cache = corpus(one, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
-            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=pack, noise=noise)
+            cache = corpus(one, "train", vocabulary, data)
+            noise = noise_of(data)
+            return CorpusRows(one.name, cache, vocabulary, sizes, seed, pack=data.pack, noise=noise)
         inputs, targets = tokenize_examples(
-            labelled.iter_examples(one, split, data_dir, strict=strict), vocabulary, sizes
+            labelled.iter_examples(one, "train", data.data_dir, strict=data.strict),
+            vocabulary,
+            sizes,
         )
         if not inputs.lengths.size:
-            raise UserError(f"task {one.name}: the {split} split has no rows")
-        return LabelledRows(one.name, inputs, targets, sizes, seed, pack=pack)
+            raise UserError(f"task {one.name}: the train split has no rows")
+        return LabelledRows(one.name, inputs, targets, sizes, seed, pack=data.pack)
 
     if isinstance(task, Mixture):
         parts = [(rows(one), weight) for one, weight in task.weights]
@@ -215,25 +208,22 @@ def train_batches(
     return Batches(rows(task), batch_size, seed)
 
 
-def corpus(
-    task: Task,
-    split: str,
-    vocabulary: Vocabulary,
-    data_dir: str,
-    *,
-    strict: bool = True,
-    cache_dir: str | None = None,
-) -> TokenCache:
+def noise_of(data: DataConfig) -> Noise:
+    """The noise of span corruption that the settings ask for."""
+    return Noise(data.noise_density, data.mean_noise_span_length)
+
+
+def corpus(task: Task, split: str, vocabulary: Vocabulary, data: DataConfig) -> TokenCache:
     """The tokens of one split of a span corruption task, tokenizing what is not in the cache."""
-    files = labelled.split_files(task, split, data_dir)
     source = Source(
         column=task.text_column,
         encoding=task.encoding,
-        holdout=task.holdout if labelled.is_divided(task, split) else 0.0,
+        holdout=task.holdout if splits.is_divided(task, split) else 0.0,
         keep_held_out=split == "validation",
-        strict=strict,
+        strict=data.strict,
     )
-    return open_cache(files, source, vocabulary, cache_dir or default_cache_dir())
+    files = splits.split_files(task, split, data.data_dir)
+    return open_cache(files, source, vocabulary, data.cache_dir or default_cache_dir())
 
 
 def tokenize_examples(
@@ -293,13 +283,10 @@ def eval_batches(
     vocabulary: Vocabulary,
     lengths: Mapping[str, int] | Lengths,
     batch_size: int,
-    data_dir: str = "data",
+    data: DataConfig,
     *,
-    strict: bool = True,
-    cache_dir: str | None = None,
     max_batches: int | None = None,
     spread: bool = False,
-    noise: Noise = PRETRAINING,
 ) -> EvalBatches:
     """Unshuffled, unpacked batches of a split, every example once; noise is the same every time.
 
@@ -310,13 +297,13 @@ def eval_batches(
     sizes = Lengths.of(lengths)
     limit = max_batches * batch_size if max_batches else None
     if task.kind == "span_corruption":
-        cache = corpus(task, split, vocabulary, data_dir, strict=strict, cache_dir=cache_dir)
+        cache = corpus(task, split, vocabulary, data)
         segments = CorpusRows(
-            task.name, cache, vocabulary, sizes, seed=0, pack=False, shuffle=False, noise=noise
+            task.name, cache, vocabulary, sizes, 0, pack=False, shuffle=False, noise=noise_of(data)
         )
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
-    every = labelled.labelled_examples(task, split, data_dir, strict=strict)
+    every = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     count = min(len(every), limit or len(every))
     examples = tuple(labelled.spread(every, count) if spread else every[:count])
     inputs, targets = tokenize_examples(iter(examples), vocabulary, sizes)

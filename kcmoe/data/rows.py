@@ -18,10 +18,12 @@ from kcmoe.data.features import (
     Features,
     Lengths,
     Ragged,
-    packed_features,
-    single_features,
+    model_features,
+    one_per_row,
+    several_per_row,
 )
 from kcmoe.data.shuffle import EpochOrder, hashes, make_key, permute
+from kcmoe.data.span_corruption import PRETRAINING, Noise
 from kcmoe.data.token_cache import TokenCache
 from kcmoe.errors import UserError
 from kcmoe.vocabulary import Vocabulary
@@ -65,7 +67,7 @@ class CorpusRows:
         *,
         pack: bool = True,
         shuffle: bool = True,
-        noise: span_corruption.Noise = span_corruption.PRETRAINING,
+        noise: Noise = PRETRAINING,
     ):
         """Raises `UserError` where lengths do not fit or the corpus is shorter than one segment."""
         self.counts = span_corruption.check_lengths(
@@ -93,7 +95,11 @@ class CorpusRows:
         inputs, targets = span_corruption.corrupt(
             self.segments(rows), mask, self._first_sentinel, self._eos
         )
-        return single_features(inputs, targets, self._lengths, self._pack)
+        sides = (
+            one_per_row(inputs, self._lengths.inputs),
+            one_per_row(targets, self._lengths.targets),
+        )
+        return model_features(*sides, self._pack)
 
     def segments(self, rows: np.ndarray) -> np.ndarray:
         """The tokens of these rows before corruption, int32 [B, tokens]."""
@@ -135,10 +141,10 @@ class LabelledRows:
         count = inputs.lengths.size
         if pack:
             order = permute(np.arange(count), count, make_key("pack", name, seed))
-            self.plan = packing.first_fit(inputs.lengths, targets.lengths, lengths, order)
+            self.packing = packing.first_fit(inputs.lengths, targets.lengths, lengths, order)
         else:
-            self.plan = packing.one_each(count)
-        self.rows_per_epoch = self.plan.num_rows
+            self.packing = packing.one_each(count)
+        self.rows_per_epoch = self.packing.num_rows
         self._order = EpochOrder(self.rows_per_epoch, seed, name)
         content = hashlib.sha256(inputs.tokens.tobytes() + targets.tokens.tobytes()).hexdigest()
         self.fingerprint = _digest(name, content, seed, lengths, pack)
@@ -146,13 +152,14 @@ class LabelledRows:
     def take(self, rows: np.ndarray) -> Features:
         """See `Rows.take`."""
         elements = self._order(rows)[1] if self._shuffle else np.asarray(rows) % self.rows_per_epoch
-        return self.place(*self.plan.of_rows(elements), num_rows=len(rows))
+        return self.place(*self.packing.of_rows(elements), num_rows=len(rows))
 
     def place(self, members: np.ndarray, rows: np.ndarray, num_rows: int) -> Features:
         """Features of `num_rows` rows in which example `members[k]` stands in row `rows[k]`."""
-        return packed_features(
-            self.inputs, self.targets, members, rows, num_rows, self._lengths, self._pack
-        )
+        where, lengths = (members, rows, num_rows), self._lengths
+        inputs = several_per_row(self.inputs, *where, lengths.inputs)
+        targets = several_per_row(self.targets, *where, lengths.targets)
+        return model_features(inputs, targets, self._pack)
 
     def changed_sources(self) -> list[str]:
         """Nothing: the examples are in memory."""

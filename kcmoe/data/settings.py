@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batches that the data macros of a run describe."""
+"""The batches that the macros of a run describe."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from kcmoe.config.data import DataConfig
 from kcmoe.config.gin_files import Macros
 from kcmoe.data.pipeline import Batches, EvalBatches, eval_batches, train_batches
-from kcmoe.data.span_corruption import Noise
 from kcmoe.tasks.registry import Task, get_task
 from kcmoe.vocabulary import Vocabulary
+
+__all__ = ["DataConfig", "evaluation_batches", "training_batches"]
 
 
 def training_batches(macros: Macros, vocabulary: Vocabulary | None = None) -> Batches:
@@ -23,18 +24,14 @@ def training_batches(macros: Macros, vocabulary: Vocabulary | None = None) -> Ba
     Raises:
       UserError: for anything missing or unfit.
     """
-    config = DataConfig.from_macros(macros)
+    data = DataConfig.from_macros(macros)
     return train_batches(
         get_task(macros),
-        vocabulary or Vocabulary(config.vocabulary_file),
+        vocabulary or Vocabulary(data.vocabulary_file),
         macros.require("TASK_FEATURE_LENGTHS"),
         macros.require("BATCH_SIZE"),
         macros.require("RANDOM_SEED"),
-        config.pack,
-        config.data_dir,
-        strict=config.strict,
-        cache_dir=config.cache_dir,
-        noise=Noise.of(config),
+        data,
     )
 
 
@@ -47,18 +44,15 @@ def evaluation_batches(
     max_batches: int | None = None,
 ) -> EvalBatches:
     """Batches of one split of `task` under the run's data settings; see `pipeline.eval_batches`."""
-    config = DataConfig.from_macros(macros)
+    data = DataConfig.from_macros(macros)
     lengths: Any = macros.require("TASK_FEATURE_LENGTHS")
     return eval_batches(
         task,
         split,
-        vocabulary or Vocabulary(config.vocabulary_file),
+        vocabulary or Vocabulary(data.vocabulary_file),
         lengths,
         batch_size,
-        config.data_dir,
-        strict=config.strict,
-        cache_dir=config.cache_dir,
-        noise=Noise.of(config),
+        data,
         max_batches=max_batches,
         spread=True,
     )

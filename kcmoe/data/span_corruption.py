@@ -13,7 +13,6 @@ import dataclasses
 
 import numpy as np
 
-from kcmoe.config.data import DataConfig
 from kcmoe.data.shuffle import hashes
 from kcmoe.errors import UserError
 
@@ -24,14 +23,6 @@ class Noise:
 
     density: float = 0.15
     mean_span: float = 3.0
-
-    @classmethod
-    def of(cls, config: DataConfig) -> Noise:
-        """That of NOISE_DENSITY and MEAN_NOISE_SPAN_LENGTH."""
-        return cls(
-            config.noise_density or PRETRAINING.density,
-            config.mean_noise_span_length or PRETRAINING.mean_span,
-        )
 
 
 PRETRAINING = Noise()

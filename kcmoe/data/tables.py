@@ -1,42 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows out of parquet, TSV, CSV, JSON lines and plain text, local or in a bucket, a chunk at a time.
 
-Parquet is read by row group, never whole. TSV has no quoting (as NSMC and KorNLI are published), CSV
-has. What cannot be read is named with file and place: strict reading stops there, lenient reading
-skips and counts. This file knows formats, not tasks.
+`parquet` and `text_formats` know the formats. What cannot be read is named with file and place: strict
+reading stops there, lenient reading skips and counts. Tasks are not known here.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import dataclasses
-import io
-import itertools
-import json
-import lzma
+import functools
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kcmoe.data import parquet, text_formats
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote, resources
 
 CHUNK_ROWS = 4096
-# A cell of a text file larger than this is a missing line break or quote, not a text.
-MAX_CELL_BYTES = 64 << 20
 FORMATS = (".parquet", ".tsv", ".csv", ".jsonl", ".txt")
-# What a damaged compressed file raises; the last two are no OSErrors.
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 Chunk = dict[str, list[Any]]
 
 
 @dataclasses.dataclass
-class Report:
-    """What reading met. `dropped` counts rows by reason, `places` names the first few."""
+class Tally:
+    """Counts what reading met: rows, nulls and, by reason, rows left out; `places` names the first few."""
 
     rows: int = 0
     nulls: int = 0
@@ -55,10 +45,6 @@ class Report:
             return ""
         counts = ", ".join(f"{count:,} x {reason}" for reason, count in self.dropped.most_common())
         return f"left out {counts}; first at {self.places[0]}"
-
-
-class BadRow(Exception):
-    """One row or row group cannot be read; becomes `UserError` in strict reading."""
 
 
 def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> list[str]:
@@ -129,8 +115,9 @@ def read_chunks(
     *,
     strict: bool = True,
     encoding: str = "utf-8",
-    report: Report | None = None,
+    tally: Tally | None = None,
     lenient: str = "set DATA_STRICT = False",
+    lists: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
@@ -142,194 +129,86 @@ def read_chunks(
       columns: names of the columns wanted.
       strict: stop at what cannot be read rather than skip and count it.
       encoding: of text files; a byte order mark wins.
-      report: counts are added here.
+      tally: counts are added here.
       lenient: what a person does to have such places left out, for the message; "" if nothing.
+      lists: columns whose values may be lists of texts or numbers, where the format has lists.
 
     Raises:
       UserError: missing column, other encoding, unreadable file; in strict reading also a bad row.
     """
-    report = Report() if report is None else report
+    tally = Tally() if tally is None else tally
     kind = format_of(path)
     if kind == ".txt" and len(columns) > 1:
         kind = ".tsv"
     if kind == ".parquet":
-        from kcmoe.data import parquet
-
-        yield from parquet.read_chunks(path, columns, strict, report, lenient)
+        yield from _parquet_chunks(path, columns, strict, tally, lenient, lists)
         return
-    readers = {".txt": _lines, ".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl}
+    readers: dict[str, text_formats.Reader] = {
+        ".txt": text_formats.lines,
+        ".tsv": text_formats.tsv,
+        ".csv": text_formats.csv_rows,
+        ".jsonl": functools.partial(text_formats.jsonl, lists=lists),
+    }
     rows: list[list[Any]] = []
     try:
-        with open_text(path, encoding) as file:
+        with text_formats.open_text(path, encoding) as file:
             for place, row in readers[kind](file, path, columns):
-                if isinstance(row, BadRow):
+                if isinstance(row, text_formats.BadRow):
                     if strict:
                         way = f"; mend it, or {lenient} to leave such places out" if lenient else ""
                         raise UserError(f"{path}, {place}: {row}{way}")
-                    report.drop(str(row).partition(" (")[0], f"{path}, {place}")
+                    tally.drop(str(row).partition(" (")[0], f"{path}, {place}")
                     continue
                 rows.append(row)
                 if len(rows) == CHUNK_ROWS:
-                    report.rows += len(rows)
+                    tally.rows += len(rows)
                     yield _chunk(rows, columns)
                     rows = []
     except UnicodeDecodeError as error:
         byte = f"{path} is not {encoding} text (byte {error.object[error.start]:#04x})."
         guess = "Set TASK_ENCODING (or --encoding) to its encoding"
-        if _is_cp949(error, encoding):
+        if text_formats.looks_like_cp949(error, encoding):
             guess = (
                 "It looks like CP949 (EUC-KR): set TASK_ENCODING = 'cp949' (or --encoding=cp949)"
             )
         raise UserError(f"{byte} {guess}") from None
-    except _UNREADABLE as error:
+    except text_formats.UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    report.rows += len(rows)
+    tally.rows += len(rows)
     if rows:
         yield _chunk(rows, columns)
+
+
+def _parquet_chunks(
+    path: str,
+    columns: Sequence[str],
+    strict: bool,
+    tally: Tally,
+    lenient: str,
+    lists: Sequence[str],
+) -> Iterator[Chunk]:
+    with parquet.open_file(path) as file:
+        text_formats.column_places(file.schema_arrow.names, path, columns)
+        parquet.check_types(file, path, columns, lists)
+        for group in range(file.metadata.num_row_groups):
+            rows = 0
+            try:
+                for chunk in parquet.read_group(file, group, columns, CHUNK_ROWS):
+                    read = len(chunk[columns[0]])
+                    rows += read
+                    tally.rows += read
+                    yield chunk
+            except parquet.Damaged as error:
+                place = f"{path}, row group {group}"
+                if strict:
+                    way = f", or {lenient} to leave such row groups out" if lenient else ""
+                    raise UserError(
+                        f"{place} is damaged ({error}); fetch the file again{way}"
+                    ) from None
+                tally.drop("damaged row group", place, max(error.expected_rows - rows, 0))
 
 
 def _chunk(rows: list[list[Any]], columns: Sequence[str]) -> Chunk:
     return {
         name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)
     }
-
-
-def _is_cp949(error: UnicodeDecodeError, tried: str) -> bool:
-    name = codecs.lookup(tried).name
-    if name == "cp949" or (name == "utf-8" and not error.object[: error.start].isascii()):
-        return False  # good characters before the bad byte: UTF-8, but damaged
-    # The decoder's buffer may end inside a character.
-    text = error.object[:4096].decode("cp949", errors="ignore")
-    hangul = sum("가" <= c <= "힣" for c in text)
-    return hangul > len(text) * 0.2
-
-
-def open_text(path: str, encoding: str) -> io.TextIOWrapper:
-    """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators."""
-    try:
-        raw = remote.fsspec().open(path, "rb", compression="infer").open()
-        start = raw.read(4)
-        raw.seek(0)
-    except (*_UNREADABLE, ValueError, ImportError) as error:
-        raise UserError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        encoding = "utf-8-sig"
-    try:
-        return io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    except LookupError:
-        raise UserError(f"no encoding is called {encoding}") from None
-
-
-_Row = tuple[str, "list[Any] | BadRow"]
-
-
-def _lines(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
-    del path, columns
-    for number, line in enumerate(file, 1):
-        yield f"line {number}", [line.rstrip("\r\n")]
-
-
-def _positions(header: Sequence[str], path: str, columns: Sequence[str]) -> list[int]:
-    missing = [name for name in columns if name not in header]
-    if missing:
-        hint = near_misses(missing[0], header)
-        raise UserError(
-            f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header) or 'none'}"
-        )
-    return [list(header).index(name) for name in columns]
-
-
-def _tsv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
-    yield from _cells(
-        ((i, x.rstrip("\r\n").split("\t")) for i, x in enumerate(file, 1)), path, columns
-    )
-
-
-def _csv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
-    csv.field_size_limit(MAX_CELL_BYTES)
-    reader = csv.reader(file, strict=True)
-
-    def numbered() -> Iterator[tuple[int, list[str]]]:
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-            yield reader.line_num, cells
-
-    yield from _cells(numbered(), path, columns)
-
-
-def _cells(
-    lines: Iterator[tuple[int, list[str]]], path: str, columns: Sequence[str]
-) -> Iterator[_Row]:
-    _, header = next(lines, (0, None))
-    if header is None or not any(name.strip() for name in header):
-        what = "is empty" if header is None else "has a blank first line"
-        raise UserError(
-            f"{path} {what}; leave it out, or give it a header that names {', '.join(columns)}"
-        )
-    positions = _positions([name.strip() for name in header], path, columns)
-    for number, cells in lines:
-        place = f"line {number}"
-        if cells in ([], [""]) and len(header) > 1:
-            continue  # an empty line at the end, not a row
-        if len(cells) != len(header):
-            wrong = BadRow(f"wrong number of cells ({len(cells)}, the header has {len(header)})")
-            yield place, wrong
-        else:
-            yield place, [cells[i] for i in positions]
-
-
-def _json_values(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Objects of a file of JSON lines, or of one that is a single list (as KLUE publishes its sets)."""
-    lines = iter(file)
-    first = next(lines, "")
-    if first.lstrip().startswith("["):
-        try:
-            for number, value in enumerate(json.loads(first + "".join(lines)), 1):
-                yield f"element {number}", value
-        except (ValueError, RecursionError) as error:
-            yield "as a whole", BadRow(f"not JSON ({error})")
-        return
-    for number, line in enumerate(itertools.chain([first], lines), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", BadRow(f"not JSON ({error})")
-
-
-def _jsonl(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[_Row]:
-    seen: set[str] = set()
-    for place, row in _json_values(file):
-        if isinstance(row, BadRow):
-            yield place, row
-            continue
-        if not isinstance(row, dict):
-            yield place, BadRow("not a JSON object")
-            continue
-        missing = [name for name in columns if name not in row]
-        if missing and not seen:
-            _positions(list(row), path, columns)  # the first row lacks it: a renamed column
-        seen.update(row)
-        if missing:
-            yield place, BadRow(f"no column {missing[0]}")
-        elif any(isinstance(row[name], list | dict) for name in columns):
-            yield place, BadRow("a list or object where a text is needed")
-        elif any(
-            isinstance(row[n], str) and not row[n].isascii() and _broken(row[n]) for n in columns
-        ):
-            yield place, BadRow("half a surrogate pair in the text")
-        else:
-            yield place, [row[name] for name in columns]
-
-
-def _broken(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)

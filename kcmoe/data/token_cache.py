@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe.data import manifest as manifests
-from kcmoe.data.labelled import held_out
+from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
 from kcmoe.io import remote
 

@@ -158,14 +158,14 @@ def _write(
     dtype = "<u2" if vocabulary.size <= 1 << 16 else "<u4"
     known = stamp(path)
     manifests.check_content(path, source.strict)
-    report = tables.Report()
+    tally = tables.Tally()
     tokens = documents = 0
     hashed = {"tokens.bin": hashlib.sha256(), "ends.bin": hashlib.sha256()}
     with (
         open(folder / "tokens.bin", "wb") as token_file,
         open(folder / "ends.bin", "wb") as end_file,
     ):
-        for ids in _encoded(path, source, vocabulary, threads, report):
+        for ids in _encoded(path, source, vocabulary, threads, tally):
             sizes = np.fromiter(map(len, ids), np.int64, len(ids))
             ends = (tokens + np.cumsum(sizes)).astype("<i8").tobytes()
             flat = np.fromiter(
@@ -179,8 +179,8 @@ def _write(
                 hashed[name].update(data)
             tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
             progress(len(ids))
-    if report.dropped.keys() - _EXPECTED:
-        _log.warning("%s: %s", path, report.summary())
+    if tally.dropped.keys() - _EXPECTED:
+        _log.warning("%s: %s", path, tally.summary())
     if stamp(path) != known:
         raise UserError(f"{path} changed while it was read; start again when nothing writes to it")
     files = {}
@@ -195,8 +195,8 @@ def _write(
         "dtype": dtype,
         "vocabulary": vocabulary.digest,
         "settings": dataclasses.asdict(source),
-        "left_out": dict(report.dropped),
-        "places": report.places,
+        "left_out": dict(tally.dropped),
+        "places": tally.places,
         "files": files,
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=1)
@@ -204,10 +204,10 @@ def _write(
 
 
 def _encoded(
-    path: str, source: Source, vocabulary: Vocabulary, threads: int, report: tables.Report
+    path: str, source: Source, vocabulary: Vocabulary, threads: int, tally: tables.Tally
 ) -> Iterator[list[list[int]]]:
     chunks = tables.read_chunks(
-        path, [source.column], strict=source.strict, encoding=source.encoding, report=report
+        path, [source.column], strict=source.strict, encoding=source.encoding, tally=tally
     )
     row = 0
     for chunk in chunks:
@@ -216,15 +216,15 @@ def _encoded(
             row += 1
             place = f"{path}, row {row}"
             if text is None:
-                report.drop("null", place)
+                tally.drop("null", place)
             elif not isinstance(text, str):
                 if source.strict:
                     raise UserError(f"{place}: column {source.column} is {text!r}, not text")
-                report.drop("not text", place)
+                tally.drop("not text", place)
             elif not text or text.isspace():
-                report.drop("empty", place)
+                tally.drop("empty", place)
             elif len(text) > MAX_CHARACTERS:
-                report.drop("too long", place)
+                tally.drop("too long", place)
             elif source.keeps(text):
                 texts.append(text)
         yield [ids for ids in vocabulary.encode_batch(texts, threads) if ids]

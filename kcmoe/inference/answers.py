@@ -8,13 +8,13 @@ from kcmoe.tasks.registry import Task, format_number
 
 
 def answers(task: Task) -> tuple[str, ...]:
-    """The label words; for a number task the numbers of its range; () for free text.
+    """The label words, or sets of them; for a number task the numbers of its range; () for free text.
 
     Raises:
       UserError: for a range that is not two numbers, the lower one first.
     """
     if not task.target_step or not task.target_range:
-        return task.label_words
+        return task.label_answers
     try:
         lowest, highest = map(float, task.target_range)
     except (TypeError, ValueError):

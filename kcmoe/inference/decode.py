@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kcmoe.model.encoder_decoder import Cache, EncoderDecoder
-from kcmoe.training.state import nested
+from kcmoe.tree import nested
 
 NEGATIVE = -1.0e7  # T5X's minus infinity: finite, so that sums of it stay ordered
 

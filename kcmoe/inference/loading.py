@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kcmoe import fits
+from kcmoe import fits, tree
 from kcmoe.checkpoint import manage, run_config
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
@@ -26,7 +26,7 @@ from kcmoe.io.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from kcmoe.checkpoint.reader import Reader
+    from kcmoe.checkpoint.base import Reader
 
 BASE = "configs/engine/engine.gin"
 
@@ -127,7 +127,7 @@ def load(
     """
     import jax
 
-    from kcmoe.checkpoint.reader import open_checkpoint
+    from kcmoe.checkpoint.reading import open_checkpoint
 
     checkpoint = find_checkpoint(path)
     macros = read_settings(checkpoint, config, given)
@@ -155,21 +155,20 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from kcmoe.checkpoint.restoring import restore
+    from kcmoe.checkpoint.reading import restore
     from kcmoe.training.state import init_params
 
     shapes = jax.eval_shape(lambda: init_params(model, 0))
     here = reader.scan()[0]
     expected = {}
-    for name, leaf in shapes.items():
-        path, dtype = f"target/{name}", np.dtype(leaf.dtype)
+    for path, leaf in tree.as_state(shapes).items():
+        dtype = np.dtype(leaf.dtype)
         if path in here and here[path].dtype.name in ("bfloat16", "float16"):
             dtype = here[path].dtype
         expected[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    restored = restore(reader, expected, ["target/"])
+    restored = restore(reader, expected, [tree.PARAMETERS])
     return {
-        path.removeprefix("target/"): np.asarray(values, np.float32)
-        for path, values in restored.items()
+        name: np.asarray(values, np.float32) for name, values in tree.parameters(restored).items()
     }
 
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training.losses import HEAD, features, loss_weights
-from kcmoe.training.state import nested
+from kcmoe.tree import nested
 
 
 def token_log_likelihoods(logits: Array, targets: Array) -> Array:

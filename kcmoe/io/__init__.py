@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and what is printed about them: durable writing, buckets, hashes, sizes, tables."""
+"""Files, and what is printed about them: durable writing, buckets, digests, sizes, tables."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that appear whole or not at all, whatever moment the process or the machine stops.
+"""Files and folders that appear whole or not at all, whenever the process or the machine stops.
 
-A folder is written under a temporary name beside its final one, every file and folder of it is
-synced to the disk, then it is renamed. The temporary name is Orbax's, so T5X too ignores and
-removes what a killed save leaves behind. Knows nothing of checkpoints' content.
+What is written has a temporary name beside its final one, is synced to the disk, and then renamed:
+`write_file` for a small file, `staged` for a folder, `finish_file` for a file that the caller wrote
+under a name of its own (a download that can be resumed, a shard). The temporary name is Orbax's, so
+T5X too ignores and removes what a killed save leaves behind. This file knows nothing of contents.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def staged(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def user_errors(final: Path) -> Iterator[None]:
-    """Turns what a disk may refuse into one `UserError`; other exceptions pass."""
+    """Turns the errors of a disk that is full or refuses into one `UserError`; others pass."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -69,9 +70,8 @@ def user_errors(final: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if number in _NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
             raise UserError(
-                f"no space left to write {final} ({_free(final)} free there): free some, or "
-                f"choose "
-                "another folder; nothing half-written was left, and earlier checkpoints are "
+                f"no space left to write {final} ({_free(final)} free there): free some, or choose "
+                "another folder; nothing half-written was left, and what was there before is "
                 "untouched"
             ) from error
         # TensorStore reports the disk's refusals as ValueErrors that name the failed call.
@@ -85,19 +85,25 @@ def write_file(path: Path, content: bytes) -> None:
     temporary = _temporary(path)
     try:
         with user_errors(path):
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-            _sync(path.parent)
+            temporary.write_bytes(content)
+            finish_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def finish_file(partial: Path, final: Path) -> None:
+    """Gives a file that is completely written its final name, once it is on the disk.
+
+    Both names are in one file system; a file that has the final name is replaced. Raises OSError.
+    """
+    _sync(partial)
+    partial.replace(final)
+    _sync(final.parent)
+
+
 def remove_folder(folder: Path) -> None:
-    """Removes a folder; killed half-way, what remains no longer has its name."""
+    """Removes a folder. If the process is killed half-way, what remains has another name."""
     doomed = _temporary(folder)
     with user_errors(folder):
         folder.rename(doomed)
@@ -105,7 +111,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Removes what killed saves and removals left in `parent`; nobody may be saving there."""
+    """Removes what killed saves and removals left in `parent`, and returns the paths.
+
+    What another process is saving there at that time is removed, too.
+    """
     if not parent.is_dir():
         return []
     found = [path for path in sorted(parent.iterdir()) if _LEFTOVER.fullmatch(path.name)]

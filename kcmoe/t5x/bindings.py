@@ -25,8 +25,8 @@ import seqio  # noqa: E402
 from kcmoe.config import gin_files  # noqa: E402
 from kcmoe.config.data import DataConfig  # noqa: E402
 from kcmoe.config.fields import check_names  # noqa: E402
-from kcmoe.data import labelled  # noqa: E402
-from kcmoe.data.span_corruption import Noise  # noqa: E402
+from kcmoe.data import splits as data_splits  # noqa: E402
+from kcmoe.data.pipeline import noise_of  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
@@ -78,17 +78,13 @@ def task_name(splits: Sequence[str]) -> str:
     """
     macros = settings()
     task = tasks.get_task(macros)
-    config = DataConfig.from_macros(macros)
+    data = DataConfig.from_macros(macros)
     for part in [task] if isinstance(task, tasks.Task) else [part for part, _ in task.weights]:
         for split in splits:
             if split != "validation" or split in part.splits:
-                labelled.split_files(part, split, config.data_dir)
+                data_splits.split_files(part, split, data.data_dir)
     return seqio_tasks.register(
-        task,
-        config.data_dir,
-        config.vocabulary_file,
-        strict=config.strict,
-        noise=Noise.of(config),
+        task, data.data_dir, data.vocabulary_file, strict=data.strict, noise=noise_of(data)
     )
 
 

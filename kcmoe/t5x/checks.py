@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from kcmoe import fits
 from kcmoe.config import gin_files
@@ -20,7 +20,6 @@ from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
-_T = TypeVar("_T")
 # Where T5X would silently do something else: macro -> the only value it agrees with.
 _ENGINE_ONLY: Mapping[str, Any] = {"ROUTING": "capacity", "FREEZE": (), "STEP_OFFSET": 0}
 
@@ -95,22 +94,25 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
     Raises:
       UserError: no checkpoint, one that may not be read, another size, another vocabulary.
     """
-    from kcmoe.checkpoint.leaves import ShapeDtype
-    from kcmoe.checkpoint.reader import describe_problems, open_checkpoint
-    from kcmoe.checkpoint.restoring import compare
-    from kcmoe.checkpoint.run_config import check_vocabulary
-    from kcmoe.checkpoint.sizes import explain_difference
+    from kcmoe.checkpoint.base import describe_problems
+    from kcmoe.checkpoint.formats import FORMATS
+    from kcmoe.checkpoint.reading import compare, open_checkpoint
+    from kcmoe.checkpoint.run_config import check_vocabulary, explain_difference
     from kcmoe.training import state
+    from kcmoe.tree import ShapeDtype, as_state, parameters
 
     reader = open_checkpoint(path)
-    if reader.format == "safetensors":
+    if not FORMATS[reader.format].read_by_t5x:
         raise UserError(
-            f"{path} is safetensors, which T5X cannot read; make a copy with `kcmoe checkpoint convert`"
+            f"{path} is {FORMATS[reader.format].title}, which T5X cannot read; make a copy with "
+            "`kcmoe checkpoint convert`"
         )
     expected = state.to_flat(state.state_shapes(ModelConfig.from_macros(macros)))
     here, problems = reader.scan()
     if not optimizer:
-        here, problems, expected = _parameters(here), _parameters(problems), _parameters(expected)
+        here, problems, expected = (
+            as_state(parameters(leaves)) for leaves in (here, problems, expected)
+        )
     # T5X casts while it restores, so only shapes have to agree.
     wanted = {
         leaf: ShapeDtype(tuple(shape.shape), here[leaf].dtype if leaf in here else shape.dtype)
@@ -122,10 +124,6 @@ def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> 
         raise UserError(describe_problems(f"{path} does not fit this model{reason}", faults))
     check_vocabulary(absolute(path), Vocabulary(macros.get("VOCABULARY_FILE")))
     return absolute(path)
-
-
-def _parameters(tree: Mapping[str, _T]) -> dict[str, _T]:
-    return {path: leaf for path, leaf in tree.items() if path.startswith("target/")}
 
 
 def folder_usable(path: str) -> str:

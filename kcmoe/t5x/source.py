@@ -17,7 +17,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from kcmoe.data import labelled, tables
+from kcmoe.data import labelled, splits, tables
 from kcmoe.io import remote
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.tasks.registry import Task
@@ -56,7 +56,7 @@ class TextSource(seqio.DataSource):
 
     def list_shards(self, split: str) -> Sequence[str]:
         """The files that hold `split`; `UserError` where there is none."""
-        files = labelled.split_files(self._task, split, self._data_dir)
+        files = splits.split_files(self._task, split, self._data_dir)
         return [file if remote.is_remote(file) else os.path.abspath(file) for file in files]
 
     def get_dataset(
@@ -128,7 +128,7 @@ class TextSource(seqio.DataSource):
         )
         for chunk in chunks:
             texts = [text for text in chunk[column] if text]
-            yield [text for text in texts if labelled.in_split(self._task, split, text)]
+            yield [text for text in texts if splits.in_split(self._task, split, text)]
 
     def _tokenized(self, feature: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
         vocabulary = vocabularies.engine_vocabulary(self._vocabulary_file)

@@ -86,6 +86,8 @@ def _preprocessors(task: Task, noise: Noise) -> Sequence[Callable[..., Any]]:
 def _postprocessor(task: Task) -> Callable[..., Any] | None:
     if task.target_step:
         return t5.data.postprocessors.string_to_float
+    if task.multi_label:
+        return functools.partial(_zeros_and_ones, task)
     if task.label_words:
         return functools.partial(
             t5.data.postprocessors.string_label_to_class_id, label_classes=list(task.label_words)
@@ -93,12 +95,30 @@ def _postprocessor(task: Task) -> Callable[..., Any] | None:
     return None
 
 
+def _zeros_and_ones(task: Task, answer: str, **unused: object) -> list[int]:
+    """One number per label word, 1 where the answer names it; no answer of the task is all zeros."""
+    named = task.labels_in(answer)
+    return [int(label in named) for label in range(len(task.label_words))]
+
+
 def _metrics(task: Task) -> list[Callable[..., Any]]:
     """t5's metrics, in per cent; an answer that is no label counts as wrong (class -1)."""
     by_name = {
         "accuracy": t5.evaluation.metrics.accuracy,
-        "macro_f1": t5.evaluation.metrics.mean_multiclass_f1(max(len(task.labels), 1)),
+        "macro_f1": t5.evaluation.metrics.mean_multiclass_f1(max(len(task.label_words), 1)),
         "pearson": t5.evaluation.metrics.pearson_corrcoef,
         "spearman": t5.evaluation.metrics.spearman_corrcoef,
     }
+    if task.multi_label:
+        by_name |= {f"{average}_f1": _multi_label_f1(average) for average in ("micro", "macro")}
     return [by_name[name] for name in task.metrics]
+
+
+def _multi_label_f1(average: str) -> Callable[..., Any]:
+    return t5.evaluation.metrics.sklearn_metrics_wrapper(
+        "f1_score",
+        metric_dict_str=f"{average}_f1",
+        metric_post_process_fn=lambda value: 100 * value,
+        average=average,
+        zero_division=0,
+    )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every task as data: where its files are, columns, prompt, label words, metrics.
 
-Pure data: nothing here opens a file, knows ids or imports more than the standard library, so that
-the engine (`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task
-of one's own is written in gin with the `TASK_…` macros below; they also override single fields of a
-task listed here.
+Nothing here opens a file, knows ids or imports more than the standard library, so that the engine
+(`kcmoe/data`) and SeqIO (`kcmoe/t5x`) build the same examples from the same table. A task of one's own is
+written in gin with the `TASK_…` macros of `kcmoe.config.task`; they also change single fields of a task
+listed here.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def _files(folder: str, *splits: str) -> dict[str, tuple[str, ...]]:
 
 _SENTIMENT_PROMPT = "다음 리뷰가 긍정적인지 부정적인지 판단하세요. 리뷰: {document}"
 _SENTIMENT = {"0": "부정적", "1": "긍정적"}
+_HATE_PROMPT = "다음 글이 혐오 표현인지 판단하세요. 글: {%s}"
+_STS_PROMPT = (
+    "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
+    "문장 1: {sentence1} 문장 2: {sentence2}"
+)
 _NLI_PROMPT = "전제와 가설의 관계를 판단하세요. 전제: {premise} 가설: {hypothesis}"
 _NLI = {"entailment": "함의", "neutral": "중립", "contradiction": "모순"}
 
@@ -62,10 +67,7 @@ _KORSTS = Task(
     name="korsts",
     kind="labelled",
     files=_files("korsts", "train", "validation", "test"),
-    prompt=(
-        "두 문장의 뜻이 얼마나 비슷한지 0.0에서 5.0 사이의 점수로 답하세요. "
-        "문장 1: {sentence1} 문장 2: {sentence2}"
-    ),
+    prompt=_STS_PROMPT,
     target="score",
     target_step=0.2,
     target_range=(0.0, 5.0),
@@ -79,6 +81,95 @@ _HATE_SPEECH = Task(
     target="hate",
     labels={"hate": "혐오", "offensive": "공격적", "none": "문제없음"},
     metrics=("macro_f1", "accuracy"),
+)
+_MORE_LABELLED = (
+    # KorNLI's own training pairs were machine-translated; KLUE's were written in Korean.
+    dataclasses.replace(
+        _KORNLI,
+        name="kornli_from_klue",
+        files={**_KORNLI.files, "train": ("klue_nli/train.parquet",)},
+    ),
+    # Scored in steps of 0.2 as in korsts, so that one model answers both.
+    dataclasses.replace(
+        _KORSTS,
+        name="klue_sts",
+        files=_files("klue_sts", "train", "validation"),
+        target="label",
+        id_column="guid",
+        metrics=("pearson", "spearman"),
+    ),
+    Task(
+        name="kmhas",
+        kind="labelled",
+        files=_files("kmhas", "train", "validation", "test"),
+        prompt="다음 댓글에 담긴 혐오의 종류를 모두 고르세요. 댓글: {text}",
+        target="labels",
+        labels={
+            "0": "출신",
+            "1": "외모",
+            "2": "정치",
+            "3": "욕설",
+            "4": "나이",
+            "5": "성별",
+            "6": "인종",
+            "7": "종교",
+            "8": "문제없음",
+        },
+        multi_label=True,
+        metrics=("micro_f1", "macro_f1"),
+    ),
+    Task(
+        name="apeach",
+        kind="labelled",
+        files=_files("apeach", "test"),
+        prompt=_HATE_PROMPT % "text",
+        target="label",
+        labels={"Default": "문제없음", "Spoiled": "혐오"},
+        metrics=("macro_f1", "accuracy"),
+    ),
+    # What APEACH trains on: the comments of hate_speech, asked APEACH's question.
+    dataclasses.replace(
+        _HATE_SPEECH,
+        name="hate_speech_binary",
+        prompt=_HATE_PROMPT % "comments",
+        labels={"none": "문제없음", "offensive": "혐오", "hate": "혐오"},
+    ),
+    Task(
+        name="curse",
+        kind="labelled",
+        files=_files("curse", "train", "validation"),
+        prompt="다음 댓글에 욕설이나 비하가 있는지 판단하세요. 댓글: {text}",
+        target="label",
+        labels={"0": "문제없음", "1": "욕설"},
+        metrics=("macro_f1", "accuracy"),
+    ),
+    Task(
+        name="three_i_four_k",
+        kind="labelled",
+        files=_files("three_i_four_k", "train", "test"),
+        prompt="다음 말의 의도를 판단하세요. 말: {text}",
+        target="label",
+        labels={
+            "0": "구절",
+            "1": "서술",
+            "2": "질문",
+            "3": "명령",
+            "4": "수사의문",
+            "5": "수사명령",
+            "6": "억양의존",  # a question or a statement, as it is spoken
+        },
+        metrics=("accuracy", "macro_f1"),
+        holdout=0.02,  # no official validation split, as with nsmc
+    ),
+    Task(
+        name="question_pair",
+        kind="labelled",
+        files=_files("question_pair", "train", "validation", "test"),
+        prompt="두 질문의 뜻이 같은지 판단하세요. 질문 1: {question1} 질문 2: {question2}",
+        target="is_duplicate",
+        labels={"0": "같음", "1": "다름"},  # sic: the published files write 0 for the same question
+        metrics=("accuracy", "macro_f1"),
+    ),
 )
 _PRETRAIN = Task(
     name="pretrain",
@@ -109,7 +200,8 @@ _SAMPLES = (
 )
 
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_SAMPLES)
+    task.name: task
+    for task in (_PRETRAIN, _NSMC, _KORNLI, _KORSTS, _HATE_SPEECH, *_MORE_LABELLED, *_SAMPLES)
 }
 
 

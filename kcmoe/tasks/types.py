@@ -7,6 +7,7 @@ Opens no file and imports only the standard library; which tasks there are stand
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from typing import Any, Literal
 from kcmoe.errors import UserError, near_misses
 
 SPLITS = ("train", "validation", "test")
-METRICS = ("accuracy", "macro_f1", "pearson", "spearman")
+METRICS = ("accuracy", "macro_f1", "micro_f1", "pearson", "spearman")
+LABEL_SEPARATOR = ", "  # between the words of an answer that has several labels
 STEPS = (0.1, 0.2, 0.5, 1.0)  # those that one decimal can write and that divide 1
 
 
@@ -31,7 +33,9 @@ class Task:
       prompt: the model's input, with `{column}` where a column goes.
       target: column of the answer.
       labels: value in the `target` column (as text) -> Korean word the model generates, in order. Empty
-        where the answer is free text or a number.
+        where the answer is free text or a number. Several values may share a word.
+      multi_label: a row has one label or more. The `target` column holds a list, or a text with commas
+        between the values; the answer is the words in the order of `labels` with `LABEL_SEPARATOR` between.
       target_step: answers are numbers rounded to this step, one of `STEPS`, and written with one decimal; 0
         for words.
       target_range: lowest and highest of those numbers.
@@ -49,6 +53,7 @@ class Task:
     target: str = ""
     text_column: str = ""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    multi_label: bool = False
     target_step: float = 0.0
     target_range: tuple[float, ...] = ()
     metrics: tuple[str, ...] = ()
@@ -58,8 +63,17 @@ class Task:
 
     @property
     def label_words(self) -> tuple[str, ...]:
-        """The words among which rank evaluation chooses; empty where answers are free or numbers."""
-        return tuple(self.labels.values())
+        """The different words of `labels`, in order; empty where answers are free text or numbers."""
+        return tuple(dict.fromkeys(self.labels.values()))
+
+    @property
+    def label_answers(self) -> tuple[str, ...]:
+        """The texts among which `rank` chooses: `label_words`, and with several labels also every pair.
+
+        Larger sets are rare, and the probabilities of the pairs already say how likely each label is.
+        """
+        pairs = itertools.combinations(self.label_words, 2) if self.multi_label else ()
+        return (*self.label_words, *map(LABEL_SEPARATOR.join, pairs))
 
     @property
     def input_columns(self) -> tuple[str, ...]:
@@ -85,6 +99,8 @@ class Task:
             return ()
         if self.target_step:
             return ("pearson", "spearman")
+        if self.multi_label:
+            return ("micro_f1", "macro_f1", "accuracy")
         return ("accuracy", "macro_f1") if self.labels else ("accuracy",)
 
     def inputs(self, row: Mapping[str, Any]) -> str:
@@ -99,12 +115,30 @@ class Task:
         """
         if self.target_step:
             return format_number(float(value), self.target_step)
-        text = cell_text(value)
-        if not self.labels:
-            return text
-        if text not in self.labels:
-            raise ValueError(f"{text!r} is none of {', '.join(map(repr, self.labels))}")
-        return self.labels[text]
+        if self.multi_label:
+            values = value.split(",") if isinstance(value, str) else value
+            values = values if isinstance(values, list | tuple) else [values]
+            words = {self._word(cell_text(each).strip()) for each in values if each != ""}
+            if not words:
+                raise ValueError("no label where at least one is needed")
+            return LABEL_SEPARATOR.join(word for word in self.label_words if word in words)
+        return self._word(cell_text(value)) if self.labels else cell_text(value)
+
+    def _word(self, value: str) -> str:
+        if value not in self.labels:
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, self.labels))}")
+        return self.labels[value]
+
+    def labels_in(self, answer: str) -> tuple[int, ...]:
+        """The labels that `answer` names, as ascending positions in `label_words`.
+
+        Returns:
+          One position, or with `multi_label` several; () where a part of the answer is no label.
+        """
+        words = answer.split(LABEL_SEPARATOR) if self.multi_label else [answer]
+        if not set(words) <= set(self.label_words):
+            return ()
+        return tuple(sorted({self.label_words.index(word) for word in words}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +161,7 @@ def check(task: Task) -> None:
         raise UserError(f"task {task.name} needs TASK_TARGET_COLUMN, the column of the answer")
     if not 0 <= task.holdout < 1:
         raise UserError(f"TASK_HOLDOUT = {task.holdout} must be at least 0 and below 1")
-    if len(set(task.label_words)) < len(task.labels):
-        raise UserError(f"TASK_LABELS of {task.name} gives two values the same word")
+    _check_labels(task)
     if task.target_step not in (0, *STEPS):
         raise UserError(
             f"TASK_TARGET_STEP = {task.target_step} of {task.name}: answers have one decimal, so the "
@@ -144,11 +177,27 @@ def check(task: Task) -> None:
             )
 
 
+def _check_labels(task: Task) -> None:
+    if task.labels and len(task.label_words) < 2:
+        raise UserError(f"TASK_LABELS of {task.name} must give at least two different words")
+    if not task.multi_label:
+        return
+    if not task.labels:
+        raise UserError(f"TASK_MULTI_LABEL: task {task.name} needs TASK_LABELS as well")
+    for text in (*task.labels, *task.label_words):
+        if "," in text:
+            raise UserError(
+                f"TASK_LABELS of {task.name}: {text!r} has a comma, which stands between labels"
+            )
+
+
 def _answers_are(task: Task) -> str:
     if task.kind == "span_corruption":
         return "which is plain text for pretraining"
     if task.target_step:
         return "whose answers are numbers (TASK_TARGET_STEP)"
+    if task.multi_label:
+        return "whose answers are one label or more (TASK_MULTI_LABEL)"
     return "whose answers are labels" if task.labels else "whose answers are free text"
 
 

@@ -15,7 +15,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from kcmoe.data import parquet, tables
+from kcmoe.data import parquet, tables, text_formats
 from kcmoe.errors import UserError
 from kcmoe.io import remote
 from kcmoe.tokenizer import normalization
@@ -64,7 +64,9 @@ def measure(paths: Sequence[str], column: str) -> Size:
 
 def _bytes_of(path: str) -> int:
     """Size of a text file once unpacked, roughly."""
-    with tables.open_text(path, "utf-8"):  # names what is wrong with a file that does not open
+    with text_formats.open_text(
+        path, "utf-8"
+    ):  # names what is wrong with a file that does not open
         pass
     if remote.is_remote(path):
         filesystem, name = remote.fsspec().core.url_to_fs(path)
@@ -81,21 +83,21 @@ def lines(
     *,
     strict: bool = True,
     encoding: str = "utf-8",
-    report: tables.Report | None = None,
+    tally: tables.Tally | None = None,
 ) -> Iterator[str]:
     """Every text of the files as one clean line, long ones cut; nulls and empty texts are left out.
 
     Raises:
       UserError: naming the file, and the place in it, that cannot be read.
     """
-    report = tables.Report() if report is None else report
+    tally = tables.Tally() if tally is None else tally
     for path in paths:
         for chunk in tables.read_chunks(
-            path, [column], strict=strict, encoding=encoding, report=report
+            path, [column], strict=strict, encoding=encoding, tally=tally
         ):
             for text in chunk[column]:
                 if text is None:
-                    report.nulls += 1
+                    tally.nulls += 1
                     continue
                 yield from cut(normalization.clean(str(text)), max_chars)
 

@@ -100,22 +100,22 @@ def _sample(
     size: corpus.Size,
     say: Callable[[str], None],
 ) -> list[str]:
-    report = tables.Report()
+    tally = tables.Tally()
     source = corpus.lines(
         paths,
         config.text_column,
         config.max_line_chars,
         strict=config.strict,
         encoding=config.encoding or "utf-8",
-        report=report,
+        tally=tally,
     )
     sample, seen = corpus.reservoir(
         _progress(source, "reading", size.lines), config.sample_lines, config.seed
     )
     corpus.require_text(sample, paths)
-    if report.summary():
-        say(report.summary())
-    say(f"read {seen:,} lines, {report.nulls:,} nulls left out; learning from {len(sample):,}")
+    if tally.summary():
+        say(tally.summary())
+    say(f"read {seen:,} lines, {tally.nulls:,} nulls left out; learning from {len(sample):,}")
     return sample
 
 

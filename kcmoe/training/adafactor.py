@@ -21,8 +21,8 @@ import numpy as np
 from jax import Array
 
 from kcmoe.config.training import AdafactorConfig
-from kcmoe.model.axes import logical_axes
 from kcmoe.model.layers import column_sums
+from kcmoe.tree import logical_axes
 
 MIN_DIM_SIZE_TO_FACTOR = 128
 EPSILON1 = 1e-30  # added to squared gradients

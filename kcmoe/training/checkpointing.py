@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
-from kcmoe import fits
+from kcmoe import fits, tree
 from kcmoe.checkpoint import run_config
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
@@ -135,15 +135,15 @@ def restore(
     """
     expected = states.to_flat(states.state_shapes(config))
     reader = checkpoints.open_checkpoint(path)
-    if any(leaf.startswith("state/param_states/") for leaf in reader.scan()[0]):
+    if any(map(tree.is_optimizer, reader.scan()[0])):
         return states.from_flat(checkpoints.restore(reader, expected, sharding=shardings)), True
-    restored: Flat = checkpoints.restore(reader, expected, ["target/"], sharding=shardings)
+    restored: Flat = checkpoints.restore(reader, expected, [tree.PARAMETERS], sharding=shardings)
     fresh = {
         leaf: jnp.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()
         if leaf not in restored
     }
-    fresh["state/step"] = jnp.asarray(reader.step, jnp.int32)
+    fresh[tree.STEP] = jnp.asarray(reader.step, jnp.int32)
     placed = {leaf: jax.device_put(value, shardings[leaf]) for leaf, value in fresh.items()}
     return states.from_flat({**placed, **restored}), False
 
@@ -179,8 +179,7 @@ def other_factors(path: str | Path, step: int, settings: Settings) -> list[str]:
 
 def check_space(model_dir: Path, shapes: TrainState) -> int:
     """Raises `UserError` unless one checkpoint fits on the disk; returns its size in bytes."""
-    leaves = states.to_flat(shapes).values()
-    needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    needed = tree.total_bytes(states.to_flat(shapes).values())
     free = shutil.disk_usage(existing(model_dir)).free
     fits.check_disk(model_dir, needed, free)
     return needed

@@ -19,7 +19,7 @@ from jax import Array
 
 from kcmoe.config.training import LossConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.training.state import flattened, nested
+from kcmoe.tree import flattened, nested
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]

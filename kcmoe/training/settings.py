@@ -10,8 +10,8 @@ from typing import Any
 
 from kcmoe import checkpoint as checkpoints
 from kcmoe import fits
-from kcmoe.checkpoint import manage
 from kcmoe.checkpoint.run_config import CONFIG_FILE
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
 from kcmoe.config.gin_files import Macros
@@ -93,7 +93,7 @@ def count_steps(macros: Macros) -> Macros:
         if INITIAL in macros.required:
             macros.require(INITIAL)
     else:
-        named = manage.step_of(path)
+        named = step_of(path)
         start = checkpoints.open_checkpoint(path).step if named is None else named
     return counted_from(macros, start)
 

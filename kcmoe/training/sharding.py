@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.model.axes import logical_axes
+from kcmoe.tree import is_parameter, logical_axes, parameter_of
 
 DATA, EXPERT = "data", "expert"
 
@@ -61,14 +61,11 @@ def state_shardings(mesh: Mesh, flat_shapes: Mapping[str, Any]) -> dict[str, Nam
     Optimizer state of an expert parameter has the experts in front, like the parameter itself,
     except for its unused members of shape [1].
     """
-    parameters = {p.removeprefix("target/") for p in flat_shapes if p.startswith("target/")}
     shardings = {}
     for path, leaf in flat_shapes.items():
-        parameter = path.removeprefix("target/").removeprefix("state/param_states/")
-        if parameter not in parameters:  # optimizer state has one name more
-            parameter = parameter.rpartition("/")[0]
-        axes = logical_axes(parameter) if parameter in parameters else ()
-        if path.startswith("target/"):
+        parameter = parameter_of(path)
+        axes = logical_axes(parameter) if parameter is not None else ()
+        if is_parameter(path):
             shardings[path] = named(mesh, *axes)
         elif axes[:1] == ("expert",) and leaf.ndim > 1:
             shardings[path] = named(mesh, "expert")

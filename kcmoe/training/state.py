@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training state, and its flat form: the tree T5X writes to checkpoints.
-
-T5X's paths are "target/<parameter>", "state/step" and "state/param_states/<parameter>/{m,v,v_col,v_row}"
-(t5x@cc342d4:t5x/train_state.py). They are a public interface.
-"""
+"""The training state, and its flat form: the tree T5X writes to checkpoints (see `kcmoe.tree`)."""
 
 from __future__ import annotations
 
@@ -14,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jax import Array
 
+from kcmoe import tree
 from kcmoe.config.model import ModelConfig
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.training import adafactor
@@ -42,21 +38,11 @@ class TrainState:
     param_states: dict[str, Flat]
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}, the form Flax modules take."""
-    return traverse_util.unflatten_dict(dict(flat), sep="/")
-
-
-def flattened(tree: Mapping[str, Any]) -> Flat:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
 def init_params(config: ModelConfig, seed: int) -> Flat:
     """Fresh parameters: path -> float32 array. Under `jax.eval_shape` nothing is allocated."""
     ids = jnp.zeros((1, config.num_experts), jnp.int32)
     variables = EncoderDecoder(config).init(jax.random.key(seed), ids, ids, ids)
-    return flattened(variables["params"])
+    return tree.flattened(variables["params"])
 
 
 def init_state(config: ModelConfig, seed: int) -> TrainState:
@@ -72,19 +58,9 @@ def state_shapes(config: ModelConfig) -> TrainState:
 
 def to_flat(state: TrainState) -> Flat:
     """The state as T5X's checkpoint tree, flat."""
-    flat: Flat = {f"target/{path}": leaf for path, leaf in state.params.items()}
-    flat["state/step"] = state.step
-    for path, leaves in state.param_states.items():
-        flat |= {f"state/param_states/{path}/{name}": leaf for name, leaf in leaves.items()}
-    return flat
+    return tree.joined(state.step, state.params, state.param_states)
 
 
 def from_flat(flat: Mapping[str, Any]) -> TrainState:
     """Inverse of `to_flat`. The caller has checked that every leaf is there."""
-    params = {p.removeprefix("target/"): x for p, x in flat.items() if p.startswith("target/")}
-    prefix = "state/param_states/"
-    states = {
-        path: {name: flat[f"{prefix}{path}/{name}"] for name in ("m", "v", "v_col", "v_row")}
-        for path in params
-    }
-    return TrainState(flat["state/step"], params, states)
+    return TrainState(*tree.split(flat))

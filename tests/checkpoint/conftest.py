@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kcmoe.checkpoint.leaves import shape_dtype
-from kcmoe.checkpoint.writer import write_checkpoint
+from kcmoe.checkpoint.base import Provenance
+from kcmoe.checkpoint.writing import write_checkpoint
+from kcmoe.tree import shape_dtype
 
 State = dict[str, np.ndarray]
 STEP = 7
@@ -86,7 +87,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def writer(state: State, format: str = "t5x_orbax", name: str = "", **options: object) -> Path:
         final = tmp_path / (name or f"{format}/checkpoint_{STEP}")
         tree = {path: shape_dtype(array) for path, array in state.items()}
-        return write_checkpoint(final, format, tree, state.items(), step=STEP, **options)
+        return write_checkpoint(
+            final, format, tree, state.items(), about=Provenance(STEP), **options
+        )
 
     return writer
 

@@ -16,7 +16,7 @@ import pytest
 
 from kcmoe import checkpoint
 from kcmoe.checkpoint import run_config
-from kcmoe.checkpoint.convert import convert
+from kcmoe.checkpoint.writing import convert
 from kcmoe.errors import UserError
 
 State = dict[str, np.ndarray]

@@ -15,9 +15,10 @@ import pytest
 
 from kcmoe import checkpoint
 from kcmoe.checkpoint import run_config
-from kcmoe.checkpoint.leaves import ShapeDtype
-from kcmoe.checkpoint.writer import write_checkpoint
+from kcmoe.checkpoint.base import Provenance
+from kcmoe.checkpoint.writing import write_checkpoint
 from kcmoe.cli import run
+from kcmoe.tree import ShapeDtype
 
 State = dict[str, np.ndarray]
 FORMATS = ["t5x_orbax", "t5x_legacy", "safetensors"]
@@ -168,10 +169,10 @@ def test_conversion_needs_the_memory_of_a_few_leaves(format: str, tmp_path: Path
     tree = {f"target/layers_{number}": leaf for number in range(24)}
     row = np.tile(np.arange(512, dtype=np.float32), (1024, 8))  # packs well, so it is quick
     leaves = ((path, row) for path in tree)
-    write_checkpoint(tmp_path / "checkpoint_1", "t5x_orbax", tree, leaves, step=1)
+    write_checkpoint(tmp_path / "checkpoint_1", "t5x_orbax", tree, leaves, about=Provenance(1))
     measure = (
         "import resource, sys; from kcmoe.cli import run; "
-        "import kcmoe.checkpoint.convert; "
+        "import kcmoe.checkpoint.writing; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "assert run(['checkpoint', 'convert', *sys.argv[1:]]) == 0; "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

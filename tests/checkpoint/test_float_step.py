@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
-from kcmoe.checkpoint import manifest
+from kcmoe.checkpoint import checksums
 from kcmoe.errors import UserError
 
 
@@ -20,7 +20,7 @@ def as_t5x_writes_it(
 ) -> Callable[[float, str], Path]:
     def writer(step: float, format: str) -> Path:
         path = write({**new_state(), "state/step": np.asarray(step, np.float32)}, format)
-        (path / manifest.NAME).unlink()  # T5X leaves none
+        (path / checksums.NAME).unlink()  # T5X leaves none
         return path
 
     return writer

@@ -14,9 +14,9 @@ import pytest
 import tensorstore as ts
 
 from kcmoe import checkpoint
-from kcmoe.checkpoint import arrays, indexes
-from kcmoe.checkpoint.leaves import ShapeDtype, flatten, unflatten
+from kcmoe.checkpoint import encodings
 from kcmoe.errors import UserError
+from kcmoe.tree import ShapeDtype, flattened, nested
 
 FORMATS = ["t5x_orbax", "t5x_legacy", "safetensors"]
 State = dict[str, np.ndarray]
@@ -41,13 +41,13 @@ def test_zeros_and_several_chunks(
     same: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arrays, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(encodings, "CHUNK_BYTES", 64)
     state = {
         "target/zeros": np.zeros((6, 35), np.float32),
         "target/numbers": np.arange(7 * 22, dtype=np.float64).reshape(7, 22),
         "state/step": np.asarray(7, np.int32),
     }
-    assert arrays.chunk_shape(ShapeDtype((6, 35), np.dtype("float32"))) == (1, 7)
+    assert encodings.chunk_shape(ShapeDtype((6, 35), np.dtype("float32"))) == (1, 7)
     reader = checkpoint.open_checkpoint(write(state, format))
     same(state, dict(reader.read_all(reader.tree())))
 
@@ -55,8 +55,8 @@ def test_zeros_and_several_chunks(
 def test_chunks_divide_the_array_and_stay_small() -> None:
     for shape in [(), (5,), (32128, 768), (16, 768, 2048), (0, 3), (1, 1, 10**7)]:
         leaf = ShapeDtype(shape, np.dtype("float32"))
-        chunks = arrays.chunk_shape(leaf)
-        assert np.prod(chunks) * 4 <= arrays.CHUNK_BYTES
+        chunks = encodings.chunk_shape(leaf)
+        assert np.prod(chunks) * 4 <= encodings.CHUNK_BYTES
         assert all(size % chunk == 0 for size, chunk in zip(shape, chunks, strict=True))
 
 
@@ -71,12 +71,12 @@ def test_orbax_itself_restores_ours(state: State, write: Callable[..., Path]) ->
     )
     assert manager.latest_step() == 7
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    nested = unflatten(state)
-    arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), nested)
+    nest = nested(state)
+    arguments = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), nest)
     restored = manager.restore(
         7, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=arguments))
     )["state"]
-    jax.tree.map(np.testing.assert_array_equal, nested, restored)
+    jax.tree.map(np.testing.assert_array_equal, nest, restored)
     manager.close()
 
 
@@ -84,8 +84,8 @@ def test_flax_reads_the_old_index_and_we_read_what_flax_packs() -> None:
     from flax import serialization
 
     tree = {"optimizer": {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, "version": 3}
-    assert indexes.pack(tree) == serialization.msgpack_serialize(tree)
-    unpacked = indexes.unpack(serialization.to_bytes({"x": np.float32(2), "y": 3}), "index")
+    assert encodings.pack(tree) == serialization.msgpack_serialize(tree)
+    unpacked = encodings.unpack(serialization.to_bytes({"x": np.float32(2), "y": 3}), "index")
     assert (unpacked["x"], unpacked["y"]) == (np.float32(2), 3)
 
 
@@ -127,7 +127,7 @@ def test_old_checkpoint_written_in_a_bucket_by_an_older_t5x(
 ) -> None:
     # On a pod T5X notes a dummy bucket, and before TensorStore 0.1.14 the path stood outside kvstore.
     path = write(state, "t5x_legacy")
-    index = indexes.unpack((path / "checkpoint").read_bytes(), "checkpoint")
+    index = encodings.unpack((path / "checkpoint").read_bytes(), "checkpoint")
 
     def as_on_a_pod(node: dict) -> dict:
         if "kvstore" not in node:
@@ -138,7 +138,7 @@ def test_old_checkpoint_written_in_a_bucket_by_an_older_t5x(
 
     content = {"version": 3, "optimizer": as_on_a_pod(index["optimizer"])}
     assert "dummy" in str(content)
-    (path / "checkpoint").write_bytes(indexes.pack(content))
+    (path / "checkpoint").write_bytes(encodings.pack(content))
     (path / "kcmoe.json").unlink()
     reader = checkpoint.open_checkpoint(path)
     same(state, dict(reader.read_all(reader.tree())))
@@ -165,7 +165,7 @@ def test_orbax_before_its_json_index(
             "metadata": {"shape": list(array.shape)},
         }
         ts.open(spec, create=True).result().write(array).result()
-    (plain / "state/checkpoint").write_bytes(indexes.pack(unflatten(words)))
+    (plain / "state/checkpoint").write_bytes(encodings.pack(nested(words)))
     same(state, dict(checkpoint.open_checkpoint(plain).read_all(state)))
     shutil.rmtree(plain / "state/target.encoder.encoder_norm.scale")
     with pytest.raises(UserError, match=r"target/encoder/encoder_norm/scale: missing"):
@@ -184,7 +184,7 @@ def test_an_index_builds_nothing_but_numbers() -> None:
     ]
     for value in evil:
         with pytest.raises(Damaged, match="index checkpoint is damaged"):
-            indexes.unpack(msgpack.packb({"a": value}), "checkpoint")
+            encodings.unpack(msgpack.packb({"a": value}), "checkpoint")
 
 
 @pytest.mark.parametrize("case", ["packed_top2", "factored_unpacked"])
@@ -212,9 +212,9 @@ def test_our_files_say_what_t5x_writes(reference: Path, write: Callable[..., Pat
     reader = checkpoint.open_checkpoint(new)
     values = dict(reader.read_all(reader.tree()))
     ours = write(values, "t5x_legacy")
-    unpacked = [indexes.unpack((p / "checkpoint").read_bytes(), "") for p in (ours, old)]
+    unpacked = [encodings.unpack((p / "checkpoint").read_bytes(), "") for p in (ours, old)]
     assert str(unpacked[0]["version"]) == str(unpacked[1]["version"])
-    mine, its = (flatten(u["optimizer"]) for u in unpacked)
+    mine, its = (flattened(u["optimizer"]) for u in unpacked)
     assert mine.keys() == its.keys()
     for path, value in its.items():
         np.testing.assert_array_equal(mine[path], value, err_msg=path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
-from kcmoe.model.axes import logical_axes
+from kcmoe.tree import logical_axes
 
 pytestmark = [
     pytest.mark.t5x,

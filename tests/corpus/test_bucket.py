@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kcmoe.corpus import download
+from kcmoe.corpus import bucket as bucket_copy
 from kcmoe.data import tables
 from kcmoe.errors import UserError
 
@@ -90,12 +90,12 @@ def test_a_folder_is_copied_and_checked(objects, tmp_path):
     objects["checkpoint/a"] = b"a" * 10_000
     objects["checkpoint/target.x/0.0"] = bytes(range(256)) * 100
     said: list[str] = []
-    download.copy_bucket("gs://b/checkpoint", tmp_path, said.append)
+    bucket_copy.copy("gs://b/checkpoint", tmp_path, said.append)
     assert (tmp_path / "a").read_bytes() == objects["checkpoint/a"]
     assert (tmp_path / "target.x" / "0.0").read_bytes() == objects["checkpoint/target.x/0.0"]
     assert all("copied, checksum is right" in line for line in said)
     with pytest.raises(UserError, match="is empty or not public"):
-        download.copy_bucket("gs://b/nothing", tmp_path)
+        bucket_copy.copy("gs://b/nothing", tmp_path)
 
 
 def test_parquet_is_read_from_a_bucket(objects, tmp_path):
@@ -122,20 +122,20 @@ def test_a_bucket_folder_is_copied_checked_and_resumed(bucket, tmp_path, monkeyp
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "b.part").write_bytes(b"b" * 2000)
     starts = []
-    real = download._blocks
+    real = bucket_copy._blocks
     monkeypatch.setattr(
-        download,
+        bucket_copy,
         "_blocks",
         lambda fs, name, start, *rest: starts.append(start) or real(fs, name, start, *rest),
     )
-    download.copy_bucket(bucket, tmp_path, said.append)
+    bucket_copy.copy(bucket, tmp_path, said.append)
     assert (tmp_path / "a").read_bytes() == b"a" * 1000
     assert (tmp_path / "below" / "b").read_bytes() == b"b" * 5000
     assert starts == [0, 2000]
-    download.copy_bucket(bucket, tmp_path, said.append)
+    bucket_copy.copy(bucket, tmp_path, said.append)
     assert starts == [0, 2000], "nothing is copied twice"
     with pytest.raises(UserError, match="is empty or not public"):
-        download.copy_bucket("memory://bucket/nothing", tmp_path)
+        bucket_copy.copy("memory://bucket/nothing", tmp_path)
 
 
 def test_a_bucket_file_with_another_checksum_is_refused(bucket, tmp_path):
@@ -144,5 +144,5 @@ def test_a_bucket_file_with_another_checksum_is_refused(bucket, tmp_path):
     info = {"size": 1000, "md5Hash": "AAAAAAAAAAAAAAAAAAAAAA=="}
     memory = fsspec.filesystem("memory")
     with pytest.raises(UserError, match="another checksum than the bucket's"):
-        download._copy_file(memory, "/bucket/checkpoint/a", info, tmp_path / "a")
+        bucket_copy._copy_file(memory, "/bucket/checkpoint/a", info, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []

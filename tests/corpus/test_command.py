@@ -54,7 +54,11 @@ def test_list_says_which_tables_and_how_many_rows(capsys, tmp_path):
 
     def shown(name):
         _, out, _ = run(capsys, "list", f"--data_dir={tmp_path}")
-        return next(line for line in out.splitlines() if line.startswith(name))[13:]
+        return (
+            next(line for line in out.splitlines() if line.startswith(name + " "))
+            .partition(" ")[2]
+            .lstrip()
+        )
 
     assert shown("kornli").startswith("partly: validation, test ")
     assert shown("comments").startswith("present, no manifest.json ")

@@ -17,7 +17,8 @@ import pytest
 
 from kcmoe.corpus import download as downloads
 from kcmoe.corpus import fetch
-from kcmoe.corpus.catalogue import DATA_SETS, DataSet, Remote, Table
+from kcmoe.corpus.catalogue import DATA_SETS
+from kcmoe.corpus.types import DataSet, Remote, Table
 from kcmoe.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB

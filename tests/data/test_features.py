@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from kcmoe.data.features import Lengths, Ragged, packed_features, single_features, with_eos
+from kcmoe.data.features import (
+    Features,
+    Lengths,
+    Ragged,
+    model_features,
+    one_per_row,
+    several_per_row,
+    with_eos,
+)
 from kcmoe.data.packing import efficiency, first_fit, one_each
 from kcmoe.errors import UserError
 
@@ -14,10 +24,18 @@ INPUTS = Ragged.of([[5, 6, 1], [7, 1], [8, 9, 10, 1]])
 TARGETS = Ragged.of([[20, 1], [21, 22, 1], [23, 1]])
 
 
+def placed(
+    members: list[int], rows: list[int], num_rows: int, lengths: Lengths, pack: bool = True
+) -> Features:
+    """Features of rows in which the examples above stand."""
+    where = np.array(members), np.array(rows), num_rows
+    inputs = several_per_row(INPUTS, *where, lengths.inputs)
+    targets = several_per_row(TARGETS, *where, lengths.targets)
+    return model_features(inputs, targets, pack)
+
+
 def test_two_examples_in_a_row_worked_by_hand():
-    features = packed_features(
-        INPUTS, TARGETS, np.array([0, 1, 2]), np.array([0, 0, 2]), 3, Lengths(6, 6)
-    )
+    features = placed([0, 1, 2], [0, 0, 2], 3, Lengths(6, 6))
     first = {name: values[0].tolist() for name, values in features.items()}
     assert first == {
         "encoder_input_tokens": [5, 6, 1, 7, 1, 0],
@@ -36,9 +54,7 @@ def test_two_examples_in_a_row_worked_by_hand():
 
 
 def test_without_packing_eos_is_the_decoder_input_after_the_end():
-    features = packed_features(
-        INPUTS, TARGETS, np.array([1]), np.array([0]), 1, Lengths(4, 5), pack=False
-    )
+    features = placed([1], [0], 1, Lengths(4, 5), pack=False)
     assert features["decoder_input_tokens"].tolist() == [[0, 21, 22, 1, 0]]
     assert set(features) == {
         "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights",
@@ -49,10 +65,10 @@ def test_without_packing_eos_is_the_decoder_input_after_the_end():
 def test_full_rows_are_the_same_packed_or_single():
     tokens = np.arange(3, 15).reshape(2, 6)
     ragged = Ragged.of(tokens.tolist())
-    packed = packed_features(ragged, ragged, np.arange(2), np.arange(2), 2, Lengths(8, 7))
-    single = single_features(tokens, tokens, Lengths(8, 7), pack=True)
-    assert packed.keys() == single.keys()
-    assert all((packed[name] == single[name]).all() for name in packed)
+    packed = several_per_row(ragged, np.arange(2), np.arange(2), 2, 8)
+    single = one_per_row(tokens, 8)
+    for field in dataclasses.fields(single):
+        assert (getattr(packed, field.name) == getattr(single, field.name)).all()
 
 
 def test_eos_survives_the_cut():

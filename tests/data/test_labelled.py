@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe.data.labelled import Example, held_out, labelled_examples, spread
+from kcmoe.data.labelled import Example, labelled_examples, spread
+from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import TASKS, Task
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from kcmoe.config import gin_files
+from kcmoe.config.data import DataConfig
 from kcmoe.data import pipeline
 from kcmoe.data.rows import MixedRows
 from kcmoe.data.settings import evaluation_batches, training_batches
@@ -73,10 +74,12 @@ def labelled_task(**changes) -> tasks.Task:
 
 
 def batches(task, vocabulary, folder, batch_size=8, seed=3, pack=True, **options):
-    cache = str(folder / "cache")
-    return pipeline.train_batches(
-        task, vocabulary, LENGTHS, batch_size, seed, pack, str(folder), cache_dir=cache, **options
-    )
+    data = data_of(folder, pack=pack, **options)
+    return pipeline.train_batches(task, vocabulary, LENGTHS, batch_size, seed, data)
+
+
+def data_of(folder, **options) -> DataConfig:
+    return DataConfig(data_dir=str(folder), cache_dir=str(folder / "cache"), **options)
 
 
 def equal(a, b) -> bool:
@@ -128,6 +131,7 @@ def test_workers_leave_signals_to_the_run(vocabulary, folder):
 
 KILLED = """
 import multiprocessing, os, signal, sys
+from kcmoe.config.data import DataConfig
 from kcmoe.tasks import registry as tasks
 from kcmoe.data import pipeline
 from kcmoe.vocabulary import Vocabulary
@@ -135,8 +139,8 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     task = tasks.Task(name="c", kind="span_corruption", files={"train": ("c0.txt",)}, text_column="text")
     lengths = {"inputs": 64, "targets": 20}
-    cache = folder + "/cache"
-    steps = pipeline.train_batches(task, Vocabulary(), lengths, 8, 3, True, folder, cache_dir=cache)
+    data = DataConfig(data_dir=folder, cache_dir=folder + "/cache", pack=True)
+    steps = pipeline.train_batches(task, Vocabulary(), lengths, 8, 3, data)
     iterator = steps.iterate(0, 1000, workers=1)
     next(iterator)
     (worker,) = [c for c in multiprocessing.active_children() if "grain" in c.name]
@@ -240,7 +244,7 @@ def test_mixtures_keep_their_proportions_in_every_block(vocabulary, folder):
 
 
 def test_evaluation_scores_every_row_once(vocabulary, folder):
-    split = pipeline.eval_batches(labelled_task(), "test", vocabulary, LENGTHS, 16, str(folder))
+    split = pipeline.eval_batches(labelled_task(), "test", vocabulary, LENGTHS, 16, data_of(folder))
     assert (split.num_rows, len(split), len(split.examples)) == (103, 7, 103)
     row = 0
     for batch in split:
@@ -259,11 +263,10 @@ def test_evaluation_scores_every_row_once(vocabulary, folder):
 
 
 def test_evaluation_noise_is_fixed(vocabulary, folder):
-    options = {"cache_dir": str(folder / "cache")}
     first, second = (
         list(
             pipeline.eval_batches(
-                corpus_task(), "validation", vocabulary, LENGTHS, 4, str(folder), **options
+                corpus_task(), "validation", vocabulary, LENGTHS, 4, data_of(folder)
             )
         )
         for _ in range(2)

@@ -16,9 +16,9 @@ from kcmoe.errors import UserError
 
 
 def read(path, columns=("text",), **options):
-    report = tables.Report()
-    chunks = list(tables.read_chunks(str(path), columns, report=report, **options))
-    return {c: [v for chunk in chunks for v in chunk[c]] for c in columns}, report
+    tally = tables.Tally()
+    chunks = list(tables.read_chunks(str(path), columns, tally=tally, **options))
+    return {c: [v for chunk in chunks for v in chunk[c]] for c in columns}, tally
 
 
 def written(path, content, encoding="utf-8"):
@@ -45,9 +45,9 @@ def written(path, content, encoding="utf-8"):
     ],
 )
 def test_every_format_gives_the_same_rows(tmp_path, name, content):
-    rows, report = read(written(tmp_path / name, content), ("text", "label"))
+    rows, tally = read(written(tmp_path / name, content), ("text", "label"))
     assert rows == {"text": ['그는 "안녕" 했다', ""], "label": ["0", "1"]}
-    assert report.rows == 2
+    assert tally.rows == 2
 
 
 def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
@@ -112,10 +112,10 @@ def test_bad_rows_stop_or_are_counted(tmp_path, name, content, reason, good):
     path = written(tmp_path / name, content)
     with pytest.raises(UserError, match=f"{name}, line [23]: {reason}"):
         read(path)
-    rows, report = read(path, strict=False)
+    rows, tally = read(path, strict=False)
     assert rows["text"] == good
-    assert sum(report.dropped.values()) == 1
-    assert reason in report.summary()
+    assert sum(tally.dropped.values()) == 1
+    assert reason in tally.summary()
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_a_damaged_row_group_is_named_and_can_be_left_out(tmp_path):
     damage_group(path, 1)
     with pytest.raises(UserError, match=r"a.parquet, row group 1 is damaged.*DATA_STRICT"):
         read(path)
-    rows, report = read(path, strict=False)
+    rows, tally = read(path, strict=False)
     assert [t[0] for t in rows["text"][::100]] == ["0", "2"]
-    assert report.dropped == {"damaged row group": 100}
-    assert "row group 1" in report.places[0]
+    assert tally.dropped == {"damaged row group": 100}
+    assert "row group 1" in tally.places[0]
 
 
 def test_parquet_mistakes(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kcmoe.data import manifest as manifests
-from kcmoe.data.labelled import held_out
+from kcmoe.data.splits import held_out
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError

@@ -78,7 +78,7 @@ def log_likelihoods(model, params, inputs, targets):
 
 
 def _nested(params):
-    from kcmoe.training.state import nested
+    from kcmoe.tree import nested
 
     return nested(params)
 

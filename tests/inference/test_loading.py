@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import kcmoe
-from kcmoe.checkpoint.convert import convert
+from kcmoe.checkpoint.writing import convert
 from kcmoe.errors import UserError
 from kcmoe.inference import loading
 from kcmoe.inference.predict import LanguageModel

@@ -22,7 +22,7 @@ from kcmoe.errors import UserError
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tasks.registry import TASKS
-from kcmoe.training.state import nested
+from kcmoe.tree import nested
 
 WORDS = [
     "영화",

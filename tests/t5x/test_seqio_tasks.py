@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kcmoe.config.data import DataConfig
 from kcmoe.data import pipeline
 from kcmoe.errors import UserError
 from kcmoe.tasks import registry as tasks
@@ -21,6 +22,8 @@ pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]
 LENGTHS = {"inputs": 48, "targets": 6}
 DATA = Path(__file__).parents[2] / "../shared/data"
 LABELLED = ["sample_reviews", "sample_nli", "nsmc", "kornli", "korsts", "hate_speech"]
+LABELLED += ["kornli_from_klue", "klue_sts", "kmhas", "apeach", "hate_speech_binary", "curse"]
+LABELLED += ["three_i_four_k", "question_pair"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,13 @@ def same_ids(name: str, split: str, vocabulary: Vocabulary, max_batches: int | N
         pytest.skip(f"{task.files[split]} is not part of the real data")
     register(task, str(DATA))
     ours = pipeline.eval_batches(
-        task, split, vocabulary, LENGTHS, 500, str(DATA), max_batches=max_batches
+        task,
+        split,
+        vocabulary,
+        LENGTHS,
+        500,
+        DataConfig(data_dir=str(DATA)),
+        max_batches=max_batches,
     )
     theirs = converted(name, split, LENGTHS)
     rows = 0
@@ -105,7 +114,7 @@ def test_span_corruption_has_the_statistics_of_the_engine(vocabulary: Vocabulary
     register(task)
     found = converted(task.name, "train", lengths, seed=1)
     theirs = [next(found) for _ in range(count)]
-    ours = pipeline.train_batches(task, vocabulary, lengths, count, seed=1, pack=False).at(0)
+    ours = pipeline.train_batches(task, vocabulary, lengths, count, 1, DataConfig()).at(0)
 
     def facts(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         first = vocabulary.size - vocabulary.num_sentinels
@@ -169,6 +178,12 @@ def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
             ["0.0", "2.0", "4.0"],
             ["0.4", "2.2", "5.0"],
             {"spearman_corrcoef": 100.0, "pearson_corrcoef": 99.2},
+        ),
+        (
+            "kmhas",  # 2 hits, 1 miss and 1 false alarm; two of nine labels are found, each always
+            ["정치, 욕설", "나이", "문제없음"],
+            ["정치", "나이, 성별", "글쎄, 문제없음"],
+            {"micro_f1": 57.1, "macro_f1": 22.2},
         ),
     ],
 )

@@ -14,6 +14,7 @@ from kcmoe.errors import UserError
 from kcmoe.inference.answers import answers
 from kcmoe.tasks import registry as tasks
 from kcmoe.tasks import types as task_types
+from kcmoe.vocabulary import Vocabulary
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/tasks/*.gin"))
 
@@ -112,6 +113,65 @@ def test_listed_tasks_are_sound(task):
     task_types.check(task)
 
 
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.name)
+def test_label_words_survive_the_vocabulary(task):
+    vocabulary = Vocabulary()
+    for text in answers(task):
+        ids = vocabulary.encode(text)
+        assert vocabulary.unk_id not in ids
+        assert vocabulary.decode(ids) == text
+    assert len({tuple(vocabulary.encode(text)) for text in answers(task)}) == len(answers(task))
+
+
+@pytest.mark.parametrize("value", [[2, 3], (3, 2, 3), "2,3", "3, 2", ["3", "2"]])
+def test_several_labels_become_a_joined_text(value):
+    task = tasks.TASKS["kmhas"]
+    assert task.answer(value) == "정치, 욕설"
+    assert task.labels_in("정치, 욕설") == task.labels_in("욕설, 정치") == (2, 3)
+    assert task.answer(8) == task.answer([8]) == "문제없음"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "no label"),
+        ("", "no label"),
+        ([2, 9], "'9' is none of '0'"),
+        ([None], "'None' is none"),
+    ],
+)
+def test_several_labels_without_a_known_one(value, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.TASKS["kmhas"].answer(value)
+
+
+@pytest.mark.parametrize("answer", ["", "정치,욕설", "정치, ", "글쎄", "정치, 글쎄"])
+def test_answers_that_name_no_label(answer):
+    assert tasks.TASKS["kmhas"].labels_in(answer) == ()
+
+
+def test_rank_chooses_among_labels_and_pairs():
+    task = tasks.TASKS["kmhas"]
+    assert len(answers(task)) == len(set(answers(task))) == 9 + 36
+    assert answers(task)[:9] == task.label_words
+    assert answers(task)[9] == "출신, 외모"
+
+
+def test_several_values_may_share_a_word():
+    task = tasks.TASKS["hate_speech_binary"]
+    assert task.label_words == ("문제없음", "혐오")
+    assert task.answer("offensive") == task.answer("hate") == "혐오"
+    apeach = tasks.TASKS["apeach"]
+    assert (apeach.inputs({"text": "글"}), set(apeach.label_words)) == (
+        task.inputs({"comments": "글"}),
+        set(task.label_words),
+    )
+
+
+def test_question_pair_writes_zero_for_the_same_question():
+    assert [tasks.TASKS["question_pair"].answer(value) for value in (0, 1)] == ["같음", "다름"]
+
+
 @pytest.mark.parametrize("step", [0.1, 0.2, 0.5, 1])
 def test_every_step_gives_as_many_answers_as_numbers(step):
     task = own(MIXTURE_OR_TASK_NAME="korsts", TASK_TARGET_STEP=step)
@@ -133,6 +193,8 @@ def test_steps_that_one_decimal_cannot_write(step):
         ("korsts", {}, "accuracy", "are numbers .*; take pearson or spearman"),
         ("nsmc", {"TASK_LABELS": {}}, "macro_f1", "whose answers are free text; take accuracy"),
         ("pretrain", {}, "accuracy", "which is plain text for pretraining; take none"),
+        ("nsmc", {}, "micro_f1", "whose answers are labels; take accuracy or macro_f1"),
+        ("kmhas", {}, "spearman", "one label or more .*; take micro_f1 or macro_f1 or accuracy"),
     ],
 )
 def test_metrics_suit_the_answers(task, changes, metric, said):
@@ -151,7 +213,12 @@ def test_metrics_suit_the_answers(task, changes, metric, said):
             "TASK_TARGET_COLUMN",
         ),
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_PROMPT": "{"}, "brace"),
-        ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_LABELS": {0: "가", 1: "가"}}, "same word"),
+        (
+            {"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_LABELS": {0: "가", 1: "가"}},
+            "two different words",
+        ),
+        ({"MIXTURE_OR_TASK_NAME": "kmhas", "TASK_LABELS": {0: "가", 1: "나, 다"}}, "has a comma"),
+        ({"MIXTURE_OR_TASK_NAME": "korsts", "TASK_MULTI_LABEL": True}, "needs TASK_LABELS"),
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_METRICS": "acuracy"}, "Did you mean accuracy"),
         ({"MIXTURE_OR_TASK_NAME": "nsmc", "TASK_HOLDOUT": 1.5}, "TASK_HOLDOUT"),
         ({"MIXTURE_OR_TASK_NAME": "m", "MIXTURE": {"nsmc": "1"}}, "a number above zero"),

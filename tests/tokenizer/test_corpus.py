@@ -56,12 +56,12 @@ def test_long_lines_are_cut_at_spaces_and_lose_nothing() -> None:
 
 def test_lines_are_clean_whatever_the_rows_hold(tmp_path: Path) -> None:
     rows = ["좋아요", None, "", " \n ", "가\x00나\ufdd0다", "줄\n바꿈", "긴" * 2_000_000]
-    report = tables.Report()
+    tally = tables.Tally()
     path = _parquet(tmp_path / "a.parquet", rows)
-    found = list(corpus.lines([path], "text", 1000, report=report))
+    found = list(corpus.lines([path], "text", 1000, tally=tally))
     assert found[:3] == ["좋아요", "가나다", "줄 바꿈"]
     assert len(found) == 3 + 2000
-    assert report.nulls == 1
+    assert tally.nulls == 1
 
 
 def test_text_and_gzip_read_like_parquet(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_capacity_bounds_what_experts_do() -> None:
 
 def test_dense_forward_pass_is_what_xla_counts() -> None:
     from kcmoe.model.encoder_decoder import EncoderDecoder
-    from kcmoe.training.state import nested
+    from kcmoe.tree import nested
 
     dense = config("tiny_dense", NUM_EMBEDDINGS=512)
     model = EncoderDecoder(dense)

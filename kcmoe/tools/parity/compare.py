@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from kcmoe import tree
 from kcmoe.errors import UserError
 from kcmoe.tools.parity import quantities
 from kcmoe.tools.parity.case import Arrays, Case
@@ -69,11 +70,11 @@ def run(case: Case) -> list[Line]:
     expected = {f"step {i}": np.asarray(loss) for i, loss in enumerate(case.losses)}
     computed = {f"step {i}": np.asarray(loss) for i, loss in enumerate(losses)}
     lines.append(_line("losses of the trajectory", expected, computed, 1e-5))
-    params = {path.removeprefix("target/"): x for path, x in state.items() if path[:7] == "target/"}
+    params = tree.parameters(state)
     lines.append(_line("parameters after it", case.final_params, params, 1e-4))
     for kind, theirs in case.final_states.items():
-        optimizer = {path: x for path, x in theirs.items() if path.startswith("state/")}
-        target = {path: x for path, x in theirs.items() if path.startswith("target/")}
+        target = tree.as_state(tree.parameters(theirs))
+        optimizer = {path: x for path, x in theirs.items() if path not in target}
         lines.append(_line(f"optimizer state in {kind}", optimizer, state, 1e-4))
         lines.append(_line(f"parameters in {kind}", target, state, 1e-4))
     return lines
@@ -92,7 +93,7 @@ def of_outputs(theirs: Arrays, ours: Arrays) -> list[Line]:
 def _check_complete(case: Case) -> None:
     """Refuses a case before anything is computed: what it must hold follows from its sizes."""
     shapes = to_flat(state_shapes(case.model))
-    params = [path.removeprefix("target/") for path in shapes if path.startswith("target/")]
+    params = list(tree.parameters(shapes))
     _same_keys(case.params, params, f"{case.name}/params.npz")
     _same_keys(case.final_params, params, f"{case.name}/trajectory.npz")
     for kind, theirs in case.final_states.items():

@@ -16,7 +16,8 @@ from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tools.parity.case import Arrays, Case
 from kcmoe.training import adafactor
 from kcmoe.training.losses import features, loss_and_metrics
-from kcmoe.training.state import TrainState, nested, to_flat
+from kcmoe.training.state import TrainState, to_flat
+from kcmoe.tree import nested
 
 # Flaxformer's sown metrics; ours besides these have no counterpart there.
 ROUTER_METRICS = (

@@ -108,7 +108,7 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
 
 def _named_step(macros: Macros) -> int | None:
     """N where INITIAL_CHECKPOINT_PATH is called checkpoint_N."""
-    from kcmoe.checkpoint.manage import step_of
+    from kcmoe.checkpoint.storage import step_of
 
     return step_of(str(macros.get("INITIAL_CHECKPOINT_PATH")))
 
@@ -131,6 +131,7 @@ def _start_step(macros: Macros) -> int:
 def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
     """Everything there is to say, as plain numbers with units in their names."""
     from kcmoe.training import flops, state
+    from kcmoe.tree import total_bytes
 
     run, hardware, choice = planner.settings.run, planner.hardware, estimate.choice
     shapes = state.state_shapes(planner.settings.model)
@@ -156,7 +157,7 @@ def _report(planner: Planner, estimate: Estimate, steps: int) -> dict[str, Any]:
         "memory_bytes": {**dataclasses.asdict(estimate.memory), "total": estimate.memory.total},
         "usable_bytes": hardware.usable_bytes,
         "fits": planner.fits(estimate),
-        "checkpoint_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in flat),
+        "checkpoint_bytes": total_bytes(flat),
         "step_s": estimate.step_s,
         "days": estimate.step_s * steps / DAY_S,
         "device_hours": estimate.step_s * steps / 3600 * hardware.devices,

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from kcmoe import fits
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
-from kcmoe.model.axes import logical_axes
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tools.plan import residuals
 from kcmoe.training import state as states
 from kcmoe.training.losses import chunk_tokens, loss_and_metrics
+from kcmoe.tree import logical_axes
 
 # Logical axes that T5X's 'model' submesh divides (t5x@cc342d4:t5x/contrib/moe/partitioning.py).
 _MODEL_AXES = {"vocab", "mlp", "heads", "joined_kv", "expert_mlp"}

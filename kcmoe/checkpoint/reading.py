@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Restores a state after checking every leaf of it against what the model expects.
+"""Opens a checkpoint of any format, and restores a state after checking every leaf of it.
 
-All or nothing: missing, extra, misshapen, damaged and non-finite leaves are gathered into one
-error, and nothing is returned. Loading only a part is possible, but only of what a pattern names.
+`open_checkpoint(path)` looks at the files and returns the `Reader` of their format. `restore`
+compares each leaf with what the model expects and returns all of them or none: missing, extra,
+misshapen, damaged and non-finite leaves are gathered into one error. A part can be loaded if
+patterns name it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,72 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.checkpoint.leaves import ShapeDtype, count_non_finite, shape_dtype
-from kcmoe.checkpoint.reader import Reader, describe_problems, open_checkpoint
-from kcmoe.checkpoint.sizes import explain_difference
-from kcmoe.checkpoint.storage import Damaged
+from kcmoe.checkpoint import formats, manage
+from kcmoe.checkpoint.base import Reader, describe_problems
+from kcmoe.checkpoint.checksums import count_non_finite
+from kcmoe.checkpoint.run_config import explain_difference
+from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.io.remote import is_remote
+from kcmoe.tree import ShapeDtype, shape_dtype
+
+_UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-")
 
 Placer = Callable[[str, np.ndarray], Any]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
+    """Opens a checkpoint of any of the formats, here or in a bucket.
+
+    `path` is the checkpoint's folder (`dir/checkpoint_1000`), or its `checkpoint` or `.safetensors`
+    file. Raises `UserError` if there is none, it is half-finished, or its format is unknown.
+    """
+    text = os.fspath(path).rstrip("/")
+    if not is_remote(text) and os.path.isfile(text):
+        text = os.path.dirname(os.path.abspath(text))
+    _require_folder(text)
+    folder = Folder(text)
+    found = formats.of(folder)
+    if found is None:
+        raise UserError(_unknown(folder))
+    return found.reader(folder)
+
+
+def _require_folder(path: str) -> None:
+    if _UNFINISHED.search(os.path.basename(path)):
+        raise UserError(
+            f"{path} is a half-finished save: take a finished checkpoint (checkpoint_<step>)"
+        )
+    if is_remote(path) or os.path.isdir(path):
+        return
+    parent = os.path.dirname(os.path.abspath(path))
+    raise UserError(f"there is no checkpoint {path}.{_neighbours(parent)}")
+
+
+def _neighbours(folder: str) -> str:
+    found = [checkpoint.name for checkpoint in manage.all_checkpoints(folder)]
+    return f" There are {', '.join(found[-5:])} in {folder}." if found else ""
+
+
+def _unknown(folder: Folder) -> str:
+    below = {name.split("/")[0] for name in folder.names()}
+    inside = sorted(name for name in below if re.fullmatch(r"checkpoint_\d+", name))
+    if inside:
+        return (
+            f"{folder.path} is a model directory: name one of its checkpoints, such as "
+            f"{folder.path}/{inside[-1]}"
+        )
+    names = sorted(folder.names())
+    if not names:
+        return f"{folder.path} is empty or does not exist"
+    if any(name.endswith("/.zarray") for name in names):
+        return f"{folder.path} is a half-finished save (arrays without an index): take another one"
+    *others, last = (each.title for each in formats.FORMATS.values())
+    more = ", ..." if len(names) > 5 else ""
+    return (
+        f"{folder.path} is in no format known here (it holds {', '.join(names[:5])}{more}); "
+        f"known are {', '.join(others)} and {last}"
+    )
 
 
 def restore(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kcmoe import checkpoint
-from kcmoe.checkpoint import manage
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 
@@ -26,7 +26,7 @@ State = dict[str, np.ndarray]
 SAVER = """
 import resource, sys
 import numpy as np
-from kcmoe.checkpoint.writer import save
+from kcmoe.checkpoint.writing import save
 from kcmoe.errors import UserError
 
 def state(step):
@@ -148,13 +148,6 @@ def test_a_save_of_the_same_step_replaces_the_earlier_one(
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint_7"]
 
 
-def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
-    durable.write_file(tmp_path / "best.json", b"1")
-    durable.write_file(tmp_path / "best.json", b"22")
-    assert (tmp_path / "best.json").read_bytes() == b"22"
-    assert [p.name for p in tmp_path.iterdir()] == ["best.json"]
-
-
 @pytest.mark.parametrize("name", ["state", "checkpoint", "../x", "kcmoe.json", "model.safetensors"])
 def test_extras_cannot_take_the_place_of_other_files(
     name: str, state: State, tmp_path: Path
@@ -171,7 +164,7 @@ def test_newest_and_removal_of_old_ones(new_state: Callable[..., State], tmp_pat
     (tmp_path / "checkpoint_200").mkdir()
     (tmp_path / "checkpoint_300.orbax-checkpoint-tmp-5").mkdir()
     (tmp_path / "checkpoint_best").mkdir()
-    steps = [manage.step_of(path) for path in checkpoint.all_checkpoints(tmp_path)]
+    steps = [step_of(path) for path in checkpoint.all_checkpoints(tmp_path)]
     assert steps == [2, 9, 10, 100]
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint_100"
     assert checkpoint.remove_old(tmp_path, None) == []

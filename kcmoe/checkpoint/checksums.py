@@ -3,7 +3,8 @@
 
 Neither zarr nor OCDBT nor safetensors protects values against a flipped bit, so we write the CRC-32
 of every leaf and of every extra file beside them, and check them when reading. Checkpoints of T5X
-have no such file and are read without it. T5X ignores it in ours.
+have no such file and are read without it. T5X ignores it in ours. The checksum of a leaf is that of
+its values in C order, little-endian, so it is the same in every format.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from kcmoe.checkpoint.leaves import ShapeDtype, checked_shape, named_dtype
+import numpy as np
+
+from kcmoe.checkpoint.encodings import checked_shape, named_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.tree import ShapeDtype
 
 NAME = "kcmoe.json"
 _VERSION = 1
@@ -26,8 +30,8 @@ _RESERVED |= {"PINNED"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Step, leaves with checksums, and the extra files with theirs."""
+class Saved:
+    """What was saved: step, leaves with checksums, and the extra files with theirs."""
 
     step: int | None
     leaves: Mapping[str, tuple[ShapeDtype, str]]
@@ -61,7 +65,7 @@ def check_extra_name(name: str) -> None:
         raise UserError(f"{name!r} cannot be an extra file of a checkpoint: choose another name")
 
 
-def load(folder: Folder) -> Manifest | None:
+def load(folder: Folder) -> Saved | None:
     """Reads `kcmoe.json`; None where there is none. Raises `UserError` if it is damaged."""
     if not folder.exists(NAME):
         return None
@@ -75,15 +79,36 @@ def load(folder: Folder) -> Manifest | None:
             path: (ShapeDtype(checked_shape(shape), named_dtype(dtype)), str(crc))
             for path, (shape, dtype, crc) in fields["leaves"].items()
         }
-        return Manifest(fields["step"], leaves, dict(fields["extras"]))
+        return Saved(fields["step"], leaves, dict(fields["extras"]))
     except (ValueError, KeyError, TypeError, AttributeError, Damaged) as error:
         raise UserError(
             f"{folder.path}/{NAME} is damaged ({error}): take another checkpoint, or delete that "
-            f"file to "
-            "read this one without checksums"
+            "file to read this one without checksums"
         ) from error
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:
     rest = {name: value for name, value in fields.items() if name != "checksum"}
     return json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def checksum(array: np.ndarray) -> str:
+    """Returns CRC-32 of the values in C order as eight hexadecimal digits."""
+    return f"{zlib.crc32(raw_bytes(array)):08x}"
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """Returns the values in C order as bytes, without a copy where the array is contiguous."""
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
+
+
+def count_non_finite(array: np.ndarray) -> int:
+    """Returns how many values are NaN or infinite, looking at a few megabytes at a time."""
+    if array.dtype.kind in "biu":
+        return 0
+    flat, window = np.ascontiguousarray(array).reshape(-1), 1 << 20
+    return sum(
+        int(np.count_nonzero(~np.isfinite(flat[start : start + window])))
+        for start in range(0, flat.size, window)
+    )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a checkpoint of any format, leaf by leaf, atomically, with checksums.
+
+`save` is what the train loop calls; `convert` reads one format and writes another. Both end in
+`write_checkpoint`, which takes the leaves from an iterator, so that memory is that of a few leaves,
+whatever the size of the model. Nothing appears under the final name before every byte is on the
+disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcmoe.checkpoint import checksums, formats, run_config
+from kcmoe.checkpoint.base import Provenance, Reader, describe_problems
+from kcmoe.checkpoint.checksums import checksum
+from kcmoe.checkpoint.encodings import named_dtype
+from kcmoe.checkpoint.reading import checked_leaves, open_checkpoint
+from kcmoe.checkpoint.run_config import sizes_of
+from kcmoe.errors import UserError
+from kcmoe.io import durable
+from kcmoe.io.remote import is_remote
+from kcmoe.tree import STEP, ShapeDtype, is_optimizer, is_parameter, shape_dtype
+
+Progress = Callable[[int], object]
+
+
+def save(
+    model_dir: str | os.PathLike[str],
+    step: int,
+    flat_state: Mapping[str, Any],
+    extras: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes `model_dir/checkpoint_<step>` in T5X's Orbax layout and returns its path.
+
+    `flat_state`: path -> array (NumPy or JAX, on any devices), with `state/step` equal to `step`.
+    `extras`: small files kept inside the checkpoint. A checkpoint of that step that is already
+    there is replaced in one step. Raises `UserError` if the disk is full or refuses; then nothing
+    has changed.
+    """
+    held = int(np.asarray(flat_state[STEP]).reshape(()))
+    if held != step:
+        raise ValueError(f"asked to save step {step}, but {STEP} is {held}")
+    tree = {path: shape_dtype(array) for path, array in flat_state.items()}
+    leaves = ((path, np.asarray(array)) for path, array in flat_state.items())
+    final = os.path.join(model_dir, f"checkpoint_{step}")
+    return write_checkpoint(
+        final, formats.T5X_ORBAX, tree, leaves, about=Provenance(step), extras=extras
+    )
+
+
+def write_checkpoint(
+    final: str | os.PathLike[str],
+    format: str,
+    tree: Mapping[str, ShapeDtype],
+    leaves: Iterable[tuple[str, np.ndarray]],
+    *,
+    about: Provenance,
+    extras: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes the leaves as one checkpoint `final` in `format` and returns its path.
+
+    `leaves` yields every path of `tree` once. Raises `UserError`, with nothing written, for an
+    unknown format, a place that is not on this machine, or a disk that is full or refuses.
+    """
+    chosen = formats.named(format)
+    if is_remote(final):
+        raise UserError(
+            f"{final} is not on this machine: write to a local folder, then copy it there"
+        )
+    for name in extras or {}:
+        checksums.check_extra_name(name)
+    target = Path(final)
+    with durable.staged(target) as folder:
+        writer = chosen.writer(folder, tree, about)
+        sums: dict[str, tuple[ShapeDtype, str]] = {}
+        for path, array in leaves:
+            if shape_dtype(array) != tree[path]:
+                raise AssertionError(
+                    f"{path}: {shape_dtype(array)} where {tree[path]} was announced"
+                )
+            writer.add(path, array)
+            sums[path] = tree[path], checksum(array)
+        if sums.keys() != tree.keys():
+            raise AssertionError(f"never came: {sorted(tree.keys() - sums.keys())}")
+        if not chosen.foreign:
+            _add_extras(folder, about.step, sums, extras or {})
+        writer.finish(str(target))
+    return target
+
+
+def _add_extras(
+    folder: Path,
+    step: int | None,
+    sums: Mapping[str, tuple[ShapeDtype, str]],
+    extras: Mapping[str, bytes],
+) -> None:
+    """Writes the extra files and `kcmoe.json`, which holds the checksums of all."""
+    for name, content in extras.items():
+        (folder / name).write_bytes(content)
+    crcs = {name: checksums.bytes_checksum(content) for name, content in extras.items()}
+    saved = checksums.Saved(step, dict(sorted(sums.items())), crcs)
+    (folder / checksums.NAME).write_bytes(saved.to_bytes())
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    format: str,
+    *,
+    params_only: bool = False,
+    dtype: str | None = None,
+    progress: Callable[[int], Progress] | None = None,
+) -> Path:
+    """Writes the checkpoint `source` as `destination` in `format`; returns the new path.
+
+    `params_only` leaves the optimizer state behind, as some formats always do; `dtype` ("float32",
+    "bfloat16") is that of the parameters, theirs if None. `progress` gets the number of bytes and
+    returns a function that is called with the bytes of each leaf. Every leaf is checked on the way:
+    one that is damaged or not finite stops the conversion, and nothing is written. Raises
+    `UserError` naming all such leaves, or for a destination that exists.
+    """
+    chosen, final = formats.named(format), Path(destination)
+    if os.path.lexists(final):
+        raise UserError(f"{final} exists already: choose another place, or remove it first")
+    reader = open_checkpoint(source)
+    before = {
+        path: leaf
+        for path, leaf in reader.tree().items()
+        if is_parameter(path)
+        or not (chosen.parameters_only or (params_only and is_optimizer(path)))
+    }
+    after = {path: _with_dtype(path, leaf, dtype) for path, leaf in before.items()}
+    step = reader.step
+    # The copy leaves config.gin behind, so it takes along what loading it needs.
+    macros, sizes = reader.recorded(), sizes_of(after)
+    config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
+    extras = {**reader.extras(), run_config.JSON_FILE: config}
+    advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None
+    leaves = _checked(reader, list(before), after, advance)
+    about = Provenance(step, reader.path, {**macros, **sizes})
+    return write_checkpoint(final, format, after, leaves, about=about, extras=extras)
+
+
+def _checked(
+    reader: Reader, paths: Sequence[str], after: dict[str, ShapeDtype], advance: Progress | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    problems: dict[str, str] = {}
+    for path, values in checked_leaves(reader, paths, problems):
+        if advance is not None:
+            advance(values.nbytes)
+        if not problems:
+            yield path, values.astype(after[path].dtype, copy=False)
+    if problems:
+        raise UserError(describe_problems(f"{reader.path} was not converted", problems))
+
+
+def _with_dtype(path: str, leaf: ShapeDtype, dtype: str | None) -> ShapeDtype:
+    if dtype is None or not is_parameter(path) or leaf.dtype.kind in "biu":
+        return leaf
+    return ShapeDtype(leaf.shape, named_dtype(dtype))

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes, tables and errors as a person reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kcmoe.io import wording
+
+ROWS = [("name", "count", "share"), ("nsmc", "49,997", "1.00"), ("klue", "3", "0.25")]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (57.7e6, "57.7 MB"),
+        (3e12, "3000.0 GB"),
+    ],
+)
+def test_sizes(size: float, text: str) -> None:
+    assert wording.human_bytes(size) == text
+
+
+def test_memory() -> None:
+    assert wording.gibibytes(15.75 * 2**30) == "15.75 GiB"
+
+
+def test_columns_are_aligned_as_asked() -> None:
+    assert wording.aligned(ROWS) == [
+        "name   count  share",
+        "nsmc  49,997   1.00",
+        "klue       3   0.25",
+    ]
+    assert wording.aligned(ROWS, "><")[2] == "klue  3       0.25"
+    assert wording.aligned([]) == []
+    with pytest.raises(ValueError, match="zip"):
+        wording.aligned([("a", "b"), ("a",)])
+
+
+def test_a_markdown_table() -> None:
+    assert wording.markdown(ROWS) == [
+        "| name |  count | share |",
+        "| ---- | -----: | ----: |",
+        "| nsmc | 49,997 |  1.00 |",
+        "| klue |      3 |  0.25 |",
+    ]
+
+
+def test_of_an_error_the_part_that_helps() -> None:
+    error = ValueError("NOT_FOUND: no file [source locations='a.cc:1'\nmore]\nrest")
+    assert wording.first_line(error) == "NOT_FOUND: no file"
+    assert wording.first_line(KeyError()) == "KeyError"
+    assert len(wording.first_line(ValueError("x" * 999))) == 300
