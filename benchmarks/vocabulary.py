@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kcmoe import gin_files  # noqa: E402
+from kcmoe.config.tokenizer import Normalization, TokenizerConfig  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.tokenizer import fit, normalization, report, report_output, trainer  # noqa: E402
-from kcmoe.tokenizer.settings import TokenizerConfig  # noqa: E402
 
 _CONFIG = "configs/tokenizer/unigram_32k.gin"
 _TEXTS = ("comments/validation.parquet", "nsmc/test.parquet:document")
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _normalizations(texts: Sequence[report.Text]) -> str:
     """What each normalisation alone does to the texts, as a Markdown table."""
-    names: tuple[normalization.Normalization, ...] = typing.get_args(normalization.Normalization)
+    names: tuple[Normalization, ...] = typing.get_args(Normalization)
     rows = [
         f"| lines unchanged up to spaces | {' | '.join(names)} |",
         "| --- |" + " ---: |" * len(names),

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from kcmoe.training.settings import Settings
 
 _EPILOG = """\
-example:
+examples:
   kcmoe train --gin_file=configs/runs/pretrain_tiny.gin \\
     --gin.DATA_DIR='"data"' --gin.MODEL_DIR='"runs/tiny"'
+  kcmoe train --size=tiny --task=nsmc --gin_file=configs/runs/finetune.gin \\
+    --gin.DATA_DIR='"data"' --gin.MODEL_DIR='"runs/nsmc"' \\
+    --gin.INITIAL_CHECKPOINT_PATH='"runs/tiny/checkpoint_10000"'
 
 The same command continues a run that was stopped, from the newest checkpoint in MODEL_DIR.
-SIGTERM and Ctrl-C save first. Fine-tuning names its start with
---gin.INITIAL_CHECKPOINT_PATH='"dir/checkpoint_N"'; TRAIN_STEPS then includes the N steps before.
+SIGTERM and Ctrl-C save first. Fine-tuning takes FINETUNE_STEPS after those of
+INITIAL_CHECKPOINT_PATH; TRAIN_STEPS, where given, includes the steps before.
 """
 
 
@@ -36,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         description="Pretrains, continues or fine-tunes a model on the devices of this machine.",
         epilog=_EPILOG,
     )
-    arguments.add_gin_arguments(parser)
+    arguments.add_run_arguments(parser)
     _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
 
     from kcmoe.io import compilation_cache

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Starts a command on every worker of a TPU VM, and brings it back after a preemption.
 #
-#   bash scripts/tpu_launch.sh start  --tpu=NAME [--run=NAME] -- python -m t5x.train --gin_file=configs/t5x/… …
+#   bash scripts/tpu_launch.sh start  --tpu=NAME [--run=NAME] -- python -m t5x.train --gin_file=configs/… …
 #   bash scripts/tpu_launch.sh resume --tpu=NAME [--run=NAME] --accelerator-type=v3-8 --version=tpu-ubuntu2204-base \
 #       [--spot] [--watch[=SECONDS]] -- the same command
 #   bash scripts/tpu_launch.sh status|tail|stop --tpu=NAME [--run=NAME]
@@ -53,6 +53,12 @@ case $VERB in
 start | resume) [[ ${#COMMAND[@]} -gt 0 ]] || fail "say what to run: … -- python -m t5x.train --gin_file=configs/t5x/…" ;;
 *) [[ ${#COMMAND[@]} -eq 0 ]] || fail "$VERB takes no command" ;;
 esac
+for argument in "${COMMAND[@]}"; do # found here rather than on every worker
+  file=${argument#--gin_file=}
+  [[ $argument != --gin_file=configs/* || -e $file ]] ||
+    fail "there is no $file; a run is --gin_file=configs/sizes/X.gin --gin_file=configs/tasks/X.gin \
+--gin_file=configs/runs/X.gin --gin_file=configs/t5x/X.gin, see how-to-train.md"
+done
 
 # worker NUMBER|all VERB ARGUMENT…: what tpu_worker.sh does, there.
 worker() {

@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kcmoe import cli
-from kcmoe.config import fields as config
-from kcmoe.config import gin_files
+from kcmoe.config import arguments, fields, gin_files
+from kcmoe.inference.predict import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = ["README.md", "how-to-train.md"]
 DOCUMENTS = [*ENGLISH, "README.ko.md", "how-to-train.ko.md"]
 # Run files carry commands in their headers.
 CONFIGS = sorted((ROOT / "configs").rglob("*.gin"))
+# Programs of others, which no test of ours understands.
+ELSEWHERE = (".", "echo", "find", "gcloud", "gsutil")
+real_parse = gin_files.parse
 
 
 def blocks(text: str) -> list[str]:
@@ -27,13 +32,13 @@ def blocks(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every `kcmoe …`, `bash …` and `python -m …` command of the bash blocks, as words."""
+    """Every command of the bash blocks, as words; those of a pipe and of `&&` one by one."""
     found = []
     for block in blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in line.split(" | "):
+            for part in re.split(r" \| | && ", line):
                 words = shlex.split(part, comments=True)
-                if words and words[0] in ("kcmoe", "bash", "python"):
+                if words:
                     found.append(words)
     return found
 
@@ -42,41 +47,100 @@ def read(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-def help_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The help of `kcmoe verb [action]`."""
-    verb = words[1:2] + [word for word in words[2:3] if word.isalpha()]
-    with contextlib.suppress(SystemExit):  # argparse leaves this way, with status 0
-        assert cli.run([*verb, "--help"]) == 0
-    return capsys.readouterr().out
+class Parsed(Exception):
+    """A command was understood: its arguments by the verb's own parser, its gin files and overrides."""
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_exist_with_their_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # The tokenizer's macros are of no interest to a run, so they are not in the common registry.
-    tokenizer = gin_files.parse(["configs/tokenizer/unigram_32k.gin"])
-    known = {*config.known_macros(), *tokenizer}
-    for words in commands(read(name)):
-        if words[0] == "bash":
-            assert (ROOT / words[1]).exists(), words
-        if words[0] == "kcmoe" and words[1] != "--help":
-            assert words[1] in cli.VERBS
-            text = help_of(words, capsys)
-            flags = {w.split("=")[0] for w in words if w.startswith("--")}
-            unknown = {f for f in flags if not f.startswith("--gin.") and f not in text}
-            assert not unknown, f"{words[:3]} has no {unknown}"
-        for word in words:
-            macro = re.match(r"--gin\.(\w+)=", word)
-            assert not macro or macro[1] in known, word
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `cli.run` raise `Parsed` where a verb would begin to work."""
+    parse_arguments, parse_gin = arguments.Parser.parse_args, gin_files.parse
+
+    def arguments_read(parser: arguments.Parser, *given: Any, **more: Any) -> Any:
+        args = parse_arguments(parser, *given, **more)
+        if not hasattr(args, "gin_file"):
+            raise Parsed
+        return args
+
+    def gin_read(*given: Any, **more: Any) -> gin_files.Macros:
+        fields.check_names(parse_gin(*given, **more))
+        raise Parsed
+
+    monkeypatch.setattr(arguments.Parser, "parse_args", arguments_read)
+    monkeypatch.setattr(gin_files, "parse", gin_read)
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_gin_files_of_commands_are_read_with_their_overrides(name: str) -> None:
-    for words in commands(read(name)):
-        files = [w.partition("=")[2] for w in words if w.startswith("--gin_file=")]
-        bindings = [w.removeprefix("--gin.") for w in words if w.startswith("--gin.")]
-        gin_files.parse(
-            [f for f in files if f != "FILE"], bindings, foreign="t5x" in " ".join(files)
-        )
+def understood(words: list[str]) -> None:
+    """Runs a command as far as its own parser; what is not ours need only be there."""
+    if words[0] == "kcmoe":
+        if words[1:] == ["--help"]:
+            assert cli.run(words[1:]) == 0
+            return
+        given = [words[1], *("configs/sizes/tiny.gin" if w == "FILE" else w for w in words[2:])]
+        with pytest.raises(Parsed):
+            status = cli.run(given)
+            raise AssertionError(f"status {status}: {' '.join(words)}")
+    elif words[:2] in (["python", "-m"], ["python3", "-m"]):
+        if words[2].startswith("t5x."):
+            files = [w.partition("=")[2] for w in words if w.startswith("--gin_file=")]
+            bindings = [w.removeprefix("--gin.") for w in words if w.startswith("--gin.")]
+            assert files, "T5X runs nothing without a gin file"
+            fields.check_names(real_parse(files, bindings, foreign=True))
+        else:
+            assert words[2] == "venv"
+    elif words[0] == "python":
+        ast.parse(read(words[1]))
+    elif words[0] == "pip":
+        extras = {w for word in words for w in re.findall(r"\.\[([\w,]+)\]", word)}
+        known = ast.unparse(ast.parse(read("setup.py")))
+        assert all(f"'{extra}':" in known for extra in extras), extras
+    elif words[0] == "bash" and words[1].startswith("scripts/tpu_"):
+        understood(words[words.index("--") + 1 :]) if "--" in words else None
+        first = 3 if words[1] == "scripts/tpu_launch.sh" else 2
+        dry = [*words[:first], "--dry-run", *words[first:]]
+        done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    elif words[0] == "bash":
+        assert (ROOT / words[1]).exists(), words
+    else:
+        assert words[0] in ELSEWHERE, words
+
+
+@pytest.mark.parametrize(
+    "words",
+    dict.fromkeys(tuple(words) for name in DOCUMENTS for words in commands(read(name))),
+    ids=lambda words: " ".join(words)[:60],
+)
+@pytest.mark.usefixtures("parse_only")
+def test_every_command_is_understood(words: tuple[str, ...]) -> None:
+    understood(list(words))
+
+
+@pytest.mark.parametrize(
+    "words", [["kcmoe", "train", "--gin_fil=x"], ["kcmoe", "plan", "--size=x"]]
+)
+@pytest.mark.usefixtures("parse_only")
+def test_a_wrong_command_would_be_noticed(words: list[str]) -> None:
+    with pytest.raises(AssertionError):
+        understood(words)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.usefixtures("parse_only")
+def test_commands_of_gin_files_are_understood(path: Path) -> None:
+    header = re.match(r"(?:#.*\n)*", path.read_text("utf-8"))
+    lines = re.sub(r"^# ?", "", header[0] if header else "", flags=re.MULTILINE)
+    for command in re.findall(r"Command: +((?:.*\\\n)*.*)", lines):
+        words = shlex.split(command.replace("\\\n", " "))
+        understood(words)
+
+
+def test_calls_of_the_python_example_exist() -> None:
+    for name in ("README.md", "README.ko.md"):
+        (example,) = re.findall(r"```python\n(.*?)```", read(name), re.DOTALL)
+        for call in re.findall(r"\blm\.(\w+)\(", example):
+            assert callable(getattr(LanguageModel, call)), call
+        ast.parse(example)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

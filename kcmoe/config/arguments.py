@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from kcmoe.config import gin_files
+from kcmoe.config import gin_files, run_files
 from kcmoe.errors import UserError, near_misses
 
 
@@ -52,13 +52,42 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Named(argparse.Action):
+    """`--size=tiny`: the gin file of that name, at its place among those of `--gin_file`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        kind = str(option_string).removeprefix("--")
+        namespace.gin_file = [*namespace.gin_file, run_files.named(kind, values)]
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the gin flags, and `--size` and `--task`, which are short for two of `--gin_file`."""
+    add_gin_arguments(parser)
+    group = parser.add_argument_group("short for --gin_file, read in the order given")
+    for kind, example in (("size", "tiny"), ("task", "nsmc")):
+        group.add_argument(
+            f"--{kind}",
+            dest="gin_file",
+            action=_Named,
+            default=[],
+            metavar="NAME",
+            help=f"configs/{kind}s/NAME.gin, e.g. --{kind}={example}",
+        )
+
+
 def parse_with_gin(
     parser: argparse.ArgumentParser, argv: Sequence[str], base: Sequence[str] = ()
 ) -> tuple[argparse.Namespace, gin_files.Macros]:
-    """Parses `argv` of a verb that called `add_gin_arguments`.
+    """Parses `argv` and reads the gin files that it names.
 
     Args:
-      parser: the verb's parser.
+      parser: the verb's parser, on which `add_gin_arguments` or `add_run_arguments` was called.
       argv: its arguments.
       base: gin files read first, whose settings every file may override.
 

@@ -2,14 +2,13 @@
 """gin macros -> frozen, checked dataclasses.
 
 Each field names the macro it comes from, so the macro names, their types and their help stand once.
-Values stand in `configs/`, never here. A module that needs settings of its own derives from
-`GinConfig` and adds itself to `CONFIG_MODULES`, by which every known name is known everywhere.
+Values stand in `configs/`, never here. Every dataclass of settings derives from `GinConfig` and stands
+in a module of this package that `__init__` imports, by which every name is known everywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 import typing
 from collections.abc import Mapping
@@ -17,16 +16,6 @@ from typing import Any, Self
 
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
-
-# Modules that define a `GinConfig`; imported only when names are checked.
-CONFIG_MODULES = [
-    "kcmoe.config.model",
-    "kcmoe.config.training",
-    "kcmoe.config.task",
-    "kcmoe.config.data",
-    "kcmoe.inference.loading",
-    "kcmoe.tokenizer.settings",
-]
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
 T5X_ONLY = {
@@ -113,8 +102,6 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
 
 def known_macros() -> Mapping[str, str]:
     """Every macro name the package reads, with its help."""
-    for module in CONFIG_MODULES:
-        importlib.import_module(module)
     known = dict(T5X_ONLY)
     for name, cls in _REGISTRY.items():
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@
 The syntax is gin-config's own (its parser is used), restricted to `NAME = value`, `%OTHER` and
 `include`. Plain macros are what T5X runs override on the command line, so one run file serves both
 engines; bindings such as `trainer.Trainer.x = 1` belong to `configs/t5x/` and are refused here.
-This file knows syntax and places, not what any name means: see `config.py` for that.
+This file knows syntax and places, not what any name means: see `fields.py` for that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kcmoe.config import run_files
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote, resources
 
@@ -176,6 +177,8 @@ class _Reader:
             candidate = os.path.join(folder, path)
             if os.path.isfile(candidate):
                 return os.path.realpath(candidate)
+        if gone := run_files.successor(path):
+            raise UserError(f"{asked_by}: {gone}")
         siblings = {
             os.path.join(os.path.dirname(path), name)
             for folder in self._search_paths

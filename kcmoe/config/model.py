@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 
+from kcmoe import fits
 from kcmoe.config.fields import GinConfig, macro
 from kcmoe.errors import UserError
 
@@ -87,11 +88,7 @@ class ModelConfig(GinConfig):
         for stack in ("encoder", "decoder"):
             layers = getattr(self, f"num_{stack}_layers")
             sparse = getattr(self, f"num_{stack}_sparse_layers")
-            if sparse and (sparse > layers or layers % sparse):
-                raise UserError(
-                    f"NUM_{stack.upper()}_SPARSE_LAYERS = {sparse} does not divide "
-                    f"NUM_{stack.upper()}_LAYERS = {layers}"
-                )
+            fits.check_sparse_layers(stack, layers, sparse)
         if self.num_selected_experts > self.num_experts:
             raise UserError(
                 f"NUM_SELECTED_EXPERTS = {self.num_selected_experts} is more than "

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from kcmoe import fits
 from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
 
 
@@ -21,6 +23,11 @@ class TrainConfig(GinConfig):
     train_steps: int = macro(
         "TRAIN_STEPS",
         help="last step, counted from 0; includes the steps of INITIAL_CHECKPOINT_PATH",
+    )
+    finetune_steps: int | None = macro(
+        "FINETUNE_STEPS",
+        help="steps after those of INITIAL_CHECKPOINT_PATH; used where TRAIN_STEPS is None",
+        default=None,
     )
     batch_size: int = macro("BATCH_SIZE", help="rows per step")
     task: str = macro("MIXTURE_OR_TASK_NAME", help="what to train on; see configs/tasks")
@@ -68,19 +75,42 @@ class TrainConfig(GinConfig):
     def check(self) -> None:
         """See `GinConfig.check`."""
         for field, lowest in [
-            ("train_steps", 1), ("batch_size", 1), ("eval_period", 0), ("eval_steps", 1),
-            ("checkpoint_period", 1), ("checkpoints_to_keep", 1), ("num_microbatches", 1),
-            ("num_expert_partitions", 1), ("random_seed", 0),
+            ("train_steps", 1), ("finetune_steps", 1), ("batch_size", 1), ("eval_period", 0),
+            ("eval_steps", 1), ("checkpoint_period", 1), ("checkpoints_to_keep", 1),
+            ("num_microbatches", 1), ("num_expert_partitions", 1), ("random_seed", 0),
         ]:  # fmt: skip
             value = getattr(self, field)
             if value is not None and value < lowest:
                 raise UserError(f"{field.upper()} = {value}, but it must be at least {lowest}")
-        for feature in ("inputs", "targets"):
-            length = self.lengths.get(feature)
-            if not isinstance(length, int) or length < 1:
-                raise UserError(
-                    f"TASK_FEATURE_LENGTHS = {self.lengths!r} needs '{feature}': a number of tokens"
-                )
+        fits.check_lengths(self.lengths)
+
+
+def counts_from_start(macros: Macros) -> bool:
+    """Whether TRAIN_STEPS is left to FINETUNE_STEPS, which counts from where the run starts.
+
+    Raises:
+      UserError: if neither says how long to train.
+    """
+    if macros.get("TRAIN_STEPS") is not None:
+        return False
+    if macros.get("FINETUNE_STEPS") is None:
+        raise UserError(
+            "neither TRAIN_STEPS nor FINETUNE_STEPS is set; name a task file that sets FINETUNE_STEPS "
+            "(--task=NAME, configs/tasks), or add --gin.FINETUNE_STEPS=VALUE"
+        )
+    return True
+
+
+def counted_from(macros: Macros, start_step: int) -> Macros:
+    """`macros` with TRAIN_STEPS, FINETUNE_STEPS after `start_step`, where it has none."""
+    if not counts_from_start(macros):
+        return macros
+    steps = macros["FINETUNE_STEPS"]
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise UserError(
+            f"{macros.where('FINETUNE_STEPS')}: FINETUNE_STEPS = {steps!r}, but it must be a whole number"
+        )
+    return macros.replace(TRAIN_STEPS=start_step + steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +131,17 @@ class LossConfig(GinConfig):
             raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
 
 
-# Factors of the learning rate; `kcmoe.training.schedule` says what each computes.
-FACTORS = ("constant", "linear_warmup", "rsqrt_decay", "rsqrt_normalized_decay")
+# Factor of the learning rate -> fields of `ScheduleConfig` it reads, besides those that are always there;
+# `kcmoe.training.schedule` says what each computes.
+FACTORS = {
+    "constant": (),
+    "linear_warmup": (),
+    "linear_decay": ("decay_factor",),
+    "rsqrt_decay": (),
+    "rsqrt_normalized_decay": (),
+    "decay_every": ("decay_factor", "steps_per_decay"),
+    "cosine_decay": ("steps_per_cycle",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,8 +151,24 @@ class ScheduleConfig(GinConfig):
     factors: str = macro(
         "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
     )
-    learning_rate: float = macro("LEARNING_RATE", help="value of the factor 'constant'")
-    warmup_steps: int = macro("WARMUP_STEPS", help="steps of 'linear_warmup' and 'rsqrt_decay'")
+    learning_rate: float = macro(
+        "LEARNING_RATE", help="value of 'constant' and, at its top, of 'linear_decay'"
+    )
+    warmup_steps: int = macro(
+        "WARMUP_STEPS",
+        help="steps of 'linear_warmup'; every decay but 'decay_every' begins after them",
+    )
+    decay_factor: float | None = macro(
+        "DECAY_FACTOR",
+        default=None,
+        help="'decay_every' multiplies by it; 'linear_decay' falls by it in each step",
+    )
+    steps_per_decay: int | None = macro(
+        "STEPS_PER_DECAY", default=None, help="steps between two multiplications of 'decay_every'"
+    )
+    steps_per_cycle: int | None = macro(
+        "STEPS_PER_CYCLE", default=None, help="steps in which 'cosine_decay' falls from 1 to 0"
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,8 +183,21 @@ class ScheduleConfig(GinConfig):
                     f"LEARNING_RATE_FACTORS has {name!r}, but a factor is one of "
                     f"{', '.join(FACTORS)}.{near_misses(name, FACTORS)}"
                 )
-        if self.warmup_steps < 1:
-            raise UserError(f"WARMUP_STEPS = {self.warmup_steps}, but it must be at least 1")
+            for field in FACTORS[name]:
+                if getattr(self, field) is None:
+                    raise UserError(
+                        f"LEARNING_RATE_FACTORS has {name!r}, which needs {field.upper()}; "
+                        f"add --gin.{field.upper()}=VALUE"
+                    )
+        for field in ("warmup_steps", "steps_per_decay", "steps_per_cycle"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"{field.upper()} = {value}, but it must be at least 1")
+        if "linear_decay" in self.names and {"constant", "linear_warmup"} & set(self.names):
+            raise UserError(
+                f"LEARNING_RATE_FACTORS = {self.factors!r}: 'linear_decay' has 'constant' and "
+                "'linear_warmup' in it already; leave those out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

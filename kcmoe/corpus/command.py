@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.config.arguments import Parser, add_run_arguments, parse_with_gin
 from kcmoe.corpus.catalogue import DATA_SETS
 from kcmoe.corpus.cleaning import MIN_CHARACTERS, RULES
 from kcmoe.errors import UserError, near_misses
@@ -19,7 +19,7 @@ examples:
   kcmoe data list
   kcmoe data download nsmc kornli
   kcmoe data prepare 'raw/*.parquet' --output=data/comments --validation=5000
-  kcmoe data inspect --gin_file=configs/tasks/nsmc.gin --split=train --plot=lengths.png
+  kcmoe data inspect --task=nsmc --split=train --plot=lengths.png
 `kcmoe data <action> --help` explains each.
 """
 
@@ -222,12 +222,12 @@ def _inspect(argv: Sequence[str]) -> int:
         prog="kcmoe data inspect",
         description="rows as the model gets them, lengths, truncation, packing, duplicates across splits",
         epilog=(
-            "examples:\n  kcmoe data inspect --gin_file=configs/tasks/sample_pretrain.gin\n"
-            "  kcmoe data inspect --gin_file=configs/tasks/nsmc.gin --gin.DATA_DIR='\"data\"' "
+            "examples:\n  kcmoe data inspect --task=sample_pretrain\n"
+            "  kcmoe data inspect --task=nsmc --gin.DATA_DIR='\"data\"' "
             "--split=test --plot=nsmc.png"
         ),
     )
-    add_gin_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         "--split", default="train", help="train, validation or test (default train)"
     )

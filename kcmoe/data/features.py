@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from kcmoe.errors import UserError
+from kcmoe import fits
 
 Features = dict[str, np.ndarray]
 
@@ -30,13 +30,7 @@ class Lengths:
         """From `TASK_FEATURE_LENGTHS`; `UserError` if it lacks one or it is too short."""
         if isinstance(lengths, Lengths):
             return lengths
-        for name in ("inputs", "targets"):
-            value = lengths.get(name)
-            if not isinstance(value, int) or value < 2:
-                raise UserError(
-                    f"TASK_FEATURE_LENGTHS = {dict(lengths)!r}: {name} must be a whole number above 1"
-                )
-        return cls(int(lengths["inputs"]), int(lengths["targets"]))
+        return cls(**fits.check_lengths(lengths))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
+    from kcmoe.config.data import DataConfig
     from kcmoe.data.labelled import Example
-    from kcmoe.data.settings import DataConfig
     from kcmoe.evaluation.protocol import ProtocolResult, Questions
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks.registry import Task
@@ -38,7 +38,7 @@ protocols:
 
 examples:
   kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc_tiny/checkpoint_14000"' --gin.DATA_DIR='"data"'
-  kcmoe evaluate --gin_file=configs/runs/eval_nsmc_base.gin --split=test \\
+  kcmoe evaluate --size=base --task=nsmc --gin_file=configs/runs/evaluate.gin --split=test \\
     --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1001000"' --gin.EVAL_OUTPUT_DIR='"scores"'
 
 The validation split is for choosing among checkpoints; read the test split once, at the end.
@@ -61,7 +61,7 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
     )
-    arguments.add_gin_arguments(parser)
+    arguments.add_run_arguments(parser)
     return parser
 
 
@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     args, given = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
     from kcmoe.config import fields as configs
+    from kcmoe.config.inference import InferenceConfig
     from kcmoe.data.labelled import spread
     from kcmoe.evaluation import report as report_lib
     from kcmoe.inference import loading
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     model_dir = (
         os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
     )
-    chosen_folder = loading.InferenceConfig.from_macros(macros).eval_output_dir
+    chosen_folder = InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)
     if args.predictions:
         _check_writable(args.predictions)
@@ -100,8 +101,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _examples(macros: Any, split: str) -> tuple[Task, DataConfig, list[Example]]:
+    from kcmoe.config.data import DataConfig
     from kcmoe.data.labelled import labelled_examples
-    from kcmoe.data.settings import DataConfig
     from kcmoe.tasks.registry import one_task
 
     data = DataConfig.from_macros(macros)

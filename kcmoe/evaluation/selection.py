@@ -21,7 +21,7 @@ from kcmoe.tasks.registry import Task
 from kcmoe.training.run_folder import BEST, read_best
 
 if TYPE_CHECKING:
-    from kcmoe.data.settings import DataConfig
+    from kcmoe.config.data import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

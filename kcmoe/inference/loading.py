@@ -13,11 +13,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kcmoe import tree
+from kcmoe import fits, tree
 from kcmoe.checkpoint import manage, run_config
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
-from kcmoe.config.fields import GinConfig, macro
+from kcmoe.config.inference import InferenceConfig
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
@@ -28,28 +28,6 @@ if TYPE_CHECKING:
     from kcmoe.checkpoint.base import Reader
 
 BASE = "configs/engine/engine.gin"
-_LENGTHS = {"inputs": 512, "targets": 114}  # of pretraining; where the settings do not say
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InferenceConfig(GinConfig):
-    """How prediction and evaluation compute and where they write, never what."""
-
-    checkpoint_path: str | None = macro(
-        "CHECKPOINT_PATH", default=None, help="checkpoint to evaluate: dir/checkpoint_N"
-    )
-    eval_output_dir: str | None = macro(
-        "EVAL_OUTPUT_DIR",
-        default=None,
-        help="folder of evaluation reports; None is evaluation/ beside the checkpoint",
-    )
-    tokens: int | None = macro(
-        "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"
-    )
-
-    def check(self) -> None:
-        if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"PREDICT_TOKENS = {self.tokens}, but it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +157,7 @@ def load(found: Found) -> Loaded:
     checkpoint, macros = found.checkpoint, found.macros
     model = ModelConfig.from_macros(macros)
     vocabulary = Vocabulary(macros.get("VOCABULARY_FILE"))
-    if vocabulary.size > model.num_embeddings:
-        raise UserError(
-            f"{vocabulary.path} has {vocabulary.size:,} pieces, but the embedding of {checkpoint} "
-            f"has {model.num_embeddings:,} rows; set VOCABULARY_FILE to the vocabulary it was trained with"
-        )
+    fits.check_vocabulary(vocabulary.path, vocabulary.size, model.num_embeddings, checkpoint)
     run_config.check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
     params = jax.device_put(_read_params(reader, model))
@@ -223,8 +197,7 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
 
 
 def _lengths(macros: Mapping[str, Any]) -> Mapping[str, int]:
-    lengths = {**_LENGTHS, **dict(macros.get("TASK_FEATURE_LENGTHS") or {})}
-    for name in ("inputs", "targets"):
-        if not isinstance(lengths[name], int) or lengths[name] < 2:
-            raise UserError(f"TASK_FEATURE_LENGTHS = {lengths!r}: {name} must be a number above 1")
-    return lengths
+    """The run's; where its settings lack them, those of pretraining."""
+    name = "TASK_FEATURE_LENGTHS"
+    pretraining = gin_files.parse(["configs/tasks/pretrain.gin"])[name]
+    return fits.check_lengths({**pretraining, **(macros.get(name) or {})})

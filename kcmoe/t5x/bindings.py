@@ -32,6 +32,7 @@ from kcmoe.t5x import checks  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
 from kcmoe.tasks import registry as tasks  # noqa: E402
+from kcmoe.training.settings import count_steps  # noqa: E402
 
 if os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0"):
     # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs
@@ -77,14 +78,13 @@ def task_name(splits: Sequence[str]) -> str:
     """
     macros = settings()
     task = tasks.get_task(macros)
-    data_dir = macros.get("DATA_DIR", "data")
+    data = DataConfig.from_macros(macros)
     for part in [task] if isinstance(task, tasks.Task) else [part for part, _ in task.weights]:
         for split in splits:
             if split != "validation" or split in part.splits:
-                data_splits.split_files(part, split, data_dir)
-    data = DataConfig.from_macros(macros)
+                data_splits.split_files(part, split, data.data_dir)
     return seqio_tasks.register(
-        task, data_dir, data.vocabulary_file, strict=data.strict, noise=noise_of(data)
+        task, data.data_dir, data.vocabulary_file, strict=data.strict, noise=noise_of(data)
     )
 
 
@@ -103,6 +103,12 @@ def model_partitions() -> int | None:
     macros = settings()
     checks.partitions_divide(macros, jax.device_count())
     return macros.get("NUM_MODEL_PARTITIONS")
+
+
+@_one_line
+def total_steps() -> int:
+    """TRAIN_STEPS, or FINETUNE_STEPS after those of INITIAL_CHECKPOINT_PATH, as in the engine."""
+    return int(count_steps(settings()).require("TRAIN_STEPS"))
 
 
 @_one_line

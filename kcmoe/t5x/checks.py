@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from kcmoe import fits
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
@@ -35,37 +36,20 @@ def refuse_engine_only(macros: Mapping[str, Any]) -> None:
 
 def vocabulary_fits(vocabulary: Vocabulary, macros: gin_files.Macros) -> None:
     """Raises `UserError` where the embedding has fewer rows than the vocabulary has pieces."""
-    rows = macros.require("NUM_EMBEDDINGS")
-    if vocabulary.size > rows:
-        raise UserError(
-            f"{vocabulary.path} has {vocabulary.size:,} pieces, but NUM_EMBEDDINGS = {rows:,}; "
-            "take the vocabulary of this model, or a larger embedding"
-        )
+    fits.check_vocabulary(vocabulary.path, vocabulary.size, macros.require("NUM_EMBEDDINGS"))
 
 
 def partitions_divide(macros: gin_files.Macros, num_devices: int) -> None:
     """Raises `UserError` where NUM_MODEL_PARTITIONS, NUM_EXPERTS or BATCH_SIZE does not divide."""
-    model_axis, said = _model_axis(macros, num_devices)
-    split = {name: macros.require(name) for name in ("NUM_HEADS", "MLP_DIM", "EXPERT_MLP_DIM")}
-    split["NUM_EMBEDDINGS"] = macros.require("NUM_EMBEDDINGS")
-    for name, value in split.items():
-        if value % model_axis:
-            raise UserError(f"{said} does not divide {name} = {value:,}, which it would split")
-    data_axis = num_devices // model_axis
-    if macros.require("BATCH_SIZE") % data_axis:
-        raise UserError(
-            f"BATCH_SIZE = {macros['BATCH_SIZE']} is not a multiple of {data_axis}, the devices "
-            f"({num_devices}) divided by {said}"
-        )
-    experts = macros.require("NUM_EXPERTS")
-    expert_axis = min(macros.require("NUM_EXPERT_PARTITIONS"), data_axis)
-    while data_axis % expert_axis:
-        expert_axis -= 1
-    if experts % expert_axis:
-        raise UserError(
-            f"NUM_EXPERTS = {experts} cannot be divided over {expert_axis} devices; set "
-            f"NUM_EXPERT_PARTITIONS to a divisor of both {experts} and {data_axis}"
-        )
+    names = ("NUM_HEADS", "MLP_DIM", "EXPERT_MLP_DIM", "NUM_EMBEDDINGS")
+    partitions, said = _model_partitions(macros)
+    data_axis = fits.check_model_partitions(
+        partitions, num_devices, {name: macros.require(name) for name in names}, said
+    )
+    fits.check_batch(macros.require("BATCH_SIZE"), 1, data_axis, f"{num_devices} / {said}")
+    fits.check_t5x_experts(
+        macros.require("NUM_EXPERTS"), macros.require("NUM_EXPERT_PARTITIONS"), data_axis
+    )
 
 
 def microbatches_divide(macros: gin_files.Macros, num_devices: int) -> None:
@@ -73,41 +57,27 @@ def microbatches_divide(macros: gin_files.Macros, num_devices: int) -> None:
 
     Training only: evaluation and inference read NUM_MICROBATCHES in a run's file and do not use it.
     """
-    model_axis, said = _model_axis(macros, num_devices)
-    microbatches, batch = macros.get("NUM_MICROBATCHES") or 1, macros.require("BATCH_SIZE")
-    multiple = microbatches * (num_devices // model_axis)
-    if batch % multiple:
-        raise UserError(
-            f"BATCH_SIZE = {batch} is not a multiple of {multiple}, which is NUM_MICROBATCHES = "
-            f"{microbatches} times the devices ({num_devices}) divided by {said}"
-        )
+    partitions, said = _model_partitions(macros)
+    data_axis = fits.check_model_partitions(partitions, num_devices, {}, said)
+    microbatches = macros.get("NUM_MICROBATCHES") or 1
+    fits.check_batch(
+        macros.require("BATCH_SIZE"), microbatches, data_axis, f"{num_devices} / {said}"
+    )
 
 
-def _model_axis(macros: gin_files.Macros, num_devices: int) -> tuple[int, str]:
-    """Devices that share a matrix, and the setting that says so; `UserError` if it cannot be."""
+def _model_partitions(macros: gin_files.Macros) -> tuple[int, str]:
+    """Devices that share a matrix, and the setting that says so; `UserError` if two settings do."""
     partitions, submesh = macros.get("NUM_MODEL_PARTITIONS"), macros.get("MODEL_PARALLEL_SUBMESH")
     if (partitions is None) == (submesh is None):
         raise UserError("one of NUM_MODEL_PARTITIONS and MODEL_PARALLEL_SUBMESH must be None")
-    said = (
-        f"MODEL_PARALLEL_SUBMESH = {submesh}" if submesh else f"NUM_MODEL_PARTITIONS = {partitions}"
-    )
-    model_axis = partitions if submesh is None else math.prod(submesh)
-    if not isinstance(model_axis, int) or model_axis < 1 or num_devices % model_axis:
-        raise UserError(f"{said} does not divide the {num_devices} devices here")
-    return model_axis, said
+    if partitions is None:
+        return math.prod(submesh), f"MODEL_PARALLEL_SUBMESH = {submesh}"  # type: ignore[arg-type]
+    return partitions, f"NUM_MODEL_PARTITIONS = {partitions}"
 
 
 def periods_divide(macros: gin_files.Macros) -> None:
-    """Raises `UserError` where neither of EVAL_PERIOD and CHECKPOINT_PERIOD is a multiple of the other.
-
-    T5X's loop runs in stretches of the shorter one (t5x@cc342d4:t5x/train.py).
-    """
-    evaluation, saving = macros.require("EVAL_PERIOD"), macros.require("CHECKPOINT_PERIOD")
-    if evaluation and max(evaluation, saving) % min(evaluation, saving):
-        raise UserError(
-            f"T5X needs EVAL_PERIOD = {evaluation} and CHECKPOINT_PERIOD = {saving} to be multiples "
-            "of one another; change one of them"
-        )
+    """Raises `UserError` where neither of EVAL_PERIOD and CHECKPOINT_PERIOD is a multiple of the other."""
+    fits.check_t5x_periods(macros.require("EVAL_PERIOD"), macros.require("CHECKPOINT_PERIOD"))
 
 
 def checkpoint_fits(path: str, macros: gin_files.Macros, *, optimizer: bool) -> str:

@@ -37,7 +37,7 @@ def register(
       data_dir: local folder or bucket address that relative files are below.
       vocabulary_file: SentencePiece model; None is the shipped one.
       strict: stop at rows that cannot be read rather than leave them out.
-      noise: of span corruption.
+      noise: what span corruption removes.
 
     Returns:
       The name to give to `seqio.get_mixture_or_task` and T5X.

@@ -64,8 +64,8 @@ def _train(argv: Sequence[str]) -> int:
     if not args.gin_file:
         raise UserError("no settings are given: add --gin_file=configs/tokenizer/unigram_32k.gin")
 
+    from kcmoe.config.tokenizer import TokenizerConfig
     from kcmoe.tokenizer import trainer
-    from kcmoe.tokenizer.settings import TokenizerConfig
 
     config.check_names(macros)
     started = time.monotonic()

@@ -7,8 +7,8 @@ see beforehand that a run would take hours or not fit in memory.
 
 from __future__ import annotations
 
+from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.tokenizer.corpus import Size
-from kcmoe.tokenizer.settings import TokenizerConfig
 
 # One Python string of the sample: its object, its place in the list, and two bytes a character.
 _SAMPLE_BYTES_PER_LINE = 120

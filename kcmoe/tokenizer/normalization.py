@@ -15,12 +15,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from kcmoe.config.tokenizer import Normalization
 
 if TYPE_CHECKING:
     import sentencepiece
-
-Normalization = Literal["comments", "identity", "nfkc", "nmt_nfkc"]
 
 # Marks morpheme boundaries while a vocabulary is trained. A noncharacter: Unicode reserves it for a
 # program's own use, so a text that holds it is damaged and loses it.

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.data import tables
 from kcmoe.io.hashing import sha256
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
-from kcmoe.tokenizer.settings import TokenizerConfig
 
 # What the marks between morphemes are replaced by before SentencePiece gets the lines.
 _MARKS = {"delimiter": normalization.DELIMITER, "spaces": " ", "none": ""}

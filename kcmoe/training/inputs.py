@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from kcmoe import fits
 from kcmoe.training.settings import Settings
 
 Features = Mapping[str, np.ndarray]
@@ -66,13 +67,14 @@ def open_inputs(settings: Settings) -> Inputs:
     Raises:
       UserError: for anything about vocabulary, files, columns or lengths that does not fit.
     """
-    from kcmoe.data.settings import DataConfig, evaluation_batches, training_batches
+    from kcmoe.config.data import DataConfig
+    from kcmoe.data.settings import evaluation_batches, training_batches
     from kcmoe.tasks.registry import Mixture, get_task
     from kcmoe.vocabulary import Vocabulary
 
     run, data = settings.run, DataConfig.from_macros(settings.macros)
     vocabulary = Vocabulary(data.vocabulary_file)
-    settings.check_vocabulary(vocabulary.path, vocabulary.size)
+    fits.check_vocabulary(vocabulary.path, vocabulary.size, settings.model.num_embeddings)
     task = get_task(settings.macros)
     batches = training_batches(settings.macros, vocabulary)
     lines = [

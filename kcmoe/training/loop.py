@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kcmoe import checkpoint as checkpoints
+from kcmoe import fits
 from kcmoe.checkpoint.run_config import DIGEST
 from kcmoe.config.gin_files import Macros
 from kcmoe.model.cpu import memory as kept_memory
@@ -67,7 +68,7 @@ def train(
     with contextlib.ExitStack() as held:
         # --- Devices: rows of a batch over all of them, experts over some.
         mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
-        sharding.check_batch(run.batch_size, run.microbatches, mesh)
+        fits.check_batch(run.batch_size, run.microbatches, mesh.size)
         shapes = states.state_shapes(settings.model, settings.optimizer)
         frozen = frozen_paths(run.freeze, shapes.params)
         say(report.devices(mesh))

@@ -27,14 +27,13 @@ from typing import Any
 import numpy as np
 
 from kcmoe import checkpoint as checkpoints
-from kcmoe import tree
+from kcmoe import fits, tree
 from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
-from kcmoe.io.wording import human_bytes
 
 EXTRA = "training.json"
 BEST = "best.json"
@@ -50,7 +49,10 @@ _SIZES = tuple(
     for field in dataclasses.fields(ModelConfig)
     if field.name not in _FREE_MODEL_FIELDS
 )
-_BATCHES = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK")
+_BATCHES = (
+    "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "RANDOM_SEED", "PACK", "NOISE_DENSITY",
+    "MEAN_NOISE_SPAN_LENGTH",
+)  # fmt: skip
 FIXED = frozenset((*_SIZES, *_BATCHES, "OPTIMIZER"))
 
 
@@ -130,11 +132,7 @@ class RunFolder:
         """Raises `UserError` unless one checkpoint of these leaves fits on the disk; returns its bytes."""
         needed = tree.total_bytes(state.values())
         free = shutil.disk_usage(_existing(self.path)).free
-        if free < needed:
-            raise UserError(
-                f"MODEL_DIR {self.path}: a checkpoint needs about {human_bytes(needed)} and only "
-                f"{human_bytes(free)} is free; free some space, or choose another MODEL_DIR"
-            )
+        fits.check_disk(self.path, needed, free)
         return needed
 
     def save(

@@ -4,14 +4,30 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
 
+from kcmoe import checkpoint as checkpoints
+from kcmoe import fits
+from kcmoe.checkpoint.run_config import CONFIG_FILE
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.config import fields as configs
+from kcmoe.config import gin_files
 from kcmoe.config.gin_files import Macros
 from kcmoe.config.model import ModelConfig
-from kcmoe.config.training import LossConfig, ScheduleConfig, TrainConfig
-from kcmoe.errors import UserError
+from kcmoe.config.training import (
+    LossConfig,
+    ScheduleConfig,
+    TrainConfig,
+    counted_from,
+    counts_from_start,
+)
+from kcmoe.io.remote import is_remote
 from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.optimizers.registry import optimizer
+
+INITIAL = "INITIAL_CHECKPOINT_PATH"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +43,12 @@ class Settings:
 
     @classmethod
     def from_macros(cls, macros: Macros) -> Settings:
-        """Raises `UserError` for a name nothing knows, a missing value, or values that clash."""
+        """Raises `UserError` for a name nothing knows, a missing value, or values that clash.
+
+        Where TRAIN_STEPS is None it is counted here, so that config.gin records it.
+        """
         configs.check_names(macros)
+        macros = count_steps(macros)
         run = TrainConfig.from_macros(macros)
         settings = cls(
             macros=macros,
@@ -44,22 +64,34 @@ class Settings:
     def check(self) -> None:
         """Raises `UserError` for parts that do not go together."""
         run, model = self.run, self.model
-        if model.is_sparse and run.num_expert_partitions > model.num_experts:
-            raise UserError(
-                f"NUM_EXPERT_PARTITIONS = {run.num_expert_partitions} is more than "
-                f"NUM_EXPERTS = {model.num_experts}"
-            )
-        if run.batch_size % run.microbatches:
-            raise UserError(
-                f"BATCH_SIZE = {run.batch_size} does not divide by NUM_MICROBATCHES = "
-                f"{run.microbatches}; set NUM_MICROBATCHES to a divisor of {run.batch_size}"
-            )
+        if model.is_sparse:
+            fits.check_expert_partitions(run.num_expert_partitions, model.num_experts)
+        fits.check_batch(run.batch_size, run.microbatches)
 
-    def check_vocabulary(self, path: str, size: int) -> None:
-        """Raises `UserError` if the vocabulary has pieces that the embedding has no rows for."""
-        if size > self.model.num_embeddings:
-            raise UserError(
-                f"vocabulary {path} has {size:,} pieces, but NUM_EMBEDDINGS = "
-                f"{self.model.num_embeddings:,}; set NUM_EMBEDDINGS to at least {size:,} (a "
-                "multiple of 128 is fast) or VOCABULARY_FILE to a smaller vocabulary"
-            )
+
+def count_steps(macros: Macros) -> Macros:
+    """`macros` with TRAIN_STEPS: where it is None, FINETUNE_STEPS after INITIAL_CHECKPOINT_PATH's steps.
+
+    Raises:
+      UserError: if neither number is set, or INITIAL_CHECKPOINT_PATH is required and not set, or cannot
+        be read.
+    """
+    if not counts_from_start(macros):
+        return macros
+    path = macros.get(INITIAL) or _begun(macros).get(INITIAL)
+    if not path:
+        start = 0
+        if INITIAL in macros.required:
+            macros.require(INITIAL)
+    else:
+        named = step_of(path)
+        start = checkpoints.open_checkpoint(path).step if named is None else named
+    return counted_from(macros, start)
+
+
+def _begun(macros: Macros) -> Mapping[str, Any]:
+    """What MODEL_DIR was begun with; {} for a new one."""
+    config = os.path.join(str(macros.get("MODEL_DIR") or ""), CONFIG_FILE)
+    if is_remote(config) or not os.path.exists(config):
+        return {}
+    return gin_files.parse([os.path.abspath(config)], foreign=True)

@@ -21,7 +21,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.errors import UserError
 from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.state import TrainState
 from kcmoe.tree import logical_axes
@@ -67,27 +66,6 @@ def state_shardings(mesh: Mesh, shapes: TrainState, optimizer: Optimizer) -> Tra
     }
     step: Any = named(mesh)
     return TrainState(step, params, states)
-
-
-def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
-    """Raises `UserError` unless each microbatch divides over the devices.
-
-    `Settings.check` has seen to it that a microbatch is a whole number of rows.
-    """
-    rows = batch_size // num_microbatches
-    if rows % mesh.size:
-        microbatch = f"a microbatch of {rows} rows (BATCH_SIZE {batch_size} / NUM_MICROBATCHES "
-        raise UserError(
-            f"{microbatch}{num_microbatches}) does not divide over {mesh.size} devices; "
-            f"{_suggest(batch_size, num_microbatches * mesh.size)}"
-        )
-
-
-def _suggest(batch_size: int, multiple: int) -> str:
-    """Names the nearest batch sizes that are a multiple of `multiple`."""
-    below = batch_size // multiple * multiple
-    sizes = [size for size in (below, below + multiple) if size > 0]
-    return "set BATCH_SIZE to " + " or ".join(str(size) for size in dict.fromkeys(sizes))
 
 
 def batch_shapes(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kcmoe.data.settings import DataConfig
+from kcmoe.config.data import DataConfig
 from kcmoe.evaluation.selection import selection
 from kcmoe.tasks.registry import TASKS, Task
 

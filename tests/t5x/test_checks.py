@@ -27,7 +27,11 @@ def checks(load: Load) -> ModuleType:
 
 @pytest.fixture
 def macros(small: dict[str, int]) -> gin_files.Macros:
-    files = ["configs/engine/engine.gin", "configs/t5x/pretrain_sample.gin"]
+    files = [
+        "configs/engine/engine.gin",
+        "configs/runs/pretrain_sample.gin",
+        "configs/t5x/train.gin",
+    ]
     return gin_files.parse(
         files, [f"{name}={value}" for name, value in small.items()], foreign=True
     )

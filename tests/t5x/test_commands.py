@@ -52,14 +52,16 @@ def succeeded(done: Any) -> str:
     return str(done.stderr)
 
 
+PRETRAIN = ("--gin_file=configs/runs/pretrain_sample.gin", "--gin_file=configs/t5x/train.gin")
+
+
 @pytest.fixture(scope="module")
 def pretrained(
     python_m: Run, macros: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """T5X's checkpoint after three steps of span corruption."""
     folder = tmp_path_factory.mktemp("t5x") / "pretrained"
-    gin = "--gin_file=configs/t5x/pretrain_sample.gin"
-    succeeded(python_m("t5x.train", gin, **macros, MODEL_DIR=str(folder), TRAIN_STEPS=3))
+    succeeded(python_m("t5x.train", *PRETRAIN, **macros, MODEL_DIR=str(folder), TRAIN_STEPS=3))
     return folder / "checkpoint_3"
 
 
@@ -87,9 +89,13 @@ def tuned(
 ) -> Path:
     """T5X's checkpoint three steps after the engine's."""
     folder = tmp_path_factory.mktemp("t5x") / "tuned"
-    gin = "--gin_file=configs/t5x/finetune_sample_reviews.gin"
+    gin = [
+        "--gin_file=configs/runs/finetune_sample_reviews.gin",
+        "--gin_file=configs/t5x/finetune.gin",
+    ]
     places = {"MODEL_DIR": str(folder), "INITIAL_CHECKPOINT_PATH": str(tuned_by_engine)}
-    succeeded(python_m("t5x.train", gin, **on_reviews, **places, TRAIN_STEPS=9))
+    # No TRAIN_STEPS: they are counted from the six of the engine.
+    succeeded(python_m("t5x.train", *gin, **on_reviews, **places, FINETUNE_STEPS=3))
     return folder / "checkpoint_9"
 
 
@@ -170,8 +176,9 @@ def test_a_mistake_stops_before_anything_is_compiled(
     tmp_path: Path,
 ) -> None:
     change = {k: str(pretrained) if v == "PRETRAINED" else v for k, v in change.items()}
-    gin = "--gin_file=configs/t5x/pretrain_sample.gin"
-    done = python_m("t5x.train", gin, **{**macros, **change}, MODEL_DIR=str(tmp_path / "never"))
+    done = python_m(
+        "t5x.train", *PRETRAIN, **{**macros, **change}, MODEL_DIR=str(tmp_path / "never")
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("kcmoe on t5x: ")]

@@ -149,7 +149,7 @@ def batches(macros: Any) -> list[Batch]:
     return [found.at(step) for step in range(STEPS)]
 
 
-FILES = ["configs/t5x/pretrain_sample.gin"]
+FILES = ["configs/runs/pretrain_sample.gin", "configs/t5x/train.gin"]
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 import sentencepiece
 
 from kcmoe.config import gin_files
+from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.io import resources
 from kcmoe.tokenizer import report
-from kcmoe.tokenizer.settings import TokenizerConfig
 
 BASE = resources.find("vocab/kcmoe_32k.model")
 TWIN = resources.find("vocab/kcmoe_32k.100extra.model")

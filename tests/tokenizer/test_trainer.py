@@ -14,10 +14,10 @@ import pytest
 import sentencepiece
 
 from kcmoe.config import gin_files
+from kcmoe.config.tokenizer import Segmentation, TokenizerConfig
 from kcmoe.errors import UserError
 from kcmoe.io import resources
 from kcmoe.tokenizer import fit, morphemes, report, trainer
-from kcmoe.tokenizer.settings import Segmentation, TokenizerConfig
 
 _SAMPLES = resources.find("kcmoe/samples/comments.txt").read_text(encoding="utf-8").splitlines()
 TRAIN, UNSEEN = _SAMPLES[:1500], _SAMPLES[1500:1800]

@@ -32,7 +32,10 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
         ([SAMPLE, "--gin.MODEL_DRI='x'"], "Did you mean MODEL_DIR"),
         (["--gin_file=configs/runs/pretrain_sampel.gin"], "Did you mean configs/runs/pretrain_"),
         (["--gin_fil=x"], "--gin_fil"),
-        ([SAMPLE, "--gin.MODEL_DIR='{}/run'", "--gin.BATCH_SIZE=3"], "does not divide over 4"),
+        (
+            [SAMPLE, "--gin.MODEL_DIR='{}/run'", "--gin.BATCH_SIZE=3"],
+            "BATCH_SIZE = 3 is not a multiple of",
+        ),
         ([SAMPLE, "--gin.MODEL_DIR='{}/run'", "--gin.NUM_EMBEDDINGS=1000"], "32,100 pieces, but"),
         (
             [SAMPLE, "--gin.MODEL_DIR='{}/run'", "--gin.FREEZE=['encodr/.*']"],

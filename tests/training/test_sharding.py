@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from kcmoe.errors import UserError
 from kcmoe.training import sharding
 from kcmoe.training import state as states
 from kcmoe.training.update import make_update, of_run
@@ -56,22 +55,6 @@ def test_experts_and_their_optimizer_state_are_divided(toy: ModuleType, tmp_path
     assert divided == expected
     assert specs[f"target/{EXPERT}"][0] in ("expert", ("expert",))
     assert specs["target/token_embedder/embedding"] in (PartitionSpec(), PartitionSpec(None, None))
-
-
-@pytest.mark.parametrize(
-    ("batch", "microbatches", "devices", "message"),
-    [
-        (6, 1, 4, "does not divide over 4 devices; set BATCH_SIZE to 4 or 8"),
-        (8, 4, 4, "a microbatch of 2 rows .* 4 devices; set BATCH_SIZE to 16"),
-    ],
-)
-def test_batches_that_do_not_divide(
-    toy: ModuleType, tmp_path: Path, batch: int, microbatches: int, devices: int, message: str
-) -> None:
-    mesh = sharding.make_mesh(toy.settings(tmp_path).model, 4, jax.devices()[:devices])
-    with pytest.raises(UserError, match=message):
-        sharding.check_batch(batch, microbatches, mesh)
-    sharding.check_batch(16, 2, mesh)
 
 
 def test_microbatches_hold_neighbouring_rows_on_any_number_of_devices(

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.config.arguments import Parser, add_run_arguments, parse_with_gin
 from kcmoe.errors import UserError
 from kcmoe.tools.bench import figures
 
 _EPILOG = """\
 example:
-  kcmoe bench data --gin_file=configs/tasks/sample_pretrain.gin --seqio
-  kcmoe bench data --gin_file=configs/tasks/pretrain.gin --gin.DATA_DIR='"data"' --json=speed.json
+  kcmoe bench data --task=sample_pretrain --seqio
+  kcmoe bench data --task=pretrain --gin.DATA_DIR='"data"' --json=speed.json
 """
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         description="speed and memory of the input pipeline",
         epilog=_EPILOG,
     )
-    add_gin_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument("--steps", type=int, default=200, help="batches to time (default 200)")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default 64)")
     parser.add_argument(
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if args.seqio and importlib.util.find_spec("seqio") is None:
         raise UserError("--seqio needs SeqIO and t5: pip install 'kcmoe[seqio]'")
     if "MIXTURE_OR_TASK_NAME" not in macros:
-        raise UserError("say which task, e.g. --gin_file=configs/tasks/sample_pretrain.gin")
+        raise UserError("say which task, e.g. --task=sample_pretrain")
     # A cache of its own, so that building it is timed and nothing of the user's is touched.
     cache_dir = tempfile.mkdtemp(prefix="kcmoe-bench-")
     try:
@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any]:
     """Times every part; names carry the unit."""
-    from kcmoe.data.settings import DataConfig, training_batches
+    from kcmoe.config.data import DataConfig
+    from kcmoe.data.settings import training_batches
     from kcmoe.tasks.registry import get_task
     from kcmoe.vocabulary import Vocabulary
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  kcmoe plan --gin_file=configs/runs/pretrain_base.gin --hardware=v3-8
-  kcmoe plan --gin_file=configs/runs/pretrain_base.gin --hardware=h100x1 --gin.NUM_MICROBATCHES=8
-  kcmoe plan --gin_file=configs/runs/finetune_nsmc_base.gin --start_step=1000000 --hardware=v5e-8
+  kcmoe plan --size=base --task=pretrain --gin_file=configs/runs/pretrain.gin --hardware=v3-8
+  kcmoe plan --gin_file=configs/runs/pretrain_mini.gin --hardware=h100x1 --gin.NUM_MICROBATCHES=8
+  kcmoe plan --size=base --task=nsmc --gin_file=configs/runs/finetune.gin --hardware=v5e-8
 
 Prints parameters, arithmetic, memory per device, time and device-hours. Exit status 0 if the run fits,
 1 if it does not; then the settings that make it fit follow. TPUs and GPUs are counted as XLA fuses there.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         description="Memory, time and device-hours of a run on given hardware; allocates nothing.",
         epilog=_EPILOG,
     )
-    arguments.add_gin_arguments(parser)
+    arguments.add_run_arguments(parser)
     parser.add_argument(
         "--hardware", required=True, help="e.g. cpu, h100x1, h200x8, v3-8, v4-32, v5e-256"
     )
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     """The planner, NUM_MODEL_PARTITIONS, and the number of steps to do."""
+    from kcmoe.config.training import counted_from, counts_from_start
     from kcmoe.tools.plan import hardware as hardware_lib
     from kcmoe.tools.plan.estimate import Planner
     from kcmoe.training.settings import Settings
@@ -90,9 +91,11 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
         raise UserError(f"NUM_MODEL_PARTITIONS = {partitions!r}, but it must be a whole number")
     if stack == "engine" and partitions > 1:
         raise UserError("NUM_MODEL_PARTITIONS is T5X's; the engine divides rows and experts only")
-    start = _start_step(macros) if args.start_step is None else args.start_step
     missing = {name: "not needed" for name in _NOT_NEEDED if name in macros.required}
-    settings = Settings.from_macros(macros.replace(**missing))
+    start = args.start_step
+    if start is None:
+        start = _named_step(macros) or 0 if counts_from_start(macros) else _start_step(macros)
+    settings = Settings.from_macros(counted_from(macros.replace(**missing), start))
     steps = settings.run.train_steps - start
     if steps < 1:
         raise UserError(
@@ -104,14 +107,19 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     return Planner(settings, hardware, stack, utilisation, packed), partitions, steps
 
 
-def _start_step(macros: Macros) -> int:
-    """Steps already done when the run begins, which TRAIN_STEPS includes."""
+def _named_step(macros: Macros) -> int | None:
+    """N where INITIAL_CHECKPOINT_PATH is called checkpoint_N."""
     from kcmoe.checkpoint.storage import step_of
 
+    return step_of(str(macros.get("INITIAL_CHECKPOINT_PATH")))
+
+
+def _start_step(macros: Macros) -> int:
+    """Steps already done when the run begins, which TRAIN_STEPS includes."""
     path = macros.get("INITIAL_CHECKPOINT_PATH")
     if not path and "INITIAL_CHECKPOINT_PATH" not in macros.required:
         return 0
-    step = step_of(str(path))
+    step = _named_step(macros)
     if step is None:
         asked = f"{path} does not say its step" if path else "INITIAL_CHECKPOINT_PATH is not set"
         raise UserError(

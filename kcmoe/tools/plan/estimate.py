@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+from kcmoe import fits
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.model import flops
@@ -77,7 +78,7 @@ class Planner:
         how = memory_lib.mesh_shape(
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
-        rows = _rows_per_device(choice, how.rows_over)
+        rows = fits.check_batch(choice.batch_size, choice.microbatches, how.rows_over)
         parameters, optimizer = memory_lib.state_bytes(model, self.settings.optimizer, how)
         # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
         activations = rows * memory_lib.activation_bytes(
@@ -173,16 +174,6 @@ class Planner:
         while size >= 1:
             yield dataclasses.replace(asked, batch_size=size, microbatches=1)
             size //= 2
-
-
-def _rows_per_device(choice: Tradeoff, devices: int) -> int:
-    parts = choice.microbatches * devices
-    if choice.batch_size % parts:
-        raise UserError(
-            f"BATCH_SIZE = {choice.batch_size} does not divide by NUM_MICROBATCHES = "
-            f"{choice.microbatches} x {devices} devices; set BATCH_SIZE to a multiple of {parts}"
-        )
-    return choice.batch_size // parts
 
 
 def mask_flops(config: ModelConfig, rows: int, inputs: int, targets: int) -> float:

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kcmoe import fits
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
-from kcmoe.errors import UserError
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import param_shapes
 from kcmoe.tools.plan import residuals
@@ -75,17 +75,9 @@ def mesh_shape(
     Raises:
       UserError: if NUM_MODEL_PARTITIONS does not divide the devices, or what it should divide.
     """
-    if devices % model_partitions:
-        raise UserError(
-            f"NUM_MODEL_PARTITIONS = {model_partitions} does not divide {devices} devices"
-        )
-    for name in ("num_heads", "mlp_dim", "expert_mlp_dim", "num_embeddings"):
-        if getattr(config, name) % model_partitions:
-            raise UserError(
-                f"NUM_MODEL_PARTITIONS = {model_partitions} does not divide {name.upper()} = "
-                f"{getattr(config, name)}"
-            )
-    rest, expert = devices // model_partitions, 1
+    names = ("num_heads", "mlp_dim", "expert_mlp_dim", "num_embeddings")
+    matrices = {name.upper(): getattr(config, name) for name in names}
+    rest, expert = fits.check_model_partitions(model_partitions, devices, matrices), 1
     if config.is_sparse:
         common = math.gcd(rest, config.num_experts)
         divisors = (n for n in range(1, common + 1) if common % n == 0)

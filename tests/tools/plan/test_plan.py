@@ -28,9 +28,16 @@ SMALL = (
 )  # fmt: skip
 
 
+# The published run, as words of a command and as files.
+BASE = ("--size=base", "--task=pretrain", "--gin_file=configs/runs/pretrain.gin")
+BASE_FILES = ["configs/sizes/base.gin", "configs/tasks/pretrain.gin", "configs/runs/pretrain.gin"]
+
+
 def settings(file: str, *bindings: str) -> Settings:
-    files = ["configs/engine/engine.gin", f"configs/runs/{file}"]
-    macros = gin_files.parse(files, [*bindings, "MODEL_DIR='unused'"])
+    files = BASE_FILES if file == "base" else [f"configs/runs/{file}"]
+    macros = gin_files.parse(
+        ["configs/engine/engine.gin", *files], [*bindings, "MODEL_DIR='unused'"]
+    )
     return Settings.from_macros(macros)
 
 
@@ -40,7 +47,7 @@ def planner(file: str, name: str, stack: Any, *bindings: str) -> Planner:
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """The report of a plan of the published run on the hardware it had."""
-    run = ["plan", "--gin_file=configs/runs/pretrain_base.gin", "--hardware=v3-8", "--json"]
+    run = ["plan", *BASE, "--hardware=v3-8", "--json"]
     assert cli.run([*run, *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -103,8 +110,8 @@ def test_layout_is_the_mesh_of_the_engine(devices: int) -> None:
 
 
 def test_layout_refuses_what_does_not_divide() -> None:
-    config = settings("pretrain_base.gin").model
-    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide 8 devices"):
+    config = settings("base").model
+    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 3 does not divide the 8 devices"):
         memory.mesh_shape(config, 8, 16, 3)
     with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS = 12"):
         memory.mesh_shape(config, 8, 16, 8)
@@ -187,18 +194,21 @@ def test_steps_before_fine_tuning_are_not_counted(
 def test_unknown_steps_before_fine_tuning_are_asked_for(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tune = ["plan", "--gin_file=configs/runs/finetune_nsmc_base.gin", "--hardware=v5e-8"]
-    assert cli.run([*tune, *arguments]) == 2
+    tune = ["plan", "--size=base", "--task=nsmc", "--gin_file=configs/runs/finetune.gin"]
+    tune += ["--hardware=v5e-8", *arguments]
+    assert cli.run([*tune, "--gin.TRAIN_STEPS=1001000"]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "add --start_step=N" in error
+    assert cli.run([*tune, "--json"]) == 0  # FINETUNE_STEPS do not depend on them
+    assert json.loads(capsys.readouterr().out)["steps"] == 1_000
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--hardware=v4-32", "--stack=engine"], "one host"),
-        (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 does not divide"),
+        (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 is not a multiple of"),
         (["--hardware=a100x1"], "Did you mean a100-40x1 or a100-80x1?"),
         (["--hardware=h100x0"], "Did you mean h100x1"),
         (["--hardware=h100", "--utilisation=44"], "a share is above 0"),
@@ -207,7 +217,7 @@ def test_unknown_steps_before_fine_tuning_are_asked_for(
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "--gin_file=configs/runs/pretrain_base.gin", *arguments]) == 2
+    assert cli.run(["plan", *BASE, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -250,8 +260,8 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
 def test_time_of_arithmetic_alone_is_called_so(
     size: str, said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = f"--gin_file=configs/runs/pretrain_{size}.gin"
-    assert cli.run(["plan", run, "--hardware=h100x8"]) == 0
+    run = BASE if size == "base" else ("--gin_file=configs/runs/pretrain_tiny.gin",)
+    assert cli.run(["plan", *run, "--hardware=h100x8"]) == 0
     printed = capsys.readouterr().out
     assert ("arithmetic alone" in printed) == said
     assert "e+0" not in printed.split("time ")[1]

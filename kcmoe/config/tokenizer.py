@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `kcmoe tokenizer train` can be told. The values stand in `configs/tokenizer/`."""
+"""Settings of `kcmoe tokenizer train`. The values stand in `configs/tokenizer/`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 from kcmoe.config.fields import GinConfig, macro
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
-from kcmoe.tokenizer.normalization import Normalization
 
 TWIN_SUFFIX = "extra"
 
 Segmentation = Literal["morphemes", "delimiter", "spaces", "none"]
+Normalization = Literal["comments", "identity", "nfkc", "nmt_nfkc"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
