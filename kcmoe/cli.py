@@ -17,6 +17,8 @@ VERBS = {
     "train": ("kcmoe.train", "pretrain, continue or fine-tune; resumes by itself"),
     "evaluate": ("kcmoe.evaluation.command", "task metrics of a checkpoint, as a table and JSON"),
     "predict": ("kcmoe.inference.command", "labels with probabilities, or filled sentinels"),
+    "serve": ("kcmoe.serve.command", "HTTP interface and a page to try a model"),
+    "report": ("kcmoe.tools.report.command", "curves and router health of runs, as one file"),
     "data": (
         "kcmoe.corpus.command",
         "list, download, prepare and inspect corpora and labelled sets",
@@ -29,7 +31,7 @@ VERBS = {
 }
 
 # Verbs that multiply matrices for longer than a moment.
-COMPUTING = ("train", "evaluate", "predict", "bench")
+COMPUTING = ("train", "evaluate", "predict", "serve", "bench")
 
 
 def _usage() -> str:

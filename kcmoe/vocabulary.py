@@ -112,6 +112,23 @@ class Vocabulary:
             end = match.end()
         return ids + self.encode(text[end:])
 
+    def surfaces(self, text: str, sentinels: bool = False) -> list[tuple[int, str]]:
+        """Each id of `encode`, or of `encode_with_sentinels`, with the part of `text` it stands for.
+
+        The parts joined are `text`. Of a character spelt in several bytes the last id has the character.
+        """
+        from sentencepiece import sentencepiece_pb2
+
+        found: list[tuple[int, str]] = []
+        end = 0
+        for match in _SENTINEL_TEXT.finditer(text) if sentinels else ():
+            found += self.surfaces(text[end : match.start()])
+            found.append((self.sentinel_id(int(match[1])), match[0]))
+            end = match.end()
+        proto = self._processor.Encode(text[end:], out_type="serialized_proto")
+        pieces = sentencepiece_pb2.SentencePieceText.FromString(proto).pieces
+        return found + [(piece.id, piece.surface) for piece in pieces]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` up to the first EOS; padding is left out, sentinels print as `<extra_id_N>`."""
         first_sentinel = self.size - self.num_sentinels

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of many requests computed together, each request getting its share of the machine.
+
+Three threads compute, so that no kind of work waits for another: one for answers that take a moment, one for
+those that take longer (generation, the experts' map), one for programs that are not compiled yet. Each takes
+the request that has had least of the machine so far, and fills the batch with lines of the same program from
+other requests. Every fourth time it takes the request that has waited longest, so that none starves. Knows
+keys, works and costs, not what they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from kcmoe.serve.errors import ApiError
+from kcmoe.serve.limits import Limits
+from kcmoe.serve.work import Key, Work
+
+_log = logging.getLogger(__name__)
+Lane = Literal["quick", "long", "cold"]
+LONG_KINDS = ("generate", "experts", "sample")
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """One request: its works, what is still to be taken, and what it has cost so far."""
+
+    works: Sequence[Work]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[list[Any]]
+    arrived_s: float
+    waiting: dict[Key, collections.deque[int]]
+    results: list[Any]
+    missing: int
+    used_s: float = 0.0
+    gone: bool = False
+
+    def settle(self, error: ApiError | None = None) -> None:
+        """Wakes the request up, from any thread."""
+
+        def wake() -> None:
+            if self.done.done():
+                return
+            if error is None:
+                self.done.set_result(self.results)
+            else:
+                self.done.set_exception(error)
+
+        self.gone = True
+        self.loop.call_soon_threadsafe(wake)
+
+
+class Batcher:
+    """Computes works in threads of its own.
+
+    Args:
+      compute: (key, works) -> one answer per work.
+      rows: key -> most works in a batch.
+      limits: bounds of the queue and of the wait for company.
+      observe: told (kind, lines, seconds, program was compiled) after each batch.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Key, Sequence[Work]], list[Any]],
+        rows: Callable[[Key], int],
+        limits: Limits,
+        observe: Callable[[str, int, float, bool], object] = lambda *_: None,
+    ):
+        self._compute, self._rows, self._limits, self._observe = compute, rows, limits, observe
+        self._changed = threading.Condition()
+        self._jobs: list[_Job] = []
+        self._warm: set[Key] = set()
+        self._spare: collections.deque[Work] = collections.deque()
+        self._queued_cost = 0
+        self._cost_s = 0.01  # seconds per unit of cost, a moving average
+        self._picks = 0
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"kcmoe-{lane}", daemon=True)
+            for lane in ("quick", "long", "cold")
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Cost of what waits."""
+        return self._queued_cost
+
+    @property
+    def programs(self) -> int:
+        """How many programs are compiled."""
+        return len(self._warm)
+
+    def warm_up(self, works: Sequence[Work]) -> None:
+        """Compiles the programs of `works` in moments when nobody waits for one."""
+        with self._changed:
+            self._spare.extend(works)
+            self._changed.notify_all()
+
+    async def submit(self, works: Sequence[Work]) -> list[Any]:
+        """The answers of `works`, in order.
+
+        Raises:
+          ApiError: 429 if the queue is full, 503 if the answer took too long or the server stops.
+        """
+        if not works:
+            return []
+        job = self._enqueue(works)
+        try:
+            async with asyncio.timeout(self._limits.answer_s):
+                return await job.done
+        except TimeoutError:
+            raise ApiError(
+                503,
+                f"the answer was not ready after {self._limits.answer_s:g} s",
+                "server",
+                "send fewer lines at a time, or try again later",
+                retry_after_s=self._wait_s(),
+            ) from None
+        finally:
+            self._withdraw(job)
+
+    def _enqueue(self, works: Sequence[Work]) -> _Job:
+        cost = sum(work.cost for work in works)
+        waiting: dict[Key, collections.deque[int]] = {}
+        for index, work in enumerate(works):
+            waiting.setdefault(work.key, collections.deque()).append(index)
+        loop = asyncio.get_running_loop()
+        job = _Job(
+            works, loop, loop.create_future(), time.monotonic(), waiting, [None] * len(works), len(works)
+        )  # fmt: skip
+        with self._changed:
+            if self._stopped:
+                raise ApiError(503, "the server is stopping", "server", "ask another one", 5)
+            if self._queued_cost and self._queued_cost + cost > self._limits.queue:
+                raise ApiError(
+                    429,
+                    f"{self._queued_cost:,} lines are waiting already, and {cost:,} more are too many",
+                    "server",
+                    "try again after the time in Retry-After, or send fewer lines at a time",
+                    retry_after_s=self._wait_s(),
+                )
+            self._queued_cost += cost
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job
+
+    def _withdraw(self, job: _Job) -> None:
+        """Forgets what is left of a request that is answered, too late, or whose client is gone."""
+        with self._changed:
+            job.gone = True
+            for indices in job.waiting.values():
+                self._queued_cost -= sum(job.works[i].cost for i in indices)
+            job.waiting.clear()
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _wait_s(self) -> int:
+        return max(1, min(60, round(self._queued_cost * self._cost_s)))
+
+    def stop(self) -> None:
+        """Ends the threads after the batches they are at; what waits is answered with 503."""
+        with self._changed:
+            self._stopped = True
+            for job in self._jobs:
+                job.settle(ApiError(503, "the server is stopping", "server", "ask another one", 5))
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    # --- In the threads.
+
+    def _lane(self, key: Key) -> Lane:
+        if key not in self._warm:
+            return "cold"
+        return "long" if key.kind in LONG_KINDS else "quick"
+
+    def _run(self, lane: Lane) -> None:
+        while (taken := self._take(lane)) is not None:
+            key, members, works = taken
+            started_s = time.monotonic()
+            error: ApiError | None = None
+            try:
+                answers = self._compute(key, works)
+            except Exception:  # one bad batch must not end the thread
+                _log.exception("a batch of %d lines (%s) failed", len(works), key)
+                failed = ApiError(500, "the server failed", "server", "see its log, and report it")
+                answers, error = [], failed
+            seconds = time.monotonic() - started_s
+            self._deliver(lane, key, members, works, answers, error, seconds)
+
+    def _take(self, lane: Lane) -> tuple[Key, list[tuple[_Job, int]], list[Work]] | None:
+        """The next batch of a lane, when there is one; None at the end."""
+        with self._changed:
+            while not self._stopped:
+                first = self._choose(lane)
+                if first is None:
+                    if lane == "cold" and self._spare:
+                        work = self._spare.popleft()
+                        if work.key not in self._warm:
+                            return work.key, [], [work]
+                        continue
+                    self._changed.wait()
+                    continue
+                job, key = first
+                rows = self._rows(key)
+                left_s = job.arrived_s + self._limits.window_ms / 1000 - time.monotonic()
+                if left_s > 0 and self._waiting(key) < rows:
+                    self._changed.wait(left_s)
+                    continue
+                members = self._gather(job, key, rows)
+                return key, members, [one.works[index] for one, index in members]
+        return None
+
+    def _choose(self, lane: Lane) -> tuple[_Job, Key] | None:
+        """The request whose turn it is, and one of its programs that this lane computes."""
+        self._picks += 1
+        fair = self._picks % 4 != 0
+        best: tuple[float, float] | None = None
+        found = None
+        for job in self._jobs:
+            key = next((k for k in job.waiting if self._lane(k) == lane), None)
+            if key is None:
+                continue
+            rank = (job.used_s if fair else 0.0, job.arrived_s)
+            if best is None or rank < best:
+                best, found = rank, (job, key)
+        return found
+
+    def _waiting(self, key: Key) -> int:
+        return sum(len(job.waiting.get(key, ())) for job in self._jobs)
+
+    def _gather(self, first: _Job, key: Key, rows: int) -> list[tuple[_Job, int]]:
+        """Up to `rows` lines of `key`: one of `first`, then one of each request in turn."""
+        jobs = [first, *(job for job in self._jobs if job is not first and key in job.waiting)]
+        members: list[tuple[_Job, int]] = []
+        while jobs and len(members) < rows:
+            for job in list(jobs):
+                if len(members) == rows:
+                    break
+                index = job.waiting[key].popleft()
+                self._queued_cost -= job.works[index].cost
+                members.append((job, index))
+                if not job.waiting[key]:
+                    del job.waiting[key]
+                    jobs.remove(job)
+        return members
+
+    def _deliver(
+        self,
+        lane: Lane,
+        key: Key,
+        members: Sequence[tuple[_Job, int]],
+        works: Sequence[Work],
+        answers: Sequence[Any],
+        error: ApiError | None,
+        seconds: float,
+    ) -> None:
+        cost = sum(work.cost for work in works)
+        with self._changed:
+            if lane == "cold" and error is None:
+                self._warm.add(key)
+            elif lane != "cold":
+                self._cost_s += 0.1 * (seconds / cost - self._cost_s)
+            for position, (job, index) in enumerate(members):
+                # Compiling is nobody's fault: it is not counted against the request that came first.
+                job.used_s += 0.0 if lane == "cold" else seconds / len(members)
+                if job.gone:
+                    continue
+                if error is not None:
+                    job.settle(error)
+                    continue
+                job.results[index] = answers[position]
+                job.missing -= 1
+                if not job.missing:
+                    job.settle()
+            self._changed.notify_all()
+        self._observe(key.kind, len(works), seconds, lane == "cold")

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which experts the encoder's routers choose, token by token, and what capacity routing would drop.
+
+The routers' logits are caught while the encoder runs; nothing in the model is there for this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from kcmoe.inference.predict import LanguageModel
+from kcmoe.io import resources
+from kcmoe.model import routing
+from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.model.moe import Router
+from kcmoe.training.state import nested
+
+_SAMPLES = "kcmoe/samples/comments.txt"
+_SEEN_OFTEN = 8  # a piece met less often says nothing about an expert
+_TOP = 12
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def embed(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) -> Array:
+    """Mean of the encoder's output over the real tokens, EOS included: int32[B, S] -> float32[B, D]."""
+    encoded = model.apply({"params": nested(params)}, ids, method="encode")
+    real = (ids > 0).astype(jnp.float32)
+    total = jnp.sum(encoded.astype(jnp.float32) * real[..., None], axis=1)
+    return total / jnp.sum(real, axis=1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def router_logits(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) -> list[Array]:
+    """Logits of each sparse encoder layer, float32[G, T, E] as the layer groups its tokens.
+
+    ids: int32[B, S], 0 is padding.
+    """
+    _, state = model.apply(
+        {"params": nested(params)},
+        ids,
+        method="encode",
+        capture_intermediates=lambda module, _: isinstance(module, Router),
+        mutable=["intermediates"],
+    )
+    layers = state["intermediates"]["encoder"]
+    return [
+        layers[f"layers_{i}"]["mlp"]["router"]["__call__"][0]
+        for i in model.config.sparse_layers("encoder")
+    ]
+
+
+def _by_row(model: EncoderDecoder, ids: np.ndarray, grouped: np.ndarray) -> np.ndarray:
+    """[G, T, X] -> [B, S, X], without the rows or columns that the layer added to fill its groups."""
+    config = model.config
+    copies = config.num_experts * config.num_expert_replicas
+    batch, length = routing.padded_shape(ids.shape[0], ids.shape[1], copies)
+    whole: np.ndarray = grouped.reshape(batch, length, -1)
+    return whole[: ids.shape[0], : ids.shape[1]]
+
+
+def choices(lm: LanguageModel, ids: np.ndarray) -> list[np.ndarray]:
+    """The experts chosen in each row of `ids` [B, S]: int32 [layers, S, A], best first."""
+    logits = jax.device_get(router_logits(lm.model, lm.loaded.params, ids))
+    count = lm.loaded.config.num_selected_experts
+    rows = np.stack([_by_row(lm.model, ids, layer) for layer in logits], axis=1)
+    return list(np.argsort(-rows, axis=-1, kind="stable")[..., :count])
+
+
+def text_map(
+    lm: LanguageModel, ids: Sequence[int], length: int, beside: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """What the routers do with one text, alone and under capacity routing in company.
+
+    Args:
+      lm: the model.
+      ids: the text, with EOS.
+      length: tokens per row, padding included.
+      beside: other texts of the batch whose capacity is shared; cut to `length`. The text is its last row.
+
+    Returns:
+      chosen: int [layers, S, A], experts, best first.
+      weights: float [layers, S, A], the router's probabilities of them.
+      entropy: float [layers, S], nats.
+      dropped: bool [layers, S, A], what capacity routing drops.
+      capacity: the batch that `dropped` is about: rows, tokens, groups, places per expert and group.
+    """
+    params, real = lm.loaded.params, len(ids)
+    batch = np.zeros((len(beside) + 1, length), np.int32)
+    for row, one in enumerate([*beside, ids]):
+        batch[row, : min(len(one), length)] = one[:length]
+    alone = jax.device_get(router_logits(lm.model, params, batch[-1:]))
+    logits = np.stack([_by_row(lm.model, batch[-1:], one)[0, :real] for one in alone])
+    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
+    config = dataclasses.replace(lm.loaded.config, routing="capacity")
+    chosen = np.argsort(-logits, axis=-1, kind="stable")[..., : config.num_selected_experts]
+    limited = EncoderDecoder(config)
+    grouped = jax.device_get(router_logits(limited, params, batch))
+    groups, tokens, _ = grouped[0].shape
+    places = routing.expert_capacity(config.eval_expert_capacity_factor, tokens, config.num_experts)
+    dropped = []
+    for layer in grouped:
+        place = np.asarray(
+            routing.route(jnp.asarray(layer), config.num_selected_experts).place_GxTxA
+        )
+        dropped.append(_by_row(limited, batch, place)[-1, :real] >= places)
+    return {
+        "chosen": chosen,
+        "weights": np.take_along_axis(probs, chosen, axis=-1),
+        "entropy": -np.sum(probs * np.log(np.maximum(probs, 1e-30)), axis=-1),
+        "dropped": np.stack(dropped),
+        "capacity": {
+            "rows": len(batch),
+            "tokens": int(batch.size),
+            "groups": groups,
+            "tokens_per_group": tokens,
+            "places_per_expert": places,
+            "factor": config.eval_expert_capacity_factor,
+        },
+    }
+
+
+def sample_texts() -> list[str]:
+    """The comments that ship with the package."""
+    text = resources.find(_SAMPLES).read_text("utf-8")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def preferences(
+    names: Sequence[str], ids: Sequence[Sequence[int]], chosen: Sequence[np.ndarray],
+    num_experts: int, piece: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Per sparse layer and expert: its share of the choices, and the pieces it gets more than its share of.
+
+    Args:
+      names: of the layers.
+      ids: N texts.
+      chosen: per text int [layers, S, A], from `choices`.
+      num_experts: E.
+      piece: spelling of an id.
+
+    Pieces are ordered by (times seen - times expected) / sqrt(times expected).
+    """
+    found = []
+    for layer, name in enumerate(names):
+        pairs: Counter[tuple[int, int]] = Counter()
+        for text, experts in zip(ids, chosen, strict=True):
+            for token, those in zip(text, experts[layer], strict=False):
+                pairs.update((int(expert), int(token)) for expert in those)
+        per_expert: Counter[int] = Counter()
+        per_piece: Counter[int] = Counter()
+        for (expert, token), count in pairs.items():
+            per_expert[expert] += count
+            per_piece[token] += count
+        total = max(1, sum(per_expert.values()))
+        listed = []
+        for expert in range(num_experts):
+            share = per_expert[expert] / total
+            scored = []
+            for (who, token), count in pairs.items():
+                if who == expert and per_piece[token] >= _SEEN_OFTEN:
+                    expected = per_piece[token] * share
+                    scored.append(((count - expected) / expected**0.5, token, count))
+            top = [one for one in sorted(scored, key=lambda s: (-s[0], s[1]))[:_TOP] if one[0] > 0]
+            pieces = [
+                {"piece": piece(token), "times": count, "of": per_piece[token]}
+                for _, token, count in top
+            ]
+            listed.append({"expert": expert, "share": share, "pieces": pieces})
+        found.append({"layer": name, "experts": listed})
+    return found

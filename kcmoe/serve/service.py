@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations themselves: a checked request in, the JSON of its answer out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kcmoe.errors import UserError
+from kcmoe.serve import experts
+from kcmoe.serve.batching import Batcher
+from kcmoe.serve.engine import Engine
+from kcmoe.serve.errors import refused
+from kcmoe.serve.limits import Limits
+from kcmoe.serve.metrics import Metrics
+from kcmoe.serve.operations import parse
+from kcmoe.serve.work import Work
+
+_DIGITS = 6  # of probabilities, as `kcmoe predict` prints them
+# So that the first answers wait for no compiler; comments and reviews are of these lengths.
+_WARM_LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64)
+
+
+class Service:
+    """A model, the queue before it, and what is counted about both."""
+
+    def __init__(self, engine: Engine, limits: Limits):
+        self.engine, self.limits, self.metrics = engine, limits, Metrics()
+        self.batcher = Batcher(engine.compute, engine.rows, limits, self.metrics.batch)
+        # Reading JSON and cutting text into pieces takes a while for large requests: not on the event loop.
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="kcmoe-read")
+        self.ready = False
+        self.stopping = False
+        self._preferences: asyncio.Task[dict[str, Any]] | None = None
+        self.metrics.gauges = {
+            "kcmoe_queue_lines": ("Lines that wait.", lambda: self.batcher.queued),
+            "kcmoe_programs": ("Compiled programs.", lambda: self.batcher.programs),
+        }
+
+    async def start(self) -> None:
+        """Computes one answer, so that whoever sees `ready` gets the next one soon, and warms up."""
+        engine, task = self.engine, self.engine.default_task
+        if task is not None:
+            works = engine.classify(self._example(task), engine.task(task))
+        else:
+            works = engine.embed([" "])
+        await self.batcher.submit(works)
+        self.ready = True
+        if task is not None:
+            lengths = [
+                length
+                for length in _WARM_LENGTHS
+                if works[0].key.lengths[0] < length <= engine.longest
+            ]
+            self.batcher.warm_up([engine.lengthened(works[0], length) for length in lengths])
+
+    def _example(self, task: str) -> list[Any]:
+        columns = self.engine.task(task).input_columns
+        return [{column: "정말 재미있게 잘 봤어요" for column in columns}]
+
+    def stop(self) -> None:
+        """Ends the threads."""
+        self.batcher.stop()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
+
+    async def answer(self, operation: str, body: bytes) -> dict[str, Any]:
+        """The answer to a POST to /v1/`operation`.
+
+        Raises:
+          ApiError: for everything a client can be told.
+        """
+        started_s = time.monotonic()
+        works, finish = await self._read(self._prepare, operation, body)
+        answers = await self.batcher.submit(works)
+        found: dict[str, Any] = await self._read(finish, answers)
+        return {**found, "seconds": round(time.monotonic() - started_s, 4)}
+
+    def _prepare(
+        self, operation: str, body: bytes
+    ) -> tuple[Sequence[Work], Callable[[Sequence[Any]], dict[str, Any]]]:
+        """What to compute, and what to make of it."""
+        given = parse(operation, body, self.limits)
+        try:
+            prepare = getattr(self, f"_{operation}")
+            found: tuple[Sequence[Work], Callable[[Sequence[Any]], dict[str, Any]]] = prepare(given)
+            return found
+        except UserError as error:
+            names = [task["name"] for task in self.engine.tasks()]
+            message, _, rest = str(error).partition("; ")
+            mend = rest or f"tasks with labels: {', '.join(names)}"
+            raise refused(message, f"/v1/{operation}", mend) from None
+
+    def _classify(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
+        task = self.engine.task(given["task"])
+        works = self.engine.classify(given["texts"], task)
+
+        def finish(answers: Sequence[Any]) -> dict[str, Any]:
+            predictions = []
+            for work, answer in zip(works, answers, strict=True):
+                probabilities = answer.probabilities
+                if not given["exact"]:
+                    probabilities = {k: round(p, _DIGITS) for k, p in probabilities.items()}
+                predictions.append(
+                    {"label": answer.label, "probabilities": probabilities, **work.notes}
+                )
+            return {"task": task.name, "predictions": predictions}
+
+        return works, finish
+
+    def _generate(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
+        works = self.engine.generate(
+            given["texts"], given["beams"], given["max_tokens"], float(given["alpha"])
+        )
+
+        def finish(answers: Sequence[Any]) -> dict[str, Any]:
+            generated = []
+            for work, beams in zip(works, answers, strict=True):
+                best = beams[0] if beams else {"text": "", "fills": {}}
+                one = {"generated": best["text"], "fills": best["fills"]}
+                generated.append({**one, "beams": beams, **work.notes})
+            return {"beams": given["beams"], "results": generated}
+
+        return works, finish
+
+    def _score(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
+        works = self.engine.score(given["inputs"], given["targets"])
+
+        def finish(answers: Sequence[Any]) -> dict[str, Any]:
+            scores = [
+                {"log_likelihood": answer, **work.notes}
+                for work, answer in zip(works, answers, strict=True)
+            ]
+            return {"scores": scores}
+
+        return works, finish
+
+    def _embed(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
+        works = self.engine.embed(given["texts"])
+
+        def finish(answers: Sequence[Any]) -> dict[str, Any]:
+            vectors = [
+                {"embedding": [float(x) for x in answer], **work.notes}
+                for work, answer in zip(works, answers, strict=True)
+            ]
+            pooling = "mean of the encoder's output over the real tokens, end of sequence included"
+            return {"size": self.engine.lm.loaded.config.embed_dim, "pooling": pooling,
+                    "embeddings": vectors}  # fmt: skip
+
+        return works, finish
+
+    def _experts(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
+        task = self.engine.task(given["task"]) if given["task"] else None
+        work = self.engine.experts(given["text"], task)
+
+        def finish(answers: Sequence[Any]) -> dict[str, Any]:
+            (found,) = answers
+            layers = [
+                {
+                    "layer": f"encoder/layers_{index}",
+                    "chosen": found["chosen"][i].tolist(),
+                    "weights": found["weights"][i].round(_DIGITS).tolist(),
+                    "entropy": found["entropy"][i].round(_DIGITS).tolist(),
+                    "dropped": found["dropped"][i].tolist(),
+                }
+                for i, index in enumerate(self.engine.sparse_layers)
+            ]
+            return {
+                "task": task.name if task else None,
+                "num_experts": self.engine.lm.loaded.config.num_experts,
+                "pieces": self.engine.pieces(work, given["text"], task),
+                "layers": layers,
+                "capacity": found["capacity"],
+                **work.notes,
+            }
+
+        return [work], finish
+
+    async def preferences(self) -> dict[str, Any]:
+        """Which pieces of the sample comments each expert gets more often than its share; computed once."""
+        if self._preferences is None or (
+            self._preferences.done() and self._preferences.exception() is not None
+        ):
+            self._preferences = asyncio.ensure_future(self._count_preferences())
+        return await asyncio.shield(self._preferences)
+
+    async def _count_preferences(self) -> dict[str, Any]:
+        if not self.engine.sparse_layers:
+            raise refused(
+                "the encoder of this model has no experts",
+                "model",
+                "serve a model with sparse layers",
+            )
+        works = await self._read(self.engine.samples)
+        chosen = await self.batcher.submit(works)
+        names = [f"encoder/layers_{i}" for i in self.engine.sparse_layers]
+        layers = await self._read(
+            experts.preferences,
+            names,
+            [work.ids[0] for work in works],
+            chosen,
+            self.engine.lm.loaded.config.num_experts,
+            self.engine.vocabulary.piece,
+        )
+        return {"comments": len(works), "layers": layers}
