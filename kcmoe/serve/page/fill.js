@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hidden words filled in: the best beam inside the text, the others below with their probabilities.
+
+import { bar, byId, linesOf, make, notice, onSubmit, post, showError } from "./client.js";
+import { count, examples, onLanguage, percent, say } from "./words.js";
+
+const SENTINEL = /<(?:extra_id_|unused)(\d+)>/g;
+let model, results = null, running = null;
+
+export function start(described) {
+  model = described;
+  onLanguage(render);
+  const options = (numbers, chosen) => numbers.map((n) => make("option", { value: n, selected: n === chosen }, n));
+  byId("fill-beams").replaceChildren(...options(model.beams, 4));
+  const usual = model.new_tokens.find((n) => n >= 32) ?? model.default_new_tokens;
+  byId("fill-tokens").replaceChildren(...options(model.new_tokens, usual));
+  byId("fill-hide").addEventListener("click", hide);
+  byId("fill-text").addEventListener("keydown", (event) => {
+    if (event.altKey && event.code === "KeyH") { event.preventDefault(); hide(); }
+  });
+  byId("fill-example").addEventListener("click", () => { byId("fill-text").value = examples("fill"); byId("fill-text").focus(); });
+  onSubmit(byId("fill-form"), byId("fill-text"), run);
+}
+
+// The selected words become the next sentinel; the sentinels of a line are numbered from left to right.
+function hide() {
+  const area = byId("fill-text"), { selectionStart: from, selectionEnd: to, value } = area;
+  const chosen = value.slice(from, to);
+  const begin = from + chosen.length - chosen.trimStart().length, end = to - (chosen.length - chosen.trimEnd().length);
+  if (begin >= end || chosen.includes("\n")) {
+    byId("fill-status").replaceChildren(notice(say("chooseFirst")));
+    area.focus();
+    return;
+  }
+  const marked = `${value.slice(0, begin)}<extra_id_999>${value.slice(end)}`;
+  area.value = marked.split("\n").map((line) => { let n = 0; return line.replace(SENTINEL, () => `<extra_id_${n++}>`); }).join("\n");
+  area.focus();
+  byId("fill-status").replaceChildren();
+}
+
+async function run() {
+  running?.abort();
+  const mine = running = new AbortController();
+  const place = byId("fill-status");
+  const texts = linesOf(byId("fill-text").value).filter((line) => line.trim());
+  if (!texts.length) { showError(place, new Error(say("nothing"))); return; }
+  if (!texts.some((text) => text.match(SENTINEL))) { showError(place, new Error(say("noBlank"))); return; }
+  const stop = make("button", { type: "button", class: "quiet", onclick: () => mine.abort() }, say("stop"));
+  place.replaceChildren(make("p", { class: "busy" }, say("working"), " ", stop));
+  const began = performance.now();
+  try {
+    const body = { texts, beams: Number(byId("fill-beams").value), max_tokens: Number(byId("fill-tokens").value) };
+    const answer = await post("generate", body, { signal: mine.signal });
+    results = { texts, answers: answer.results, seconds: (performance.now() - began) / 1000 };
+    place.replaceChildren();
+    render();
+  } catch (problem) {
+    if (running === mine) showError(place, problem);
+  }
+}
+
+function filled(text, { fills, text: answer }) {
+  if (answer && !Object.values(fills).some(Boolean)) {
+    return [make("span", { class: "muted small" }, say("answered")), answer];
+  }
+  const parts = [];
+  let end = 0;
+  for (const match of text.matchAll(SENTINEL)) {
+    const word = fills[`<extra_id_${match[1]}>`];
+    parts.push(text.slice(end, match.index), word ? make("mark", {}, word)
+      : make("mark", { class: "empty", title: `<extra_id_${match[1]}>` }, say("emptyFill")));
+    end = match.index + match[0].length;
+  }
+  return [...parts, text.slice(end)];
+}
+
+function render() {
+  if (!results) return;
+  const cards = results.texts.map((text, i) => {
+    const { beams, cut } = results.answers[i];
+    const most = beams.length ? Math.exp(beams[0].log_likelihood) : 1;
+    const rows = beams.map((beam, n) => {
+      const probability = Math.exp(beam.log_likelihood);
+      return make("li", { class: n ? "" : "best" },
+        make("p", { class: n ? "filled" : "filled big" }, ...filled(text, beam)),
+        make("div", { class: "answer thin" }, bar(Math.min(1, probability / most)),
+          make("span", { class: "answer-number" }, say("shareOf", { probability: exact(probability) })),
+          beam.finished ? null : make("span", { class: "badge" }, say("unfinished"))),
+        make("details", {}, make("summary", { class: "small muted" }, say("fillRaw")), make("code", {}, beam.text || say("emptyFill"))));
+    });
+    const warning = cut && notice(say("cutOne", { tokens: count(cut.tokens), kept: count(cut.kept_tokens), character: count(cut.character + 1) }));
+    return make("article", { class: "card" }, warning || null, make("ol", { class: "beams" }, ...rows));
+  });
+  const seconds = results.seconds.toFixed(results.seconds < 1 ? 3 : 1);
+  byId("fill-result").replaceChildren(make("p", { class: "muted small timing" },
+    `${say("done", { lines: count(results.texts.length), seconds })} · ${say("wide")}`), ...cards);
+}
+
+// A sequence may be as unlikely as one in a billion: then a percentage says nothing.
+function exact(probability) {
+  if (probability >= 0.01) return percent(probability, 2);
+  if (probability >= 1e-6) return `${Number((100 * probability).toPrecision(2))}%`;
+  const [digits, power] = probability.toExponential(1).split("e");
+  return `${digits} × 10${power.replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])}`;
+}
