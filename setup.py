@@ -53,7 +53,15 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["kcmoe", "kcmoe.*"]),
-    package_data={"kcmoe": ["py.typed", "samples/*", "serve/page/*", "t5x/requirements.txt"]},
+    package_data={
+        "kcmoe": [
+            "py.typed",
+            "samples/*",
+            "serve/page/*",
+            "tools/report/page.*",
+            "t5x/requirements.txt",
+        ]
+    },
     cmdclass={"build_py": BuildWithShippedFiles},
     entry_points={"console_scripts": ["kcmoe = kcmoe.cli:main"]},
     install_requires=[

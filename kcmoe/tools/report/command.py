@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kcmoe report`: one HTML file about a run or several, which opens anywhere without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from kcmoe.config import arguments
+from kcmoe.errors import UserError
+
+_EPILOG = """\
+examples:
+  kcmoe report runs/quickstart/reviews
+  kcmoe report runs/a runs/b runs/c --output=compare.html --png=pictures
+
+Several runs are drawn over each other, and their settings are compared. A run that goes on can be looked at
+at any time.
+"""
+MOST_RUNS = 8  # as many as there are colours that everybody can tell apart
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `kcmoe report --help`."""
+    parser = arguments.Parser(
+        prog="kcmoe report",
+        description="Curves, router health and settings of runs as one HTML file.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("folders", nargs="+", metavar="MODEL_DIR", help="of kcmoe train")
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: report.html in the first MODEL_DIR"
+    )
+    parser.add_argument("--png", metavar="DIR", help="also write each picture there as PNG")
+    parser.add_argument("--svg", metavar="DIR", help="also write each picture there as SVG")
+    parser.add_argument(
+        "--peak_gflops", type=float, metavar="N", help="matmul peak of the machine, for its share"
+    )
+    parser.add_argument(
+        "--language", choices=("ko", "en"), default="ko", help="shown first, and in PNG and SVG"
+    )
+    args = parser.parse_args(list(argv))
+    if args.peak_gflops is not None and not args.peak_gflops > 0:
+        raise UserError(f"--peak_gflops={args.peak_gflops} must be above zero")
+    if len(args.folders) > MOST_RUNS:
+        raise UserError(
+            f"{len(args.folders)} runs are too many to tell apart; give at most {MOST_RUNS}"
+        )
+
+    from kcmoe.io import drawing, durable
+    from kcmoe.tools.report.page import page
+    from kcmoe.tools.report.pictures import sections
+    from kcmoe.tools.report.reading import read
+
+    folders = [Path(folder) for folder in args.folders]
+    runs = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    shown = sections(runs, args.peak_gflops * 1e9 if args.peak_gflops else None)
+    output = Path(args.output) if args.output else runs[0].folder / "report.html"
+    if output.is_dir():
+        raise UserError(
+            f"--output={output} is a folder; name a file, e.g. {output / 'report.html'}"
+        )
+    with durable.user_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_file(output, page(runs, shown, args.language).encode())
+    print(output)
+    for folder, ending in ((args.png, "png"), (args.svg, "svg")):
+        for titled in (t for section in shown for t in section.pictures) if folder else ():
+            title = titled.ko if args.language == "ko" else titled.en
+            picture = dataclasses.replace(titled.picture, title=title)
+            drawing.save(picture, Path(folder) / f"{picture.name}.{ending}")
+        if folder:
+            print(folder)
+    return 0
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What to call each run: its folder's name, with more of the path where two are called alike."""
+    paths = [(f if f.is_dir() else f.parent).absolute() for f in folders]
+    for parts in range(1, 20):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}: {path.name}" for number, path in enumerate(paths, 1)]
