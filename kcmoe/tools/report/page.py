@@ -94,7 +94,8 @@ def _summary(runs: Sequence[Run]) -> str:
     rows: list[tuple[str, str, list[str]]] = [
         ("스텝", "Steps", [f"{r.intervals.first:,} – {r.intervals.last:,}" for r in runs]),
         ("기록된 스텝", "Steps recorded", [f"{r.records:,}" for r in runs]),
-        ("다시 시작한 스텝", "Restarted at step", [", ".join(f"{s:,}" for s in r.restarts[:6]) or _UNSET for r in runs]),
+        ("다시 시작한 스텝", "Restarted at step",
+         [", ".join(f"{s:,}" for s in r.restarts[:6]) or _UNSET for r in runs]),
         ("걸린 시간(평가와 저장은 빼고)", "Time, without evaluating and saving",
          [_duration(r.seconds) for r in runs]),
         ("목표 토큰", "Target tokens", [number(r.tokens) for r in runs]),

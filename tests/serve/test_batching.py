@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue: lines of one program together, a share for every request, an end to everything."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs pip install -c constraints.txt '.[serve]'")
+
+from kcmoe.serve.batching import Batcher
+from kcmoe.serve.engine import fills
+from kcmoe.serve.errors import ApiError
+from kcmoe.serve.limits import Bodies, Limits
+from kcmoe.serve.work import Key, Work
+
+ROWS = 4
+
+
+class Computer:
+    """Answers with the first id, after a while, and remembers its batches."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds = seconds
+        self.batches: list[tuple[Key, list[int]]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, key: Key, works: Sequence[Work]) -> list[Any]:
+        time.sleep(self.seconds)
+        ids = [work.ids[0][0] for work in works]
+        with self._lock:
+            self.batches.append((key, ids))
+        if 666 in ids:
+            raise RuntimeError("a bug")
+        return ids
+
+
+def works(*ids: int, kind: str = "classify", length: int = 16) -> list[Work]:
+    return [Work(Key(kind, (), (length,)), ((one,),)) for one in ids]
+
+
+def batcher(computer: Computer, **limits: Any) -> Batcher:
+    given = {"window_ms": 30.0, **limits}
+    return Batcher(computer, lambda key: ROWS, Limits(**given))
+
+
+def test_lines_of_many_requests_share_batches_by_program() -> None:
+    computer = Computer()
+    queue = batcher(computer)
+
+    async def ask() -> list[list[Any]]:
+        await queue.submit([*works(0), *works(0, length=32)])  # both programs are warm from here on
+        computer.batches.clear()
+        mixed = [[*works(i), *works(100 + i, length=32)] for i in range(1, 5)]
+        return await asyncio.gather(*(queue.submit(one) for one in mixed))
+
+    assert asyncio.run(ask()) == [[i, 100 + i] for i in range(1, 5)]
+    assert len(computer.batches) == 2
+    assert all(len(ids) == ROWS for _, ids in computer.batches)
+    queue.stop()
+
+
+def test_a_small_request_does_not_wait_for_a_large_one() -> None:
+    computer = Computer(0.02)
+    queue = batcher(computer, window_ms=1.0)
+
+    async def ask() -> tuple[float, float]:
+        await queue.submit(works(0))
+        started = time.monotonic()
+        large = asyncio.create_task(queue.submit(works(*range(400))))
+        await asyncio.sleep(0.1)
+        asked = time.monotonic()
+        await queue.submit(works(7))
+        small_s = time.monotonic() - asked
+        await large
+        return small_s, time.monotonic() - started
+
+    small_s, large_s = asyncio.run(ask())
+    assert large_s > 1.5  # a hundred batches
+    assert small_s < 0.5
+    queue.stop()
+
+
+def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
+    compiling, may_go = threading.Event(), threading.Event()
+
+    def compute(key: Key, given: Sequence[Work]) -> list[Any]:
+        if key.lengths == (99,):
+            compiling.set()
+            may_go.wait(10)
+        return [work.ids[0][0] for work in given]
+
+    queue = Batcher(compute, lambda key: ROWS, Limits(window_ms=1.0))
+
+    async def ask() -> None:
+        await queue.submit(works(1))
+        cold = asyncio.create_task(queue.submit(works(2, length=99)))
+        while not compiling.is_set():
+            await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(queue.submit(works(3)), 5) == [3]
+        assert not cold.done()
+        may_go.set()
+        assert await cold == [2]
+
+    asyncio.run(ask())
+    queue.stop()
+
+
+def test_the_queue_refuses_what_is_too_much_and_recovers() -> None:
+    computer = Computer(0.05)
+    queue = batcher(computer, queue=10, window_ms=1.0)
+
+    async def ask() -> None:
+        first = asyncio.create_task(queue.submit(works(*range(10))))
+        await asyncio.sleep(0.02)
+        with pytest.raises(ApiError) as refused:
+            await queue.submit(works(*range(10)))
+        assert refused.value.status == 429
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 1
+        await first
+        assert queue.queued == 0
+        assert await queue.submit(works(5)) == [5]
+
+    asyncio.run(ask())
+    queue.stop()
+
+
+def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    queue = batcher(Computer(0.05), answer_s=0.12, window_ms=1.0)
+
+    async def ask() -> None:
+        with pytest.raises(ApiError) as late:
+            await queue.submit(works(*range(100)))
+        assert late.value.status == 503
+        assert queue.queued == 0
+
+    asyncio.run(ask())
+    queue.stop()
+
+
+def test_a_failing_batch_is_a_500_and_the_next_one_works() -> None:
+    queue = batcher(Computer())
+
+    async def ask() -> None:
+        with pytest.raises(ApiError) as failed:
+            await queue.submit(works(666))
+        assert failed.value.status == 500
+        assert await queue.submit(works(1)) == [1]
+
+    asyncio.run(ask())
+    queue.stop()
+
+
+def test_a_body_has_a_size_and_a_time() -> None:
+    async def chunks(count: int, pause_s: float = 0.0) -> Any:
+        for _ in range(count):
+            await asyncio.sleep(pause_s)
+            yield b"x" * 10
+
+    async def status(bodies: Bodies, stream: Any, declared: str | None = None) -> int:
+        try:
+            await bodies.read(stream, declared)
+        except ApiError as error:
+            return error.status
+        return 200
+
+    bodies = Bodies(Limits(body_bytes=100, body_s=0.2))
+    assert asyncio.run(status(bodies, chunks(10))) == 200
+    assert asyncio.run(status(bodies, chunks(11))) == 413
+    assert asyncio.run(status(bodies, chunks(1), "101")) == 413
+    assert asyncio.run(status(bodies, chunks(10, 0.05))) == 408
+    assert bodies.held_bytes == 0
+    bodies = Bodies(Limits(bodies_bytes=15))
+    assert asyncio.run(status(bodies, chunks(2))) == 503
+
+
+def test_fills() -> None:
+    assert fills("<extra_id_0> 날씨가 <extra_id_1> 참 <extra_id_2>") == {
+        "<extra_id_0>": "날씨가",
+        "<extra_id_1>": "참",
+        "<extra_id_2>": "",
+    }
+    assert fills("긍정적") == {}
