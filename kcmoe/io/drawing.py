@@ -9,6 +9,7 @@ draw it. Knows numbers, not runs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,13 +151,16 @@ def number(value: float) -> str:
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Numbers of one axis as it shows them, with as many digits as keep them apart."""
+    """Numbers of one axis as it shows them, with as many digits as their distances need."""
     found = [number(value) for value in values]
-    for digits in range(4, 9):
-        if len(set(found)) == len(found):
-            break
-        found = [f"{value:.{digits}g}" for value in values]
-    return found
+    if len(values) < 2:
+        return found
+    step = min(abs(b - a) for a, b in itertools.pairwise(values)) or 1.0
+    largest = max(map(abs, values))
+    if step >= 0.01 * largest:  # three digits, as `number` has, keep them apart
+        return found
+    digits = math.ceil(math.log10(largest / step)) + 2
+    return [f"{value:,.{digits}g}" for value in values]
 
 
 def bounds(picture: Picture) -> tuple[float, float, float, float]:
