@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -23,7 +22,7 @@ from kcmoe.serve.errors import ApiError
 from kcmoe.serve.limits import Bodies
 from kcmoe.serve.openapi import describe
 from kcmoe.serve.operations import OPERATIONS
-from kcmoe.serve.service import Service
+from kcmoe.serve.service import Service, as_json
 
 _log = logging.getLogger(__name__)
 _PAGE = {
@@ -47,14 +46,13 @@ _HEADERS = {
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer in UTF-8."""
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    content = value if isinstance(value, bytes) else as_json(value)
     return Response(content, status, headers, media_type="application/json")
 
 
 def _error(error: ApiError) -> Response:
-    return as_json(error.as_json(), error.status, error.headers())
+    return _json(error.as_json(), error.status, error.headers())
 
 
 def make_app(service: Service, *, local: bool) -> ASGIApp:
@@ -75,7 +73,7 @@ def make_app(service: Service, *, local: bool) -> ASGIApp:
             chunks = request.stream()
             body = await bodies.read(chunks, request.headers.get("content-length"))
             answer = service.answer(operation, body)
-            return as_json(await _unless_gone(request, answer))
+            return _json(await _unless_gone(request, answer))
 
         return endpoint
 
@@ -85,11 +83,11 @@ def make_app(service: Service, *, local: bool) -> ASGIApp:
         return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
 
     async def healthz(request: Request) -> Response:
-        return as_json({"status": "alive"})
+        return _json({"status": "alive"})
 
     async def readyz(request: Request) -> Response:
         if service.ready and not service.stopping:
-            return as_json({"status": "ready"})
+            return _json({"status": "ready"})
         why = "the server is stopping" if service.stopping else "the first answer is being computed"
         raise ApiError(503, why, "server", "ask again", retry_after_s=1)
 
@@ -103,13 +101,13 @@ def make_app(service: Service, *, local: bool) -> ASGIApp:
             "characters": limits.characters,
             "body_bytes": limits.body_bytes,
         }
-        return as_json({**service.engine.describe(), "limits": bounds})
+        return _json({**service.engine.describe(), "limits": bounds})
 
     async def openapi(request: Request) -> Response:
-        return as_json(describe(service.limits))
+        return _json(describe(service.limits))
 
     async def preferences(request: Request) -> Response:
-        return as_json(await service.preferences())
+        return _json(await service.preferences())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

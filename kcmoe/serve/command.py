@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
         if value is not None and value <= 0:
             raise UserError(f"--{_FLAGS[name]}={value} must be above zero")
     limits = dataclasses.replace(Limits(), **{k: v for k, v in given.items() if v is not None})
+    limits = dataclasses.replace(limits, connections=min(limits.connections, _most_connections()))
     with contextlib.closing(listen(args.host, args.port)) as listener:
         import kcmoe
         from kcmoe.serve.engine import Engine
@@ -100,6 +101,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 _FLAGS = {"lines": "max_lines", "queue": "queue", "answer_s": "timeout_s"}
+
+
+def _most_connections() -> int:
+    """As many as this process may open files, with some left for other files; that limit is raised."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return max(8, soft - 128)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -154,7 +167,6 @@ def serve(service: Service, listener: socket.socket, *, local: bool) -> None:
         log_level="error",
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=service.limits.connections,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(service.limits.answer_s) + 5,
     )

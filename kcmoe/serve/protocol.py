@@ -25,6 +25,10 @@ def protocol_for(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                why = f"{limits.connections:,} connections are open already"
+                self._send_whole(503, ApiError(503, why, "server", "try again", 2, close=True))
+                return
             self._head_timer = self.loop.call_later(limits.body_s, self._give_up)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -51,7 +55,7 @@ def protocol_for(limits: Limits) -> type[H11Protocol]:
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),
-                ("connection", "close"),
+                *error.headers().items(),
             ]
             parts = (
                 h11.Response(status_code=status, headers=headers),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +25,18 @@ _DIGITS = 6  # of probabilities, as `kcmoe predict` prints them
 _WARM_LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64)
 
 
+def as_json(value: Any) -> bytes:
+    """JSON in UTF-8; `ValueError` for what JSON cannot say."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
 class Service:
     """A model, the queue before it, and what is counted about both."""
 
     def __init__(self, engine: Engine, limits: Limits):
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.batcher = Batcher(engine.compute, engine.rows, limits, self.metrics.batch)
-        # Reading JSON and cutting text into pieces takes a while for large requests: not on the event loop.
+        # JSON and cutting text into pieces take a while for large requests: not on the event loop.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="kcmoe-read")
         self.ready = False
         self.stopping = False
@@ -69,8 +75,8 @@ class Service:
     async def _read(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
 
-    async def answer(self, operation: str, body: bytes) -> dict[str, Any]:
-        """The answer to a POST to /v1/`operation`.
+    async def answer(self, operation: str, body: bytes) -> bytes:
+        """The answer to a POST to /v1/`operation`, as JSON.
 
         Raises:
           ApiError: for everything a client can be told.
@@ -78,8 +84,13 @@ class Service:
         started_s = time.monotonic()
         works, finish = await self._read(self._prepare, operation, body)
         answers = await self.batcher.submit(works)
-        found: dict[str, Any] = await self._read(finish, answers)
-        return {**found, "seconds": round(time.monotonic() - started_s, 4)}
+
+        def write() -> bytes:
+            seconds = round(time.monotonic() - started_s, 4)
+            return as_json({**finish(answers), "seconds": seconds})
+
+        content: bytes = await self._read(write)
+        return content
 
     def _prepare(
         self, operation: str, body: bytes
