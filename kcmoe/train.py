@@ -104,3 +104,4 @@ def _report(folder: str, outcome: Outcome) -> None:
     if outcome.best:
         name, value = outcome.best["metric"], outcome.best["value"]
         print(f"best by {name} {value:.4f}: {folder}/{outcome.best['checkpoint']}")
+    print(f"curves and routers of the run, as one page: kcmoe report {folder}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe.errors import UserError
-from kcmoe.inference import bucketing
+from kcmoe.inference import batching
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.decode import NEGATIVE, beam_search
 from kcmoe.inference.predict import LanguageModel
@@ -140,7 +140,7 @@ class Engine:
             one = self._work("score", (), text, text, sentinels=True)
             ids = self.vocabulary.encode_with_sentinels(target)
             end = [*ids[: LONGEST_TARGET - 1], self.vocabulary.eos_id]
-            lengths = (*one.key.lengths, bucketing.bucket_length(len(end), LONGEST_TARGET))
+            lengths = (*one.key.lengths, batching.padded_length(len(end), LONGEST_TARGET))
             found.append(
                 dataclasses.replace(
                     one,
@@ -194,7 +194,7 @@ class Engine:
         """Work for the shipped comments, from which the experts' preferences are counted."""
         count = 256 if self.lm.loaded.tokens > 256 else 96
         return [
-            Work(Key("sample", (), (bucketing.bucket_length(len(ids), self.longest),)), (ids,))
+            Work(Key("sample", (), (batching.padded_length(len(ids), self.longest),)), (ids,))
             for ids in self._sample_ids()[:count]
         ]
 
@@ -221,7 +221,7 @@ class Engine:
         if len(ids) >= self.longest:
             notes["cut"] = self._cut(prompt, text, len(ids), sentinels)
         kept = [*ids[: self.longest - 1], self.vocabulary.eos_id]
-        key = Key(kind, options, (bucketing.bucket_length(len(kept), self.longest),))
+        key = Key(kind, options, (batching.padded_length(len(kept), self.longest),))
         return Work(key, (kept,), cost, notes)
 
     def _cut(self, prompt: str, text: str, tokens: int, sentinels: bool) -> dict[str, Any]:
@@ -249,14 +249,14 @@ class Engine:
         tokens = self.lm.loaded.tokens
         if key.kind == "generate":
             tokens = max(1, tokens // int(key.options[0]))
-        return bucketing.rows_of(key.lengths, tokens)
+        return batching.rows_of(key.lengths, tokens)
 
     def compute(self, key: Key, works: Sequence[Work]) -> list[Any]:
         """The answers of at most `rows(key)` lines of one key, in order."""
         inputs = [work.ids[0] for work in works]
         if key.kind == "classify":
             return list(self.lm.classify_ids(inputs, self.lm.task(key.options[0])))
-        batch = bucketing.Bucket(np.arange(len(works)), self.rows(key), key.lengths)
+        batch = batching.PaddedBatch(np.arange(len(works)), self.rows(key), key.lengths)
         if key.kind == "generate":
             return self._generate(key, batch, inputs)
         if key.kind == "score":
@@ -268,26 +268,18 @@ class Engine:
             return list(rows[: len(works)])
         if key.kind == "sample":
             return experts.choices(self.lm, batch.pad(inputs))[: len(works)]
-        rows_beside = bucketing.rows_of(key.lengths, self.lm.loaded.tokens) - 1
+        rows_beside = batching.rows_of(key.lengths, self.lm.loaded.tokens) - 1
         return [
             experts.text_map(self.lm, inputs[0], key.lengths[0], self._sample_ids()[:rows_beside])
         ]
 
     def _score(self, works: Sequence[Work]) -> list[float]:
-        from kcmoe.inference import batched
-
-        scores = batched.score(
-            self.lm.model,
-            self.lm.loaded.params,
-            [work.ids[0] for work in works],
-            [work.ids[1] for work in works],
-            longest=(self.longest, LONGEST_TARGET),
-            tokens=self.lm.loaded.tokens,
-        )
+        inputs, targets = ([work.ids[kind] for work in works] for kind in (0, 1))
+        scores = self.lm.batched.score(inputs, targets, LONGEST_TARGET)
         return [float(score) for score in scores]
 
     def _generate(
-        self, key: Key, batch: bucketing.Bucket, inputs: Sequence[Sequence[int]]
+        self, key: Key, batch: batching.PaddedBatch, inputs: Sequence[Sequence[int]]
     ) -> list[list[dict[str, Any]]]:
         """Per line its beams, the best first; the best is what `LanguageModel.generate` returns."""
         beams, longest, alpha = key.options

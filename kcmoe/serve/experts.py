@@ -22,7 +22,7 @@ from kcmoe.io import resources
 from kcmoe.model import routing
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.moe import Router
-from kcmoe.training.state import nested
+from kcmoe.tree import nested
 
 _SAMPLES = "kcmoe/samples/comments.txt"
 _SEEN_OFTEN = 8  # a piece met less often says nothing about an expert

@@ -184,13 +184,20 @@ def dead_experts(load: np.ndarray) -> int:
     return int(np.sum(np.asarray(load) <= 0))
 
 
+def collapse_threshold(num_experts: int, num_selected_experts: int) -> float:
+    """Effective experts below which a router is collapsing; 0 where that cannot be told."""
+    lowest = 1.1 * num_selected_experts
+    # Where nearly all experts are chosen anyway, even an even load is close to the lowest number.
+    if num_experts < 3 or lowest >= num_experts:
+        return 0.0
+    return max(lowest, num_experts / 4)
+
+
 class CollapseAlarm:
     """Watches the load of each sparse layer over `WINDOW_STEPS` and speaks once per layer."""
 
     def __init__(self, num_experts: int, num_selected_experts: int):
-        lowest = 1.1 * num_selected_experts
-        # Where nearly all experts are chosen anyway, even an even load is close to the lowest number.
-        self._threshold = max(lowest, num_experts / 4) if lowest < num_experts else 0.0
+        self._threshold = collapse_threshold(num_experts, num_selected_experts)
         self._num_experts = num_experts
         self._recent: dict[str, collections.deque[np.ndarray]] = {}
         self._told: set[str] = set()
@@ -201,7 +208,7 @@ class CollapseAlarm:
         for layer, load in loads.items():
             recent = self._recent.setdefault(layer, collections.deque(maxlen=WINDOW_STEPS))
             recent.append(np.asarray(load))
-            if layer in self._told or len(recent) < WINDOW_STEPS or self._num_experts < 3:
+            if layer in self._told or len(recent) < WINDOW_STEPS:
                 continue
             mean = np.mean(recent, axis=0)
             effective = effective_experts(mean)

@@ -23,7 +23,7 @@ from kcmoe import checkpoint
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.training import state as states
+from kcmoe.model.interface import param_shapes
 
 MACROS: dict[str, Any] = {
     "NUM_ENCODER_LAYERS": 2,
@@ -64,7 +64,7 @@ def make_model_dir(folder: Path, **changes: Any) -> Path:
     macros = gin_files.parse(files, [f"{name} = {value!r}" for name, value in values.items()])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.gin").write_text(gin_files.dump(macros), encoding="utf-8")
-    shapes = jax.eval_shape(lambda: states.init_params(ModelConfig.from_macros(macros), seed=0))
+    shapes = param_shapes(ModelConfig.from_macros(macros))
     rng = np.random.default_rng(7)
     flat = {
         f"target/{name}": rng.normal(0, 0.4, leaf.shape).astype(np.float32)

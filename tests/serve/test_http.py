@@ -99,7 +99,7 @@ def test_scores_and_embeddings(server: Any, model: LanguageModel) -> None:
 
 
 def _nested(model: LanguageModel) -> Any:
-    from kcmoe.training.state import nested
+    from kcmoe.tree import nested
 
     return nested(model.loaded.params)
 

@@ -21,7 +21,7 @@ import numpy as np
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.tools.report.series import COLUMNS, INTERVALS, Intervals, Loads, Series
-from kcmoe.training.health import WINDOW_STEPS
+from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
 
 _AT_ONCE = 4096  # records turned into arrays together
 _LOAD = "/expert_load"
@@ -179,16 +179,11 @@ def _add_loads(
     if layer not in run.loads:
         chosen = run.settings.get("NUM_SELECTED_EXPERTS", 2)
         intervals = Intervals(*bounds, COLUMNS)
-        run.loads[layer] = Loads(intervals, experts, WINDOW_STEPS, _threshold(experts, chosen))
+        threshold = collapse_threshold(experts, chosen)
+        run.loads[layer] = Loads(intervals, experts, WINDOW_STEPS, threshold)
     values = np.array([[_number(one) for one in lists[i] or ()] for i in good])
     if values.shape[1] == len(run.loads[layer].last_seen):
         run.loads[layer].add(steps[good], values)
-
-
-def _threshold(experts: int, chosen: int) -> float:
-    """Effective experts below which `kcmoe train` warns, see kcmoe.training.health.CollapseAlarm."""
-    lowest = 1.1 * chosen
-    return max(lowest, experts / 4) if lowest < experts and experts >= 3 else 0.0
 
 
 def _add_evaluation(run: Run, record: dict[str, Any]) -> None:

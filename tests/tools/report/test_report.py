@@ -116,17 +116,17 @@ def test_collapse_and_dead_experts_are_named_with_their_steps(tmp_path: Path) ->
 
 
 def test_the_collapse_is_the_one_that_training_warns_of(tmp_path: Path) -> None:
-    from kcmoe.training import health
+    from kcmoe.training.observing import WINDOW_STEPS, CollapseAlarm
 
     rng = np.random.default_rng(0)
     two = np.eye(EXPERTS)[3] * 0.6 + np.eye(EXPERTS)[1] * 0.4
     loads = [*rng.dirichlet(np.full(EXPERTS, 50.0), size=150), *[two] * 250]
     lines = [record(step, load=list(map(float, load))) for step, load in enumerate(loads, 1)]
     run = read(make_run(tmp_path / "run", lines), "run")
-    alarm = health.CollapseAlarm(EXPERTS, 2)
+    alarm = CollapseAlarm(EXPERTS, 2)
     told = [s for s, load in enumerate(loads, 1) if alarm.observe(s, {LAYER: load})]
     begin = run.loads[LAYER].collapses[0][0]
-    assert told == [begin + health.WINDOW_STEPS - 1]
+    assert told == [begin + WINDOW_STEPS - 1]
 
 
 def test_other_alarms(tmp_path: Path) -> None:
