@@ -12,12 +12,9 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
-from kcmoe.errors import UserError
 
 # Whoever shows an SVG chooses the first that it has; all but the first have Hangul.
 FONTS = (
@@ -201,27 +198,3 @@ def style(line: Line, place: int) -> tuple[str, str]:
     """(colour, dash) of a line."""
     index = (place if line.colour is None else line.colour) % len(COLOURS)
     return COLOURS[index], DASHES[index]
-
-
-def save(picture: Picture, path: str | Path) -> None:
-    """Writes a picture; the ending of `path` says whether as .svg or .png.
-
-    Raises:
-      UserError: for another ending, a place that cannot be written to, or a PNG without what draws it.
-    """
-    place = Path(path)
-    if place.suffix not in (".svg", ".png"):
-        raise UserError(f"{place} is no picture that can be written; end its name in .svg or .png")
-    if place.suffix == ".png":
-        from kcmoe.io.drawing_png import png
-
-        content = png(picture)
-    else:
-        from kcmoe.io.drawing_svg import svg_file
-
-        content = svg_file(picture)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror}") from None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as SVG, written by hand: no library, nothing from elsewhere inside."""
+"""Pictures as SVG, written by hand: no library, nothing from elsewhere inside; and pictures to files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from kcmoe.errors import UserError
 from kcmoe.io.drawing import (
     COLOURS,
     FONTS,
@@ -297,3 +299,25 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def save(picture: Picture, path: str | Path) -> None:
+    """Writes a picture; the ending of `path` says whether as .svg or .png.
+
+    Raises:
+      UserError: for another ending, a place that cannot be written to, or a PNG without what draws it.
+    """
+    place = Path(path)
+    if place.suffix not in (".svg", ".png"):
+        raise UserError(f"{place} is no picture that can be written; end its name in .svg or .png")
+    if place.suffix == ".png":
+        from kcmoe.io.drawing_png import png
+
+        content = png(picture)
+    else:
+        content = svg_file(picture)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror}") from None

@@ -83,11 +83,11 @@ def main(argv: Sequence[str]) -> int:
     limits = dataclasses.replace(Limits(), **{k: v for k, v in given.items() if v is not None})
     limits = dataclasses.replace(limits, connections=min(limits.connections, _most_connections()))
     with contextlib.closing(listen(args.host, args.port)) as listener:
-        import kcmoe
+        from kcmoe.inference.predict import LanguageModel
         from kcmoe.serve.engine import Engine
         from kcmoe.serve.service import Service
 
-        lm = kcmoe.load(args.checkpoint, args.config, **dict(macros))
+        lm = LanguageModel.load(args.checkpoint, args.config, **dict(macros))
         service = Service(Engine(lm), limits)
         address = _address(args.host, listener)
         print(f"kcmoe serve: {service.engine.describe()['name']} at {address}", flush=True)

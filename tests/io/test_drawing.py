@@ -22,10 +22,9 @@ from kcmoe.io.drawing import (
     histogram,
     labels,
     number,
-    save,
     ticks,
 )
-from kcmoe.io.drawing_svg import png_bytes, svg
+from kcmoe.io.drawing_svg import png_bytes, save, svg
 
 X = np.arange(5.0)
 PICTURES = [

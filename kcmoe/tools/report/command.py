@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
             f"{len(args.folders)} runs are too many to tell apart; give at most {MOST_RUNS}"
         )
 
-    from kcmoe.io import drawing, durable
+    from kcmoe.io import durable
+    from kcmoe.io.drawing_svg import save
     from kcmoe.tools.report.page import page
     from kcmoe.tools.report.pictures import sections
     from kcmoe.tools.report.reading import read
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         for titled in (t for section in shown for t in section.pictures) if folder else ():
             title = titled.ko if args.language == "ko" else titled.en
             picture = dataclasses.replace(titled.picture, title=title)
-            drawing.save(picture, Path(folder) / f"{picture.name}.{ending}")
+            save(picture, Path(folder) / f"{picture.name}.{ending}")
         if folder:
             print(folder)
     return 0
