@@ -232,7 +232,9 @@ def _inspect(argv: Sequence[str]) -> int:
         "--split", default="train", help="train, validation or test (default train)"
     )
     parser.add_argument("--examples", type=int, default=3, help="rows to show (default 3)")
-    parser.add_argument("--plot", metavar="PNG", help="write the length histograms as a picture")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="write the length histograms as .png or .svg"
+    )
     parser.add_argument(
         "--scan_rows", type=int, default=1_000_000, help="rows per split searched for duplicates"
     )

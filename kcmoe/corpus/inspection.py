@@ -20,6 +20,7 @@ from kcmoe.data.features import Lengths, Ragged, with_eos
 from kcmoe.data.pipeline import corpus, noise_of, tokenize_examples
 from kcmoe.data.rows import CorpusRows, RowSettings
 from kcmoe.errors import UserError
+from kcmoe.io import drawing, drawing_svg
 from kcmoe.tasks.registry import Task
 from kcmoe.vocabulary import Vocabulary
 
@@ -236,35 +237,20 @@ def histogram(values: np.ndarray, limit: int, bins: int = 12, width: int = 40) -
 
 
 def plot(findings: Iterable[Findings], path: str) -> None:
-    """Writes the histograms of all findings as one PNG.
+    """Writes the histograms of all findings as one picture.
 
     Raises:
-      UserError: if the file cannot be written or matplotlib is not installed.
+      UserError: if the ending of `path` is neither .svg nor .png, or it cannot be written.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise UserError("--plot needs matplotlib: pip install matplotlib") from None
-    panels: list[tuple[str, np.ndarray, int]] = [
-        (f"{each.title}: {name}", values, each.limits[name])
-        for each in findings
-        for name, values in each.lengths.items()
-    ]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.4), squeeze=False)
-    for axis, (title, values, limit) in zip(axes[0], panels, strict=True):
-        top = max(int(np.percentile(values, 99.9)), 2)
-        axis.hist(np.minimum(values, top), bins=min(60, top), color="#4477aa")
-        if limit and limit <= top:
-            axis.axvline(limit, color="#cc3311", label=f"cut at {limit}")
-            axis.legend()
-        axis.set(title=title, xlabel="tokens", ylabel="rows")
-    figure.tight_layout()
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--plot={path} cannot be written: {error}") from None
-    finally:
-        pyplot.close(figure)
+    pictures = []
+    for each in findings:
+        for name, values in each.lengths.items():
+            top, limit = max(int(np.percentile(values, 99.9)), 2), each.limits[name]
+            x, y = drawing.histogram(np.minimum(values, top), min(60, top))
+            marks = [drawing.Mark(limit, f"cut at {limit}")] if limit and limit <= top else []
+            cut = f", cut at {limit}" if marks else ""
+            lines = [drawing.Line("rows", x, y)]
+            pictures.append(
+                drawing.Picture(name, f"{each.title}: {name}{cut}", "tokens", "rows", lines, marks)
+            )
+    drawing_svg.save(pictures, path, "--plot")

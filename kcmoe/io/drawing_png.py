@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ _KOREAN = (
     "Apple SD Gothic Neo", "UnDotum", "Baekmuk Gulim", "NanumBarunGothic", "Noto Sans CJK JP", "Pretendard",
 )  # fmt: skip
 _DOTS_PER_INCH = 150
+_WIDTH = 6.4  # inches
 
 
-def png(picture: Picture, width: int = 640, height: int = 280) -> bytes:
-    """The picture as the content of a PNG file, `width` x `height` units of 1/100 inch.
+def png(pictures: Sequence[Picture]) -> bytes:
+    """The content of a PNG file of one picture, or of several in two columns.
 
     Raises:
-      UserError: if matplotlib is missing, or no font of this machine has a character of the picture.
+      UserError: if matplotlib is missing, or no font of this machine has a character of the pictures.
     """
     try:
         import matplotlib
@@ -33,38 +35,55 @@ def png(picture: Picture, width: int = 640, height: int = 280) -> bytes:
             "PNG needs matplotlib: pip install matplotlib; or write .svg, which needs nothing"
         ) from None
     settings: Any = {
-        "font.family": _fonts(picture), "axes.unicode_minus": False, "font.size": 8,
+        "font.family": _fonts(pictures), "axes.unicode_minus": False, "font.size": 8,
         "axes.edgecolor": LINE, "xtick.color": SOFT, "ytick.color": SOFT, "axes.labelcolor": SOFT,
     }  # fmt: skip
+    columns = min(2, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height = max(map(_height, pictures))
     with matplotlib.rc_context(settings):
-        if picture.bars is not None:
-            height = 70 + 12 * len(picture.bars.groups) * (1 + len(picture.bars.series))
-        figure = Figure(figsize=(width / 100, height / 100), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(picture.title, loc="left", fontsize=9.5, fontweight="bold", color=INK)
-        axes.set_xlabel(picture.x)
-        axes.set_ylabel(picture.y)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        if picture.heat is not None:
-            _heat(picture, figure, axes)
-        elif picture.bars is not None:
-            _bars(picture, axes)
-        else:
-            _lines(picture, axes)
+        figure = Figure(figsize=(_WIDTH * columns, height * rows), layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in places[len(pictures) :]:
+            axes.set_visible(False)
+        for picture, axes in zip(pictures, places, strict=False):
+            _draw(picture, figure, axes)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return file.getvalue()
 
 
-def _fonts(picture: Picture) -> list[str]:
-    """Fonts to try in turn; one of them has every character of the picture."""
+def _height(picture: Picture) -> float:
+    """Inches."""
+    if picture.bars is None:
+        return 2.8
+    return 0.7 + 0.12 * len(picture.bars.groups) * (1 + len(picture.bars.series))
+
+
+def _draw(picture: Picture, figure: Any, axes: Any) -> None:
+    axes.set_title(picture.title, loc="left", fontsize=9.5, fontweight="bold", color=INK)
+    axes.set_xlabel(picture.x)
+    axes.set_ylabel(picture.y)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    if picture.heat is not None:
+        _heat(picture, figure, axes)
+    elif picture.bars is not None:
+        _bars(picture, axes)
+    else:
+        _lines(picture, axes)
+
+
+def _fonts(pictures: Sequence[Picture]) -> list[str]:
+    """Fonts to try in turn; one of them has every character of the pictures."""
     from matplotlib import font_manager
 
-    words = [picture.title, picture.x, picture.y, *(line.name for line in picture.lines)]
-    words += [*(mark.name for mark in picture.marks)]
-    if picture.bars is not None:
-        words += [*picture.bars.groups, *(name for name, _ in picture.bars.series)]
+    words = []
+    for picture in pictures:
+        words += [picture.title, picture.x, picture.y]
+        words += [line.name for line in picture.lines] + [mark.name for mark in picture.marks]
+        if picture.bars is not None:
+            words += [*picture.bars.groups, *(name for name, _ in picture.bars.series)]
     plain = ["DejaVu Sans"]
     if all(ord(c) < 0x2E80 for c in "".join(words)):
         return plain

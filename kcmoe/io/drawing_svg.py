@@ -31,11 +31,14 @@ from kcmoe.io.drawing import (
     ticks,
 )
 
+_WIDTH, _HEIGHT = 640, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 40
 _Axis = Callable[..., Any]  # the place of a value, or of an array of them, on an axis
 
 
-def svg(picture: Picture, width: int = 640, height: int = 280, *, titled: bool = True) -> str:
+def svg(
+    picture: Picture, width: int = _WIDTH, height: int = _HEIGHT, *, titled: bool = True
+) -> str:
     """The picture as an `<svg>` element; without `titled` the title is for screen readers only."""
     if picture.bars is not None:
         return _bars(picture, width, titled)
@@ -45,7 +48,7 @@ def svg(picture: Picture, width: int = 640, height: int = 280, *, titled: bool =
     return _frame(picture.title, width, height, body, titled)
 
 
-def plot_of(picture: Picture, width: int = 640, height: int = 280) -> dict[str, float]:
+def plot_of(picture: Picture, width: int = _WIDTH, height: int = _HEIGHT) -> dict[str, float]:
     """Where the curves of `svg` are drawn: the edges in the picture's units, and the steps at them."""
     x0, x1, _, _ = bounds(picture)
     bottom = height - _BOTTOM - 16 * len(_legend(picture, width))
@@ -53,12 +56,22 @@ def plot_of(picture: Picture, width: int = 640, height: int = 280) -> dict[str, 
             "x0": float(x0), "x1": float(x1)}  # fmt: skip
 
 
-def svg_file(picture: Picture) -> bytes:
-    """The picture as a file of its own, on white."""
-    drawn = svg(picture)
-    inside = drawn.index(">") + 1
+def svg_file(pictures: Sequence[Picture]) -> bytes:
+    """A file of one picture, or of several in two columns, on white."""
+    columns = min(2, len(pictures))
+    drawn = [svg(picture, _WIDTH, _HEIGHT) for picture in pictures]
+    heights = [float(one.split('viewBox="0 0 ')[1].split('"')[0].split()[1]) for one in drawn]
+    parts, y = [], 0.0
+    for first in range(0, len(drawn), columns):
+        for column, one in enumerate(drawn[first : first + columns]):
+            size = f'x="{column * _WIDTH}" y="{y:g}" width="{_WIDTH}" height="{heights[first + column]:g}"'
+            parts.append(one.replace("<svg ", f"<svg {size} ", 1))
+        y += max(heights[first : first + columns])
     ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return f"{drawn[:inside]}{ground}{drawn[inside:]}\n".encode()
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * _WIDTH} {y:g}">{ground}'
+        f"{''.join(parts)}</svg>\n"
+    ).encode()
 
 
 def _frame(title: str, width: float, height: float, body: Sequence[str], titled: bool) -> str:
@@ -301,23 +314,27 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
-def save(picture: Picture, path: str | Path) -> None:
-    """Writes a picture; the ending of `path` says whether as .svg or .png.
+def save(pictures: Picture | Sequence[Picture], path: str | Path, option: str = "") -> None:
+    """Writes one picture, or several side by side; the ending of `path` says whether as .svg or .png.
+
+    `option` is the flag with which a person gave the path, for messages.
 
     Raises:
       UserError: for another ending, a place that cannot be written to, or a PNG without what draws it.
     """
     place = Path(path)
-    if place.suffix not in (".svg", ".png"):
-        raise UserError(f"{place} is no picture that can be written; end its name in .svg or .png")
+    given = f"{option}={place}" if option else f"{place}"
+    listed = [pictures] if isinstance(pictures, Picture) else list(pictures)
     if place.suffix == ".png":
         from kcmoe.io.drawing_png import png
 
-        content = png(picture)
+        content = png(listed)
+    elif place.suffix == ".svg":
+        content = svg_file(listed)
     else:
-        content = svg_file(picture)
+        raise UserError(f"{given} is no picture that can be written; end its name in .svg or .png")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
     except OSError as error:
-        raise UserError(f"{place} cannot be written: {error.strerror}") from None
+        raise UserError(f"{given} cannot be written: {error.strerror}") from None

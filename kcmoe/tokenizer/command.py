@@ -105,7 +105,7 @@ def _report(argv: Sequence[str]) -> int:
         "--lines", type=int, default=0, metavar="N", help="first N lines of each text"
     )
     parser.add_argument("--json", metavar="FILE", help="also write every measure here")
-    parser.add_argument("--plot", metavar="FILE.png", help="also draw the measures")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the measures, as .png or .svg")
     args = parser.parse_args(argv)
     if not args.text:
         raise UserError(

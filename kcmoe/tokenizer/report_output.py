@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kcmoe.errors import UserError
+from kcmoe.io import drawing, drawing_svg
 from kcmoe.io.wording import markdown
 from kcmoe.tokenizer import model_file
 from kcmoe.tokenizer.report import KINDS, Measures
@@ -84,15 +84,11 @@ def write_json(measures: Sequence[Measures], path: Path) -> None:
 
 
 def write_plot(measures: Sequence[Measures], path: Path) -> None:
-    """Draws bars: texts side by side within models, one panel per measure.
+    """Draws bars, one picture per measure: models below each other, texts side by side.
 
     Raises:
-      UserError: if matplotlib is missing or the file's ending names no picture format.
+      UserError: if the ending of `path` is neither .svg nor .png, or what draws a PNG is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--plot needs matplotlib: pip install matplotlib") from None
     panels: list[tuple[str, Callable[[Measures], float]]] = [
         ("tokens per character", lambda m: m.tokens_per_char),
         ("tokens across a morpheme boundary, %", lambda m: 100 * (m.across or 0.0)),
@@ -100,19 +96,14 @@ def write_plot(measures: Sequence[Measures], path: Path) -> None:
         ("lines that round-trip, %", lambda m: 100 * m.round_trip_all),
     ]
     texts = list(dict.fromkeys(m.text for m in measures))
-    figure = Figure(figsize=(11, 1.6 + 0.9 * len(measures)), layout="constrained")
-    for axis, (title, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for offset, text in enumerate(texts):
-            group = [m for m in measures if m.text == text]
-            height = 0.8 / len(texts)
-            places = [number + offset * height for number in range(len(group))]
-            axis.barh(places, [value(m) for m in group], height, label=text)
-            axis.set_yticks([p - offset * height / 2 for p in places], names(group))
-        axis.set_title(title)
-        axis.invert_yaxis()
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(texts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise UserError(f"--plot={path}: {' '.join(str(error).split())}") from None
+    found = {(m.model, m.text): m for m in measures}
+    models = list(dict.fromkeys(m.model for m in measures))
+    groups = names([next(m for m in measures if m.model == model) for model in models])
+    pictures = []
+    for title, value in panels:
+        series = [
+            (text, [value(found[m, text]) if (m, text) in found else float("nan") for m in models])
+            for text in texts
+        ]
+        pictures.append(drawing.Picture("measure", title, bars=drawing.Bars(groups, series)))
+    drawing_svg.save(pictures, path, "--plot")

@@ -110,3 +110,9 @@ def test_histogram() -> None:
     x, y = histogram(np.array([1, 1, 2, 5]), bins=4)
     assert y.sum() == 8
     assert (x[0], x[-1]) == (1, 5)
+
+
+def test_several_pictures_share_a_file(tmp_path: Path) -> None:
+    save(PICTURES, tmp_path / "all.svg")
+    root = ET.parse(tmp_path / "all.svg").getroot()
+    assert sum(node.tag.endswith("svg") for node in root) == len(PICTURES)
