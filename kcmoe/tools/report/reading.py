@@ -26,6 +26,7 @@ from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
 _AT_ONCE = 4096  # records turned into arrays together
 _LOAD = "/expert_load"
 _TAIL_BYTES = 1 << 20
+_LONG_BYTES = 100_000_000  # takes seconds to read
 
 
 @dataclasses.dataclass
@@ -120,8 +121,20 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _fill(run: Run, path: Path, bounds: tuple[int, int]) -> None:
     waiting: list[dict[str, Any]] = []
-    with _opened(path) as file:
+    from tqdm import tqdm
+
+    size, quiet = (
+        path.stat().st_size,
+        None,
+    )  # on a terminal only, and where there is something to wait for
+    with (
+        _opened(path) as file,
+        tqdm(
+            total=size, unit="B", unit_scale=True, disable=True if size < _LONG_BYTES else quiet
+        ) as bar,
+    ):
         for line in file:
+            bar.update(len(line))
             record = _record(line)
             if record is None:
                 if line.endswith(b"\n"):
@@ -148,15 +161,24 @@ def _add(run: Run, records: list[dict[str, Any]], bounds: tuple[int, int]) -> No
         if name.endswith(_LOAD):
             _add_loads(run, name, steps, column, bounds)
             continue
-        values = np.array([_number(value) for value in column])
+        if name in ("step", "split"):
+            continue
         present = np.array([value is not None for value in column])
-        if name in ("step", "split") or not present.any():
+        values = _numbers(column)
+        if not present.any():
             continue
         run.train.setdefault(name, Series(run.intervals)).add(steps[present], values[present])
         if name == "step_s":
             run.seconds += float(np.nansum(values))
         elif name == "target_tokens":
             run.tokens += float(np.nansum(values))
+
+
+def _numbers(column: list[Any]) -> np.ndarray:
+    try:
+        return np.array(column, np.float64)  # None becomes NaN
+    except (TypeError, ValueError):
+        return np.array([_number(value) for value in column])
 
 
 def _number(value: Any) -> float:
@@ -181,7 +203,7 @@ def _add_loads(
         intervals = Intervals(*bounds, COLUMNS)
         threshold = collapse_threshold(experts, chosen)
         run.loads[layer] = Loads(intervals, experts, WINDOW_STEPS, threshold)
-    values = np.array([[_number(one) for one in lists[i] or ()] for i in good])
+    values = np.array([_numbers(lists[i] or []) for i in good])
     if values.shape[1] == len(run.loads[layer].last_seen):
         run.loads[layer].add(steps[good], values)
 

@@ -27,10 +27,12 @@ class Intervals:
         self.exact = self.count == steps
         self._steps = steps
 
-    def of(self, steps: np.ndarray) -> np.ndarray:
-        """int [N] -> int [N], interval of each step."""
+    def parts(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which intervals the ascending steps int [N] fall into, and where in `steps` each begins."""
         inside = np.clip(steps - self.first, 0, self._steps - 1)
-        return inside * self.count // self._steps
+        at = inside * self.count // self._steps
+        starts = np.flatnonzero(np.diff(at, prepend=-1))
+        return at[starts], starts
 
     def centres(self) -> np.ndarray:
         """float [count]: the step in the middle of each."""
@@ -51,18 +53,18 @@ class Series:
         self.highest: tuple[float, int] = (-np.inf, 0)
 
     def add(self, steps: np.ndarray, values: np.ndarray) -> None:
-        """Takes values float [N] at steps int [N]."""
+        """Takes values float [N] at steps int [N], ascending."""
         finite = np.isfinite(values)
         if not finite.all() and self.first_not_finite is None:
             self.first_not_finite = int(steps[~finite][0])
         steps, values = steps[finite], values[finite]
         if not len(values):
             return
-        at = self._intervals.of(steps)
-        np.add.at(self._sum, at, values)
-        np.add.at(self._number, at, 1)
-        np.minimum.at(self._low, at, values)
-        np.maximum.at(self._high, at, values)
+        at, starts = self._intervals.parts(steps)
+        self._sum[at] += np.add.reduceat(values, starts)
+        self._number[at] += np.diff([*starts, len(values)])
+        self._low[at] = np.minimum(self._low[at], np.minimum.reduceat(values, starts))
+        self._high[at] = np.maximum(self._high[at], np.maximum.reduceat(values, starts))
         place = int(np.argmax(values))
         self.highest = max(self.highest, (float(values[place]), int(steps[place])))
 
@@ -107,9 +109,9 @@ class Loads:
 
     def add(self, steps: np.ndarray, loads: np.ndarray) -> None:
         """Takes loads float [N, E] at steps int [N], ascending."""
-        at = self._intervals.of(steps)
-        np.add.at(self._sum, at, np.nan_to_num(loads))
-        np.add.at(self._number, at, 1)
+        at, starts = self._intervals.parts(steps)
+        self._sum[at] += np.add.reduceat(np.nan_to_num(loads), starts)
+        self._number[at] += np.diff([*starts, len(loads)])
         seen = loads > 0
         latest = np.where(
             seen.any(axis=0), steps[len(steps) - 1 - np.argmax(seen[::-1], axis=0)], -1
