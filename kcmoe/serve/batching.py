@@ -106,8 +106,8 @@ class Batcher:
             self._spare.extend(works)
             self._changed.notify_all()
 
-    async def submit(self, works: Sequence[Work]) -> list[Any]:
-        """The answers of `works`, in order.
+    async def submit(self, works: Sequence[Work], *, patient: bool = False) -> list[Any]:
+        """The answers of `works`, in order; `patient` waits as long as it takes.
 
         Raises:
           ApiError: 429 if the queue is full, 503 if the answer took too long or the server stops.
@@ -116,7 +116,7 @@ class Batcher:
             return []
         job = self._enqueue(works)
         try:
-            async with asyncio.timeout(self._limits.answer_s):
+            async with asyncio.timeout(None if patient else self._limits.answer_s):
                 return await job.done
         except TimeoutError:
             raise ApiError(

@@ -53,7 +53,7 @@ class Service:
             works = engine.classify(self._example(task), engine.task(task))
         else:
             works = engine.embed([" "])
-        await self.batcher.submit(works)
+        await self.batcher.submit(works, patient=True)
         self.ready = True
         if task is not None:
             lengths = [
@@ -208,7 +208,7 @@ class Service:
                 "serve a model with sparse layers",
             )
         works = await self._read(self.engine.samples)
-        chosen = await self.batcher.submit(works)
+        chosen = await self.batcher.submit(works, patient=True)
         names = [f"encoder/layers_{i}" for i in self.engine.sparse_layers]
         layers = await self._read(
             experts.preferences,
