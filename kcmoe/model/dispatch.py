@@ -129,7 +129,7 @@ class Dispatch:
         """
         slots, expert_of_row = self._sorted(routing, block=1)
         x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
-        return self._back(experts(x_MxD, Ragged(expert_of_row, self.experts)), routing, slots)
+        return self._back(experts(x_MxD, SortedRows(expert_of_row, self.experts)), routing, slots)
 
     def _sorted(self, routing: Routing, block: int) -> tuple[Slots, Array]:
         """`grouped_slots` of what the capacity leaves."""
@@ -169,7 +169,7 @@ class InBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ragged:
+class SortedRows:
     """`Rows` sorted by expert: x is [M, D]."""
 
     expert_of_row: Array  # int32[M]
