@@ -39,7 +39,9 @@ class TrainConfig(GinConfig):
         help="checkpoint to start from: weights, optimizer state, step",
         default=None,
     )
-    optimizer: str = macro("OPTIMIZER", help="what turns gradients into updates: adafactor")
+    optimizer: str = macro(
+        "OPTIMIZER", help="what turns gradients into updates: adafactor (as T5X) or adamw"
+    )
     random_seed: int = macro("RANDOM_SEED", help="seed of initial weights, data order and dropout")
     num_microbatches: int | None = macro(
         "NUM_MICROBATCHES",
@@ -141,6 +143,7 @@ FACTORS = {
     "rsqrt_normalized_decay": (),
     "decay_every": ("decay_factor", "steps_per_decay"),
     "cosine_decay": ("steps_per_cycle",),
+    "linear_cooldown": ("train_steps", "cooldown_steps"),
 }
 
 
@@ -169,6 +172,12 @@ class ScheduleConfig(GinConfig):
     steps_per_cycle: int | None = macro(
         "STEPS_PER_CYCLE", default=None, help="steps in which 'cosine_decay' falls from 1 to 0"
     )
+    cooldown_steps: int | None = macro(
+        "COOLDOWN_STEPS", default=None, help="last steps, in which 'linear_cooldown' falls to 0"
+    )
+    train_steps: int | None = macro(
+        "TRAIN_STEPS", default=None, help="last step, where 'linear_cooldown' ends"
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -189,7 +198,7 @@ class ScheduleConfig(GinConfig):
                         f"LEARNING_RATE_FACTORS has {name!r}, which needs {field.upper()}; "
                         f"add --gin.{field.upper()}=VALUE"
                     )
-        for field in ("warmup_steps", "steps_per_decay", "steps_per_cycle"):
+        for field in ("warmup_steps", "steps_per_decay", "steps_per_cycle", "cooldown_steps"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"{field.upper()} = {value}, but it must be at least 1")
@@ -208,3 +217,23 @@ class AdafactorConfig(GinConfig):
         "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
     )
     step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamWConfig(GinConfig):
+    """What AdamW leaves to choose; `kcmoe.training.optimizers.adamw` says what each does."""
+
+    beta1: float = macro("ADAMW_BETA1", help="share of the old first moment")
+    beta2: float = macro("ADAMW_BETA2", help="share of the old second moment")
+    weight_decay: float = macro("ADAMW_WEIGHT_DECAY", help="decay of kernels per unit of the rate")
+    clip_norm: float = macro("ADAMW_CLIP_NORM", help="longest gradient, all parameters together")
+
+    def check(self) -> None:
+        """See `GinConfig.check`."""
+        for name, value in (("ADAMW_BETA1", self.beta1), ("ADAMW_BETA2", self.beta2)):
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"{name} = {value}, but it must be in [0, 1)")
+        if not 0.0 <= self.weight_decay <= 1.0:
+            raise UserError(f"ADAMW_WEIGHT_DECAY = {self.weight_decay}, but it must be in [0, 1]")
+        if not 0.0 < self.clip_norm < float("inf"):
+            raise UserError(f"ADAMW_CLIP_NORM = {self.clip_norm}, but it must be above zero")

@@ -34,6 +34,10 @@ FACTORS: dict[str, Callable[[Array, Any], Array | float]] = {
     "cosine_decay": lambda step, c: _cosine(
         jnp.maximum(0.0, step - c.warmup_steps) / c.steps_per_cycle
     ),
+    # Ours, not T5X's: it ends at zero wherever the run ends.
+    "linear_cooldown": lambda step, c: jnp.clip(
+        (c.train_steps - step) / c.cooldown_steps, 0.0, 1.0
+    ),
 }
 
 

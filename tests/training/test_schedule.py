@@ -32,6 +32,9 @@ from kcmoe.training.schedule import learning_rate
         ("constant * cosine_decay", 35_000, 0.5),
         ("constant * cosine_decay", 59_000, 0.5 * (1 + math.cos(math.pi * 0.98))),
         ("constant * cosine_decay", 60_000, 1.0),  # the next cycle
+        ("constant * linear_cooldown", 60_000, 1.0),
+        ("constant * linear_cooldown", 85_000, 0.375),
+        ("constant * linear_cooldown", 99_999, 1 / 40_000),
     ],
 )
 def test_rates(factors, step, expected):
@@ -42,6 +45,8 @@ def test_rates(factors, step, expected):
         decay_factor=0.005,
         steps_per_decay=20_000,
         steps_per_cycle=50_000,
+        cooldown_steps=40_000,
+        train_steps=100_000,
     )
     config.check()
     assert float(learning_rate(step, config)) == pytest.approx(expected, rel=1e-6)
@@ -49,7 +54,12 @@ def test_rates(factors, step, expected):
 
 @pytest.mark.t5x
 @pytest.mark.parametrize(
-    "factors", [f if f == "linear_decay" else f"constant * {f}" for f in FACTORS]
+    "factors",
+    [
+        f if f == "linear_decay" else f"constant * {f}"
+        for f in FACTORS
+        if f != "linear_cooldown"  # ours alone
+    ],
 )
 def test_every_factor_is_that_of_t5x(factors):
     utils = pytest.importorskip("t5x.utils", reason="T5X is not installed")

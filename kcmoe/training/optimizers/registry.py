@@ -6,10 +6,12 @@ from __future__ import annotations
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
 from kcmoe.training.optimizers.adafactor import Adafactor
+from kcmoe.training.optimizers.adamw import AdamW
 from kcmoe.training.optimizers.base import Optimizer
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adafactor": Adafactor,
+    "adamw": AdamW,
 }
 
 
