@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kcmoe.config.model import ModelConfig
+from kcmoe.model import current_platform
 
 if TYPE_CHECKING:
     from kcmoe.model.encoder_decoder import EncoderDecoder
@@ -69,9 +70,7 @@ def inference_config(
 
 def default_tokens(parameters: int) -> int:
     """Tokens per batch that suit the device and a model of so many parameters."""
-    import jax
-
-    if jax.default_backend() != "cpu":
+    if current_platform() != "cpu":
         return _ACCELERATOR_TOKENS
     return _CPU_TOKENS if parameters < _LARGE_PARAMETERS else _CPU_TOKENS_LARGE
 

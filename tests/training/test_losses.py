@@ -25,7 +25,7 @@ def plain(hidden, kernel, targets, weights, z_loss, smoothing):
     if smoothing:
         loss += jnp.sum(target * jnp.log(target), axis=-1)
     z_term = z_loss * log_z**2
-    correct = jnp.argmax(logits, axis=-1) == targets
+    correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return tuple(jnp.sum(x * weights) for x in (loss + z_term, z_term, correct))
 
 
