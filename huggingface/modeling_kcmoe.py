@@ -8,7 +8,7 @@ float32. Tested with the transformers versions in `TESTED`; others are tried, an
 
 Differences from T5ForConditionalGeneration:
 - beams are scored as in T5X: `length_penalty` is alpha in ((5 + tokens) / 6)^alpha (arXiv:1609.08144, eq. 14),
-  and every ended beam among the 2 * num_beams best counts;
+  0.6 unless given, and every ended beam among the 2 * num_beams best counts;
 - with `output_router_logits` (argument or config), the loss of `labels` is what Kc-MoE trains with: cross-entropy,
   z-loss of the logits, load balance and z-loss of the routers. Without it, it is T5's cross-entropy.
 """
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from .configuration_kcmoe import KcMoeConfig
 
 TESTED = "5.23"
+ALPHA = 0.6  # of the beam search's brevity penalty, where none is asked for
 
 try:
     from transformers import initialization as init
@@ -375,6 +376,12 @@ class KcMoeForConditionalGeneration(KcMoePreTrainedModel, T5ForConditionalGenera
             log_z = logits.logsumexp(dim=-1)[labels != -100]
             loss = loss + self.config.z_loss_coef * log_z.square().mean()
         return loss
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
+        beams = kwargs.get("num_beams") or self.generation_config.num_beams or 1
+        if generation_config is None and beams > 1:
+            kwargs.setdefault("length_penalty", self.generation_config.length_penalty or ALPHA)
+        return super()._prepare_generation_config(generation_config, **kwargs)
 
     def _update_finished_beams(self, **kwargs: Any) -> Any:
         """T5X's: all ended beams compete, and one cut off at the longest length only where none ended."""

@@ -9,10 +9,8 @@ rows of `wi_0` come before those of `wi_1`. Knows names and shapes, no files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
-
-from kcmoe.errors import UserError
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Place(NamedTuple):
@@ -88,6 +86,14 @@ def place_of(parameter: str) -> Place | None:
     return place._replace(tensor=prefix + place.tensor)
 
 
+def place(parameter: str) -> Place:
+    """`place_of` for a parameter that is known to have one."""
+    found = place_of(parameter)
+    if found is None:
+        raise KeyError(parameter)
+    return found
+
+
 def _in_layer(rest: str) -> tuple[int, Place] | None:
     if rest in _EXPERT:
         return -1, _EXPERT[rest]
@@ -106,30 +112,19 @@ def _in_layer(rest: str) -> tuple[int, Place] | None:
 
 
 def layout(parameters: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Tensor -> shape for the parameters of a model (path -> shape).
-
-    Raises:
-      UserError: naming the parameters that transformers has no place for.
-    """
-    unknown = [name for name in parameters if place_of(name) is None]
-    if unknown:
-        raise UserError(
-            f"no place in a Hugging Face model for {', '.join(sorted(unknown))}: "
-            "only models of this project's shape are exported"
-        )
+    """Tensor -> shape for the parameters of a model (path -> shape)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, ours in parameters.items():
-        place = place_of(name)
-        assert place is not None
-        theirs = place.shape(ours)
-        if place.half is not None:
+        there = place(name)
+        theirs = there.shape(ours)
+        if there.half is not None:
             theirs = theirs[0], 2 * theirs[1], *theirs[2:]
-        shapes[place.tensor] = theirs
+        shapes[there.tensor] = theirs
     return shapes
 
 
-def expected_parameters(sizes: Mapping[str, int], sparse: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a model, from its sizes (macro names) and sparse layers per stack."""
+def expected_parameters(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of the model with these sizes, by macro name."""
     width, joined = sizes["EMBED_DIM"], sizes["NUM_HEADS"] * sizes["HEAD_DIM"]
     shapes: dict[str, tuple[int, ...]] = {
         "token_embedder/embedding": (sizes["NUM_EMBEDDINGS"], width),
@@ -144,18 +139,20 @@ def expected_parameters(sizes: Mapping[str, int], sparse: Mapping[str, Iterable[
                 "self_attention": "pre_self_attention_layer_norm",
                 "encoder_decoder_attention": "pre_cross_attention_layer_norm",
             }
-        for i in range(sizes[f"NUM_{stack.upper()}_LAYERS"]):
+        layers = sizes[f"NUM_{stack.upper()}_LAYERS"]
+        sparse = sizes[f"NUM_{stack.upper()}_SPARSE_LAYERS"]
+        for i in range(layers):
             layer = f"{stack}/layers_{i}"
             for attention, norm in attentions.items():
                 shapes[f"{layer}/{norm}/scale"] = (width,)
                 for name in _ATTENTION:
                     shape = (joined, width) if name == "out" else (width, joined)
                     shapes[f"{layer}/{attention}/{name}/kernel"] = shape
-            shapes |= _mlp(layer, sizes, i in sparse[stack])
+            shapes |= _mlp(layer, sizes, bool(sparse) and (i + 1) % (layers // sparse) == 0)
     return shapes
 
 
-def _mlp(layer: str, sizes: Mapping[str, int], is_sparse: bool) -> dict[str, tuple[int, ...]]:
+def _mlp(layer: str, sizes: Mapping[str, Any], is_sparse: bool) -> dict[str, tuple[int, ...]]:
     width = sizes["EMBED_DIM"]
     dense = "extra_mlp" if is_sparse else "mlp"
     shapes: dict[str, tuple[int, ...]] = {f"{layer}/pre_{dense}_layer_norm/scale": (width,)}
