@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kc-MoE for transformers: T5 v1.1 in which some MLPs are mixtures of experts.
 
-This file is copied beside the weights of an exported model and needs nothing else of Kc-MoE. A sparse block
-ends in x + MoE(norm x), then x + MLP(norm x); all else, with caches, attention kernels and gradient
-checkpointing, is T5's. Routing drops no token, gates are not renormalised, router and head compute in
-float32. Tested with the transformers versions in `TESTED`; others are tried, and what they lack is said.
+This file and the three it imports are copied beside the weights of an exported model; they need nothing else
+of Kc-MoE. A sparse block ends in x + MoE(norm x), then x + MLP(norm x); all else, with caches, attention kernels
+and gradient checkpointing, is T5's. Routing drops no token, gates are not renormalised, router and head compute
+in float32. Tested with the transformers version in `TESTED`; others are tried, and what they lack is said.
 
 Differences from T5ForConditionalGeneration:
-- beams are scored as in T5X: `length_penalty` is alpha in ((5 + tokens) / 6)^alpha (arXiv:1609.08144, eq. 14),
-  0.6 unless given, and every ended beam among the 2 * num_beams best counts;
-- with `output_router_logits` (argument or config), the loss of `labels` is what Kc-MoE trains with: cross-entropy,
-  z-loss of the logits, load balance and z-loss of the routers. Without it, it is T5's cross-entropy.
+- beams are scored as in T5X, see `generation_kcmoe.py`; `length_penalty` is 0.6 unless given;
+- with `output_router_logits` (argument or config), the loss of `labels` is what Kc-MoE trains with:
+  cross-entropy, z-loss of the logits, load balance and z-loss of the routers. Without it, only the first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,11 +23,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .configuration_kcmoe import KcMoeConfig
+from .generation_kcmoe import BrevityPenalty
+from .routing_kcmoe import KcMoeRouter, choose, report_routers, tell
 
 TESTED = "5.23"
-ALPHA = 0.6  # of the beam search's brevity penalty, where none is asked for
 
 try:
     from transformers import initialization as init
@@ -49,8 +49,7 @@ try:
         T5Stack,
     )
 
-    _BEAMS = ("_update_finished_beams", "_check_early_stop_heuristic")
-    for _name in _BEAMS:
+    for _name in ("_update_finished_beams", "_check_early_stop_heuristic"):
         getattr(T5ForConditionalGeneration, _name)
 except (ImportError, AttributeError) as error:
     raise ImportError(
@@ -58,33 +57,9 @@ except (ImportError, AttributeError) as error:
         f"it was tested with transformers {TESTED}: pip install 'transformers~={TESTED}.0'"
     ) from error
 
-# Router logits of the sparse layers in the order in which they ran, while somebody listens.
-_Heard = list[tuple[bool, Tensor]]  # of the decoder or not, float32[B, L, E]
-_heard: ContextVar[_Heard | None] = ContextVar("router_logits", default=None)
-_real: ContextVar[Tensor | None] = ContextVar("real", default=None)  # bool[B, L, 1], of the running block
-
-
-@contextlib.contextmanager
-def _listening(wanted: bool) -> Iterator[_Heard]:
-    heard: _Heard = []
-    token = _heard.set(heard if wanted else None)
-    try:
-        yield heard
-    finally:
-        _heard.reset(token)
-
-
-class KcMoeRouter(nn.Module):
-    """Logits of the experts, in float32 whatever the dtype of the model."""
-
-    def __init__(self, config: KcMoeConfig):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.num_experts, config.d_model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, D] -> float32[N, E]."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float())
+_real: ContextVar[Tensor | None] = ContextVar(
+    "real", default=None
+)  # bool[B, L, 1], of the running block
 
 
 @use_experts_implementation
@@ -144,17 +119,10 @@ class KcMoeLayerSparse(nn.Module):
         x = self.layer_norm(hidden_states)
         rows = x.reshape(-1, x.shape[-1])
         logits = self.router(rows)
-        if (heard := _heard.get()) is not None:
-            heard.append((self.is_decoder, logits.view(*x.shape[:-1], -1)))
-        gates, experts = _choose(logits.softmax(dim=-1), self.num_selected)
+        tell(self.is_decoder, logits.view(*x.shape[:-1], -1))
+        gates, experts = choose(logits.softmax(dim=-1), self.num_selected)
         x = self.experts(rows, experts, gates).view_as(x)
         return self.extra_mlp(hidden_states + self.dropout(x))
-
-
-def _choose(probs: Tensor, num_selected: int) -> tuple[Tensor, Tensor]:
-    """The largest probabilities and their experts, of equal ones the first: [..., E] -> two [..., A]."""
-    found = probs.sort(dim=-1, descending=True, stable=True)
-    return found.values[..., :num_selected], found.indices[..., :num_selected]
 
 
 class KcMoeHead(nn.Linear):
@@ -199,13 +167,21 @@ class KcMoeBlock(T5Block):  # type: ignore[misc]
         for name, module in list(self.named_modules()):
             if name.endswith("layer_norm"):
                 norm = KcMoeLayerNorm(config.d_model, eps=module.variance_epsilon)
-                setattr(self.get_submodule(name.rpartition(".")[0]), "layer_norm", norm)
+                self.get_submodule(name.rpartition(".")[0]).layer_norm = norm
 
-    def forward(self, *args: Any, real: Tensor | None = None, **kwargs: Any) -> Any:
-        """T5's forward; real: bool[B, L, 1], None if there is no padding."""
+    def forward(
+        self, *args: Any, real: Tensor | None = None, masked_rows: bool = False, **kwargs: Any
+    ) -> Any:
+        """T5's forward; real: bool[B, L, 1], None if there is no padding.
+
+        `masked_rows` tells that some queries may see no key. Fused attention takes their gradient from a
+        normaliser that -1e10 has rounded, so it is not used then.
+        """
+        fused = not (masked_rows and torch.is_grad_enabled())
         token = _real.set(real)
         try:
-            return super().forward(*args, **kwargs)
+            with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+                return super().forward(*args, **kwargs)
         finally:
             _real.reset(token)
 
@@ -254,6 +230,7 @@ class KcMoeStack(KcMoePreTrainedModel, T5Stack):
             attention_mask=attention_mask,
             encoder_attention_mask=encoder_attention_mask,
             real=real,
+            masked_rows=self.is_decoder and real is not None,
             **kwargs,
         )
         if real is not None and not self.is_decoder:
@@ -301,7 +278,9 @@ class KcMoeEncoderModel(KcMoePreTrainedModel, T5EncoderModel):
         self.post_init()
 
 
-class KcMoeForConditionalGeneration(KcMoePreTrainedModel, T5ForConditionalGeneration):
+class KcMoeForConditionalGeneration(
+    KcMoePreTrainedModel, BrevityPenalty, T5ForConditionalGeneration
+):
     """Text to text: the model as Kc-MoE trains it."""
 
     accepts_loss_kwargs = False
@@ -343,7 +322,7 @@ class KcMoeForConditionalGeneration(KcMoePreTrainedModel, T5ForConditionalGenera
             decoder_input_ids = self._shift_right(labels)
         known = output_router_logits and labels is not None and decoder_attention_mask is None
         targets = labels != -100 if known else None
-        with _listening(output_router_logits) as heard:
+        with report_routers(self.config, output_router_logits) as routers:
             found = super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -356,15 +335,10 @@ class KcMoeForConditionalGeneration(KcMoePreTrainedModel, T5ForConditionalGenera
                 targets=targets,
                 **kwargs,
             )
-        output = Seq2SeqMoEOutput(**found)
-        routers = RouterReport(self.config, heard)
-        if output_router_logits:
-            for name, value in routers.fields().items():
-                output[name] = value
+        output = Seq2SeqMoEOutput(**found, **routers.fields())
         if labels is not None:
-            output["loss"] = self._loss(output.logits, labels, output_router_logits)
-            if routers.loss is not None:
-                output["loss"] = output["loss"] + routers.loss
+            loss = self._loss(output.logits, labels, output_router_logits)
+            output["loss"] = loss + routers.loss()
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
         return output if return_dict else output.to_tuple()
@@ -376,35 +350,6 @@ class KcMoeForConditionalGeneration(KcMoePreTrainedModel, T5ForConditionalGenera
             log_z = logits.logsumexp(dim=-1)[labels != -100]
             loss = loss + self.config.z_loss_coef * log_z.square().mean()
         return loss
-
-    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
-        beams = kwargs.get("num_beams") or self.generation_config.num_beams or 1
-        if generation_config is None and beams > 1:
-            kwargs.setdefault("length_penalty", self.generation_config.length_penalty or ALPHA)
-        return super()._prepare_generation_config(generation_config, **kwargs)
-
-    def _update_finished_beams(self, **kwargs: Any) -> Any:
-        """T5X's: all ended beams compete, and one cut off at the longest length only where none ended."""
-        tokens = kwargs["cur_len"] + 1 - kwargs["decoder_prompt_len"]
-        log_probs = kwargs["topk_log_probs"] / _brevity(tokens, kwargs.pop("length_penalty"))
-        last = kwargs["topk_running_sequences"][:, :, kwargs["cur_len"]]
-        ends = torch.as_tensor(self.generation_config.eos_token_id, device=last.device)
-        cut_off = kwargs["next_token_hits_stopping_criteria"] & ~torch.isin(last, ends)
-        kwargs["topk_log_probs"] = log_probs - 1e7 * cut_off
-        kwargs["top_num_beam_mask"] = torch.ones_like(kwargs["top_num_beam_mask"])
-        return super()._update_finished_beams(length_penalty=0.0, **kwargs)
-
-    @staticmethod
-    def _check_early_stop_heuristic(**kwargs: Any) -> Any:
-        """T5X's: the best that a running beam can still become is its score at the longest length."""
-        longest = kwargs["max_length"] - kwargs["decoder_prompt_len"]
-        penalty = _brevity(longest, kwargs.pop("length_penalty"))
-        kwargs["running_beam_scores"] = kwargs["running_beam_scores"] / penalty
-        return T5ForConditionalGeneration._check_early_stop_heuristic(length_penalty=0.0, **kwargs)
-
-
-def _brevity(tokens: int, alpha: float) -> float:
-    return float(((5.0 + tokens) / 6.0) ** alpha)
 
 
 class KcMoeForSequenceClassification(KcMoePreTrainedModel, T5ForSequenceClassification):
@@ -432,7 +377,8 @@ class KcMoeForSequenceClassification(KcMoePreTrainedModel, T5ForSequenceClassifi
             output_router_logits = self.config.output_router_logits
         if decoder_input_ids is None and input_ids is not None:
             decoder_input_ids = self._shift_right(input_ids)
-        with _listening(output_router_logits and labels is not None) as heard:
+        wanted = output_router_logits and labels is not None
+        with report_routers(self.config, wanted) as routers:
             output = super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -440,9 +386,9 @@ class KcMoeForSequenceClassification(KcMoePreTrainedModel, T5ForSequenceClassifi
                 labels=labels,
                 **kwargs,
             )
-        loss = RouterReport(self.config, heard).loss
-        if loss is None:
+        if not wanted:
             return output
+        loss = routers.loss()
         if isinstance(output, tuple):
             return (output[0] + loss, *output[1:])
         output["loss"] = output["loss"] + loss
@@ -453,60 +399,3 @@ def _real_decoder_positions(ids: Tensor, pad: int) -> Tensor:
     """bool[B, L]: ids, the pad that each sequence starts with, and none of the padding behind its end."""
     following = F.pad(ids[:, 1:] != pad, (0, 1))
     return (ids != pad) | following | (torch.arange(ids.shape[1], device=ids.device) == 0)
-
-
-class RouterReport:
-    """Router logits of one forward pass, and the losses of T5X made from them.
-
-    Attributes:
-      loss: weighted sum of both losses, each the mean over sparse layers; None if nothing was heard.
-    """
-
-    def __init__(self, config: KcMoeConfig, heard: _Heard):
-        self.logits: dict[bool, list[Tensor]] = {False: [], True: []}
-        self.losses: dict[bool, list[tuple[Tensor, Tensor]]] = {False: [], True: []}
-        for is_decoder, logits in heard:
-            self.logits[is_decoder].append(logits)
-            self.losses[is_decoder].append(router_losses(logits, config))
-        found = self.losses[False] + self.losses[True]
-        self.loss = None
-        if found:
-            balance, z = (torch.stack(values).mean() for values in zip(*found, strict=True))
-            self.loss = config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of Seq2SeqMoEOutput; losses are means over the layers of a stack, not weighted."""
-        found: dict[str, Any] = {}
-        for is_decoder, stack in ((False, "encoder"), (True, "decoder")):
-            if self.logits[is_decoder]:
-                balance, z = zip(*self.losses[is_decoder], strict=True)
-                found[f"{stack}_router_logits"] = tuple(self.logits[is_decoder])
-                found[f"{stack}_aux_loss"] = torch.stack(balance).mean()
-                found[f"{stack}_z_loss"] = torch.stack(z).mean()
-        return found
-
-
-def router_losses(logits: Tensor, config: KcMoeConfig) -> tuple[Tensor, Tensor]:
-    """Load balance loss (arXiv:2101.03961, eq. 4-6, of all choices) and z-loss (arXiv:2202.08906, eq. 5).
-
-    float32[B, L, E] -> two scalars. Both are means over groups of tokens, cut as Flaxformer's MoeLayer cuts
-    them: batch or length is padded until the tokens divide by the experts.
-    """
-    batch, length, experts = logits.shape
-    copies = experts * config.num_expert_replicas
-    rows, columns = (
-        next(n for n in range(copies + 1) if (batch + n) * length % copies == 0),
-        next(n for n in range(copies + 1) if batch * (length + n) % copies == 0),
-    )
-    padding = (0, 0, 0, 0, 0, rows) if columns * batch > rows * length else (0, 0, 0, columns)
-    logits = F.pad(logits, padding).reshape(-1, experts)
-    tokens = logits.shape[0]
-    groups = max(tokens // config.router_group_size, copies)
-    while groups < tokens and (tokens % groups or groups % copies):
-        groups += 1
-    logits = logits.view(groups, -1, experts)
-    probs = logits.softmax(dim=-1)
-    chosen = _choose(probs, config.num_experts_per_tok)[1]
-    share = F.one_hot(chosen, experts).sum(dim=2).to(probs.dtype).mean(dim=1)
-    balance = (share * probs.mean(dim=1)).mean() * experts**2
-    return balance, logits.logsumexp(dim=-1).square().mean()

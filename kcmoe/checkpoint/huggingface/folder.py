@@ -31,7 +31,7 @@ from kcmoe.vocabulary import Vocabulary
 
 SHARD_BYTES = 5_000_000_000
 """Weights beyond it are spread over several files, as transformers does."""
-CODE = ("configuration_kcmoe.py", "modeling_kcmoe.py")
+CODE = tuple(f"{name}_kcmoe.py" for name in ("configuration", "generation", "modeling", "routing"))
 _ADAPTER = "adapter_config.json"  # of PEFT
 _ENGINE, _PUBLISHED = "configs/engine/engine.gin", "configs/sizes/base.gin"
 
@@ -74,6 +74,9 @@ class HuggingFaceReader(safetensors.SafetensorsReader):
         super().__init__(folder)
         self._fields = _config_of(folder)
         self._macros = settings.to_macros(self._fields, f"{folder.path}/{settings.FILE}")
+        # That of the export: transformers counts its own steps from zero, and keeps none with a model.
+        step = self._fields[settings.KEPT].get("step")
+        self._step = np.asarray(step if isinstance(step, int) else 0, np.int32)
 
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
         tensors, problems = super()._scan()
@@ -90,9 +93,12 @@ class HuggingFaceReader(safetensors.SafetensorsReader):
             tensor = names.place(name).tensor
             if tensor in tensors:
                 found[path] = ShapeDtype(expected[name], tensors[tensor].dtype)
+        found[trees.STEP] = trees.shape_dtype(self._step)
         return found, problems
 
     def _read(self, path: str) -> np.ndarray:
+        if path == trees.STEP:
+            return self._step
         place = names.place(self._parameters[path])
         if place.half is None:
             values = super()._read(place.tensor)
@@ -108,12 +114,6 @@ class HuggingFaceReader(safetensors.SafetensorsReader):
                 raise Damaged(f"cut off ({place.tensor}, expert {expert})")
             values[expert] = read.reshape(part.shape).T
         return values
-
-    @property
-    def step(self) -> int:
-        """The step at which the model was exported; training elsewhere does not count."""
-        step = self._fields[settings.KEPT].get("step", 0)
-        return step if isinstance(step, int) else 0
 
     def recorded(self) -> dict[str, Any]:
         """The macros that `config.json` tells."""
@@ -155,7 +155,8 @@ class HuggingFaceWriter(Writer):
             raise UserError(f"{about.path} has parameters of several dtypes ({found}): add --dtype")
         self._dtype = dtypes.pop()
         self._shapes = {
-            tensor: ShapeDtype(shape, self._dtype) for tensor, shape in names.layout(expected).items()
+            tensor: ShapeDtype(shape, self._dtype)
+            for tensor, shape in names.layout(expected).items()
         }
         self._files = dict(self._open_files())
 
@@ -191,9 +192,13 @@ class HuggingFaceWriter(Writer):
         weights = {tensor: name for tensor, (name, _) in sorted(self._files.items())}
         if len(set(weights.values())) > 1:
             total = trees.total_bytes(self._shapes.values())
-            self._write(safetensors.INDEX, {"metadata": {"total_size": total}, "weight_map": weights})
+            self._write(
+                safetensors.INDEX, {"metadata": {"total_size": total}, "weight_map": weights}
+            )
         kept = run_config.to_keep(self.about.path or final, self.about.macros, {})
-        kept = {name: kept[name] for name in settings.kept_names(kept)} | {"step": self.about.step or 0}
+        kept = {name: kept[name] for name in settings.kept_names(kept)} | {
+            "step": self.about.step or 0
+        }
         lengths = self.about.macros.get("TASK_FEATURE_LENGTHS") or {}
         config = settings.to_config(self._model, self._losses, self._dtype.name, kept)
         self._write(settings.FILE, config)
@@ -215,7 +220,7 @@ class HuggingFaceWriter(Writer):
 
 
 def _all_macros(about: Provenance) -> gin_files.Macros:
-    """The engine's settings and over them the run's; weights of losses are the published where none is told."""
+    """The engine's settings and over them the run's; weights of losses not told are the published ones."""
     engine, published = gin_files.parse([_ENGINE]), gin_files.parse([_PUBLISHED])
     required = [field.metadata["macro"] for field in ModelConfig.__dataclass_fields__.values()]
     missing = [name for name in required if name not in about.macros and name not in engine]

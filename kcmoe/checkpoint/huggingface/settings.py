@@ -17,7 +17,9 @@ from kcmoe.errors import UserError
 
 FILE, GENERATION_FILE = "config.json", "generation_config.json"
 KEPT = "kcmoe"
-MODEL_TYPE = "kcmoe"  # of sparse models; dense ones are plain "t5"
+FEED_FORWARD = (
+    "gated-gelu of Kc_MoE (load with trust_remote_code=True)"  # see configuration_kcmoe.py
+)
 ALPHA = 0.6  # of the beam search's brevity penalty, as `LanguageModel.generate`
 _TARGETS = 114  # tokens, of pretraining; where the settings do not say
 
@@ -74,7 +76,7 @@ def to_config(
     if model.is_sparse:
         fields |= {
             "architectures": ["KcMoeForConditionalGeneration"],
-            "model_type": MODEL_TYPE,
+            "feed_forward_proj": FEED_FORWARD,
             "auto_map": _AUTO,
             "encoder_sparse_layers": list(model.sparse_layers("encoder")),
             "decoder_sparse_layers": list(model.sparse_layers("decoder")),
@@ -86,9 +88,9 @@ def to_config(
     return {**fields, KEPT: dict(sorted(kept.items()))}
 
 
-def kept_names(macros: Mapping[str, Any]) -> list[str]:
-    """Those of `macros` that no field of the configuration tells."""
-    told = {_MACROS[name] for name in (*_SIZES, *_SPARSE, *_LOSSES)}
+def kept_names(macros: Mapping[str, Any], sparse: bool) -> list[str]:
+    """Those of `macros` that no field of the configuration of a sparse or dense model tells."""
+    told = {_MACROS[name] for name in (*_SIZES, *(_SPARSE | _LOSSES if sparse else ()))}
     told |= {f"NUM_{stack}_SPARSE_LAYERS" for stack in ("ENCODER", "DECODER")}
     return [name for name in macros if name not in told]
 
@@ -107,31 +109,31 @@ def to_macros(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     Raises:
       UserError: if it is not the configuration of a Kc-MoE model, or one that this project cannot compute.
     """
-    kind = fields.get("model_type")
-    kept = fields.get(KEPT)
-    if kind not in (MODEL_TYPE, "t5") or not isinstance(kept, Mapping):
+    kind, kept = fields.get("model_type"), fields.get(KEPT)
+    if kind != "t5" or not isinstance(kept, Mapping):
         raise UserError(
             f"{place} is of another model (model_type {kind!r}), not one that was exported with "
             "`kcmoe checkpoint convert --format=huggingface`"
         )
-    if fields.get("feed_forward_proj") != "gated-gelu":
-        found = fields.get("feed_forward_proj")
-        raise UserError(f"{place}: feed_forward_proj is {found!r}, only 'gated-gelu' is known here")
+    sparse = "encoder_sparse_layers" in fields
+    form = fields.get("feed_forward_proj")
+    if form != (FEED_FORWARD if sparse else "gated-gelu"):
+        raise UserError(f"{place}: feed_forward_proj is {form!r}, which is not known here")
     if fields.get("routing", "dropless") != "dropless":
         raise UserError(
             f"{place}: routing is {fields['routing']!r}, but models in transformers are always 'dropless'"
         )
-    table = _SIZES | (_SPARSE | _LOSSES if kind == MODEL_TYPE else {})
+    table = _SIZES | (_SPARSE | _LOSSES if sparse else {})
     macros = {name: value for name, value in kept.items() if name.isupper()}
     for ours, theirs in table.items():
         macros[_MACROS[ours]] = _number(fields, theirs, ours, place)
     for stack in ("encoder", "decoder"):
-        sparse = _layers(fields, f"{stack}_sparse_layers", place) if kind == MODEL_TYPE else []
-        macros[f"NUM_{stack.upper()}_SPARSE_LAYERS"] = len(sparse)
-        every = macros[f"NUM_{stack.upper()}_LAYERS"] // max(len(sparse), 1)
-        if sparse != [every * (i + 1) - 1 for i in range(len(sparse))]:
+        layers = _layers(fields, f"{stack}_sparse_layers", place) if sparse else []
+        macros[f"NUM_{stack.upper()}_SPARSE_LAYERS"] = len(layers)
+        every = macros[f"NUM_{stack.upper()}_LAYERS"] // max(len(layers), 1)
+        if layers != [every * (i + 1) - 1 for i in range(len(layers))]:
             raise UserError(
-                f"{place}: {stack}_sparse_layers is {sparse}, but sparse layers are evenly spaced here, "
+                f"{place}: {stack}_sparse_layers is {layers}, but sparse layers are evenly spaced here, "
                 "the last one included"
             )
     return macros

@@ -45,9 +45,13 @@ def files(model: bytes, path: str, max_length: int) -> dict[str, bytes]:
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     if proto.trainer_spec.model_type != _UNIGRAM:
-        raise UserError(f"{path} is no unigram model, so it has no tokenizer.json with the same ids")
+        raise UserError(
+            f"{path} is no unigram model, so it has no tokenizer.json with the same ids"
+        )
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"{path} marks the end of words, not their beginning, which is not exported")
+        raise UserError(
+            f"{path} marks the end of words, not their beginning, which is not exported"
+        )
     pieces = list(_pieces(proto, path))
     return {
         FILE: _json(_tokenizer(proto, pieces)),
