@@ -3,9 +3,9 @@
 
 This file is copied beside the weights of an exported model. Read without torch.
 
-The type stays "t5", so that tokenizers load without asking for trust in code, and tools that know T5 know where
-its attention is. Loaded as T5 the model would be wrong without a word, so `feed_forward_proj` is no function of
-T5's: it tells in the error what is to be done.
+The type stays "t5", so that tokenizers load without asking for trust in code, and tools that know T5 know
+where its attention is. Loaded as T5 the model would be wrong without a word, so `feed_forward_proj` names no
+function of T5's: the error then tells what is to be done.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 
 from transformers import T5Config
 
-
 FEED_FORWARD = "gated-gelu of Kc_MoE (load with trust_remote_code=True)"
 
 
-class KcMoeConfig(T5Config):  # type: ignore[misc]
+class KcMoeConfig(T5Config):
     """T5 v1.1 whose sparse layers hold a mixture of experts and, behind it, the usual MLP.
 
     Attributes:

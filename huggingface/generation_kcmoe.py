@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from transformers.generation import GenerationMixin
 
+for _name in ("_update_finished_beams", "_check_early_stop_heuristic"):
+    getattr(GenerationMixin, _name)  # AttributeError where transformers has another search
 ALPHA = 0.6  # of the brevity penalty, where no `length_penalty` is asked for
 
 
-class BrevityPenalty(GenerationMixin):  # type: ignore[misc]
+class BrevityPenalty(GenerationMixin):
     """Scores beams by log-probability / ((5 + tokens) / 6)^`length_penalty` (arXiv:1609.08144, eq. 14)."""
 
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kc-MoE for transformers: T5 v1.1 in which some MLPs are mixtures of experts.
 
-This file and the three it imports are copied beside the weights of an exported model; they need nothing else
-of Kc-MoE. A sparse block ends in x + MoE(norm x), then x + MLP(norm x); all else, with caches, attention kernels
-and gradient checkpointing, is T5's. Routing drops no token, gates are not renormalised, router and head compute
-in float32. Tested with the transformers version in `TESTED`; others are tried, and what they lack is said.
+This file and the four it imports are copied beside the weights of an exported model; they need nothing
+else of Kc-MoE. A sparse block ends in x + MoE(norm x), then x + MLP(norm x); all else, with caches, attention
+kernels and gradient checkpointing, is T5's. Routing drops no token, gates are not renormalised, router and
+head compute in float32. Tested with the transformers version in `TESTED`; others are tried, and what they
+lack is said.
 
 Differences from T5ForConditionalGeneration:
 - beams are scored as in T5X, see `generation_kcmoe.py`; `length_penalty` is 0.6 unless given;
@@ -14,127 +15,43 @@ Differences from T5ForConditionalGeneration:
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .configuration_kcmoe import KcMoeConfig
-from .generation_kcmoe import BrevityPenalty
-from .routing_kcmoe import KcMoeRouter, choose, report_routers, tell
 
 TESTED = "5.23"
 
 try:
     from transformers import initialization as init
-    from transformers.activations import ACT2FN
-    from transformers.integrations import use_experts_implementation
     from transformers.modeling_outputs import Seq2SeqMoEOutput
     from transformers.models.t5.modeling_t5 import (
-        T5Block,
         T5ClassificationHead,
         T5EncoderModel,
         T5ForConditionalGeneration,
         T5ForSequenceClassification,
-        T5LayerFF,
         T5LayerNorm,
         T5Model,
         T5PreTrainedModel,
         T5Stack,
     )
 
-    for _name in ("_update_finished_beams", "_check_early_stop_heuristic"):
-        getattr(T5ForConditionalGeneration, _name)
+    from .generation_kcmoe import BrevityPenalty
+    from .layers_kcmoe import KcMoeBlock, KcMoeExperts, KcMoeHead
+    from .routing_kcmoe import KcMoeRouter, report_routers
 except (ImportError, AttributeError) as error:
     raise ImportError(
         f"modeling_kcmoe.py does not run with transformers {transformers.__version__} ({error}); "
         f"it was tested with transformers {TESTED}: pip install 'transformers~={TESTED}.0'"
     ) from error
 
-_real: ContextVar[Tensor | None] = ContextVar(
-    "real", default=None
-)  # bool[B, L, 1], of the running block
 
-
-@use_experts_implementation
-class KcMoeExperts(nn.Module):
-    """E gated MLPs without biases: down(gelu(gate x) * up x)."""
-
-    def __init__(self, config: KcMoeConfig):
-        super().__init__()
-        self.num_experts = config.num_experts
-        self.hidden_dim = config.d_model
-        self.intermediate_dim = config.moe_intermediate_size
-        shape = config.num_experts, 2 * config.moe_intermediate_size, config.d_model
-        self.gate_up_proj = nn.Parameter(torch.empty(shape))  # [E, 2F, D], the gate's F rows first
-        self.down_proj = nn.Parameter(torch.empty(shape[0], shape[2], shape[1] // 2))
-        self.act_fn = ACT2FN[config.dense_act_fn]
-        self.dropout = nn.Dropout(config.expert_dropout_rate)
-
-    def _apply_gate(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.dropout(self.act_fn(gate) * up)
-
-    def forward(self, x: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
-        """[N, D], int[N, A], float32[N, A] -> [N, D]; used with experts_implementation="eager"."""
-        total = torch.zeros_like(x)
-        for expert in experts.unique().tolist():
-            token, choice = torch.where(experts == expert)
-            hidden = self._apply_gate(F.linear(x[token], self.gate_up_proj[expert]))
-            out = F.linear(hidden, self.down_proj[expert]) * gates[token, choice, None]
-            total = total.index_add(0, token, out.to(total.dtype))
-        return total
-
-
-class KcMoeLayerNorm(T5LayerNorm):  # type: ignore[misc]
-    """T5's norm, zero at padding, so that padding is routed as in Kc-MoE: to the first experts."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x, real = super().forward(hidden_states), _real.get()
-        return x if real is None else x * real.to(x.dtype)
-
-
-class KcMoeLayerSparse(nn.Module):
-    """Takes the place of T5LayerFF in a sparse block: experts, then the MLP that every block has."""
-
-    def __init__(self, config: KcMoeConfig):
-        super().__init__()
-        self.is_decoder = config.is_decoder
-        self.num_selected = config.num_experts_per_tok
-        self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.router = KcMoeRouter(config)
-        self.experts = KcMoeExperts(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
-        self.extra_mlp = T5LayerFF(config)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        x = self.layer_norm(hidden_states)
-        rows = x.reshape(-1, x.shape[-1])
-        logits = self.router(rows)
-        tell(self.is_decoder, logits.view(*x.shape[:-1], -1))
-        gates, experts = choose(logits.softmax(dim=-1), self.num_selected)
-        x = self.experts(rows, experts, gates).view_as(x)
-        return self.extra_mlp(hidden_states + self.dropout(x))
-
-
-class KcMoeHead(nn.Linear):
-    """The output head, in float32 whatever the dtype of the model."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> float32[..., V]."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float())
-
-
-class KcMoePreTrainedModel(T5PreTrainedModel):  # type: ignore[misc]
+class KcMoePreTrainedModel(T5PreTrainedModel):
     """What all classes here share."""
 
     config: KcMoeConfig
@@ -152,38 +69,13 @@ class KcMoePreTrainedModel(T5PreTrainedModel):  # type: ignore[misc]
             init.normal_(module.gate_up_proj, std=factor * module.hidden_dim**-0.5)
             init.normal_(module.down_proj, std=factor * module.intermediate_dim**-0.5)
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers would look for its decorator in this file alone
+
     def _start(self, config: KcMoeConfig) -> None:
         """What T5's constructors do before they build anything: skips theirs, which build dense stacks."""
         super(T5PreTrainedModel, self).__init__(config)
-
-
-class KcMoeBlock(T5Block):  # type: ignore[misc]
-    """T5's block, with experts if it is sparse, told which positions are padding."""
-
-    def __init__(self, config: KcMoeConfig, layer_idx: int, sparse: bool):
-        super().__init__(config, has_relative_attention_bias=layer_idx == 0, layer_idx=layer_idx)
-        if sparse:
-            self.layer[-1] = KcMoeLayerSparse(config)
-        for name, module in list(self.named_modules()):
-            if name.endswith("layer_norm"):
-                norm = KcMoeLayerNorm(config.d_model, eps=module.variance_epsilon)
-                self.get_submodule(name.rpartition(".")[0]).layer_norm = norm
-
-    def forward(
-        self, *args: Any, real: Tensor | None = None, masked_rows: bool = False, **kwargs: Any
-    ) -> Any:
-        """T5's forward; real: bool[B, L, 1], None if there is no padding.
-
-        `masked_rows` tells that some queries may see no key. Fused attention takes their gradient from a
-        normaliser that -1e10 has rounded, so it is not used then.
-        """
-        fused = not (masked_rows and torch.is_grad_enabled())
-        token = _real.set(real)
-        try:
-            with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-                return super().forward(*args, **kwargs)
-        finally:
-            _real.reset(token)
 
 
 class KcMoeStack(KcMoePreTrainedModel, T5Stack):
@@ -231,7 +123,7 @@ class KcMoeStack(KcMoePreTrainedModel, T5Stack):
             encoder_attention_mask=encoder_attention_mask,
             real=real,
             masked_rows=self.is_decoder and real is not None,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         if real is not None and not self.is_decoder:
             found["last_hidden_state"] = found.last_hidden_state * real.to(found[0].dtype)
@@ -241,7 +133,7 @@ class KcMoeStack(KcMoePreTrainedModel, T5Stack):
 def _masked(queries: Tensor, keys: Tensor, dtype: torch.dtype, also: Any = True) -> Tensor:
     """[B, 1, Q, K]: 0 where query and key are real, -1e10 elsewhere, as in T5X: no row is empty."""
     allowed = queries[:, :, None] & keys.bool()[:, None, :] & also
-    return torch.where(allowed, 0.0, -1e10).to(dtype)[:, None]
+    return torch.where(allowed, 0.0, max(-1e10, torch.finfo(dtype).min)).to(dtype)[:, None]
 
 
 def _encoder(config: KcMoeConfig) -> KcMoeStack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`generate` there gives the ids that ours gives: greedy and with beams, in padded batches, short and long."""
+"""`generate` there gives the ids that ours gives: greedy and with beams, in padded batches."""
 
 from __future__ import annotations
 
@@ -45,11 +45,6 @@ def their_ids(folder: Path, inputs: Any, tokens: int, **options: Any) -> np.ndar
     with torch.no_grad():
         found = model.generate(**padded, max_new_tokens=tokens, **options)[:, 1:].numpy()
     return np.pad(found, ((0, 0), (0, tokens - found.shape[1])))
-
-
-@pytest.fixture(scope="module")
-def ending(ours: LanguageModel) -> LanguageModel:
-    return ours
 
 
 @pytest.mark.parametrize("cache", [True, False])

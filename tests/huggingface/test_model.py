@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exported model computes what ours computes: logits, routers, losses, gradients, with padding, in bfloat16."""
+"""The exported model computes what ours computes: logits, routers, losses, gradients; padded, in bfloat16."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ from kcmoe.vocabulary import Vocabulary
 
 SHARD_BYTES = 5_000_000_000
 """Weights beyond it are spread over several files, as transformers does."""
-CODE = tuple(f"{name}_kcmoe.py" for name in ("configuration", "generation", "modeling", "routing"))
+CODE = tuple(
+    f"{name}_kcmoe.py" for name in ("configuration", "generation", "layers", "modeling", "routing")
+)
 _ADAPTER = "adapter_config.json"  # of PEFT
 _ENGINE, _PUBLISHED = "configs/engine/engine.gin", "configs/sizes/base.gin"
 
@@ -196,9 +198,8 @@ class HuggingFaceWriter(Writer):
                 safetensors.INDEX, {"metadata": {"total_size": total}, "weight_map": weights}
             )
         kept = run_config.to_keep(self.about.path or final, self.about.macros, {})
-        kept = {name: kept[name] for name in settings.kept_names(kept)} | {
-            "step": self.about.step or 0
-        }
+        told = settings.kept_names(kept, self._model.is_sparse)
+        kept = {"step": self.about.step or 0, **{name: kept[name] for name in told}}
         lengths = self.about.macros.get("TASK_FEATURE_LENGTHS") or {}
         config = settings.to_config(self._model, self._losses, self._dtype.name, kept)
         self._write(settings.FILE, config)
