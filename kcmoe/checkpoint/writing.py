@@ -142,7 +142,7 @@ def convert(
     # The copy leaves config.gin behind, so it takes along what loading it needs.
     macros, sizes = reader.recorded(), sizes_of(after)
     if vocabulary is not None:
-        macros["VOCABULARY_FILE"] = vocabulary
+        macros = run_config.with_vocabulary(reader.path, macros, vocabulary)
     config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
     extras = {**reader.extras(), run_config.JSON_FILE: config}
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None

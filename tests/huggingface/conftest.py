@@ -119,3 +119,23 @@ def ours(sparse_checkpoint: Path) -> LanguageModel:
 @pytest.fixture(scope="session")
 def ours_dense(dense_checkpoint: Path) -> LanguageModel:
     return LanguageModel.load(dense_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def old_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the published one's form: 18 pieces more, then 100 sentinels `▁<extra_id_N>`, last number first."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    from kcmoe.io import resources
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(resources.find("vocab/kcmoe_32k.model").read_bytes())
+    user_defined = type(proto.pieces[0]).USER_DEFINED
+    for number in range(18):
+        proto.pieces.add(piece=f"[추가{number}]", score=0.0, type=user_defined)
+    for number in reversed(range(100)):
+        proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=user_defined)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    path = tmp_path_factory.mktemp("vocabulary") / "old.model"
+    path.write_bytes(proto.SerializeToString())
+    return path

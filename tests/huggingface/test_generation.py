@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kcmoe.inference import batched
 from kcmoe.inference.predict import LanguageModel
 
 pytestmark = pytest.mark.huggingface
@@ -24,16 +23,7 @@ def inputs() -> list[list[int]]:
 
 
 def our_ids(lm: LanguageModel, inputs: Any, tokens: int, beams: int, alpha: float) -> np.ndarray:
-    return batched.generate(
-        lm.model,
-        lm.loaded.params,
-        inputs,
-        longest=64,
-        tokens=256,
-        max_tokens=tokens,
-        beam_size=beams,
-        alpha=alpha,
-    )
+    return lm.batched.generate(inputs, tokens, beam_size=beams, alpha=alpha)
 
 
 def their_ids(folder: Path, inputs: Any, tokens: int, **options: Any) -> np.ndarray:
