@@ -22,9 +22,9 @@ from typing import Any
 from kcmoe.errors import UserError
 
 FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
+_NORMAL, _USER_DEFINED = 1, 4  # ModelProto.SentencePiece.Type
 _UNIGRAM = 1  # TrainerSpec.ModelType
-# Worse than any text of up to thousands of characters, so that no segmentation takes it.
+# Far below what the letters of such a piece cost one by one, so that no segmentation takes it.
 _NEVER = -100_000.0
 _SENTINEL = re.compile(r"▁?<(?:extra_id_|unused)(\d+)>")
 _SPACE = "▁"
@@ -72,13 +72,20 @@ def _pieces(proto: Any, path: str) -> Iterator[tuple[str, float]]:
         if not found:
             break
         sentinels[last - number] = f"<extra_id_{number}>"
+    best = max(piece.score for piece in proto.pieces if piece.type == _NORMAL)
     seen = set()
     for token, piece in enumerate(proto.pieces):
         name = sentinels.get(token, piece.piece)
         if name in seen:
             raise UserError(f"{path} has two pieces {name}, so it cannot become a tokenizer.json")
         seen.add(name)
-        yield name, piece.score if piece.type == _NORMAL and token not in sentinels else _NEVER
+        yield name, _NEVER if token in sentinels else _score(piece, best)
+
+
+def _score(piece: Any, best: float) -> float:
+    if piece.type == _USER_DEFINED:  # unigram_model.cc: always better than its parts
+        return len(piece.piece.encode()) * best - 0.1
+    return float(piece.score) if piece.type == _NORMAL else _NEVER
 
 
 def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(proto.normalizer_spec)},
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers(proto)},
         "pre_tokenizer": _metaspace(),
         "post_processor": {
             "type": "TemplateProcessing",
@@ -114,11 +121,14 @@ def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
-def _normalizers(spec: Any) -> list[dict[str, Any]]:
+def _normalizers(proto: Any) -> list[dict[str, Any]]:
+    spec = proto.normalizer_spec
     steps: list[dict[str, Any]] = [{"type": "NFC"}]
     if spec.precompiled_charsmap:
         table = base64.b64encode(spec.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+        if _composes_letters(proto):
+            steps.append({"type": "NFC"})
     if spec.remove_extra_whitespaces:
         steps.append(_replace({"Regex": r"\A[ ▁]+|[ ▁]+\z"}, ""))
         steps.append(_replace({"Regex": r"[ ▁]{2,}"}, " "))
@@ -127,6 +137,15 @@ def _normalizers(spec: Any) -> list[dict[str, Any]]:
         # Metaspace puts a mark only where there is none yet; SentencePiece puts one always.
         steps.append(_replace({"Regex": rf"\A{_SPACE}"}, _SPACE * 2))
     return steps
+
+
+def _composes_letters(proto: Any) -> bool:
+    """Whether the model reads ㄱㅔ as 게, as NFKC does: a rule of two letters, which the library splits."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(proto.SerializeToString())
+    return "게" in processor.Normalize("ㄱㅔ")
 
 
 def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
