@@ -56,7 +56,7 @@ def text(
         "step": f"{about.step or 0:,}",
         "pieces": f"{vocabulary.size:,}",
         "digest": vocabulary.digest[:16],
-        "example": _example(name, model.is_sparse, task),
+        "example": example(name, model.is_sparse, task),
     }
     rows = list(_scores(about))
     template = string.Template(resources.find(TEMPLATE).read_text("utf-8"))
@@ -143,7 +143,8 @@ def _scores(about: Provenance) -> Iterator[tuple[str, ...]]:
             continue  # a file of another kind under such a name says nothing of this model
 
 
-def _example(name: str, sparse: bool, task: str) -> str:
+def example(name: str, sparse: bool, task: str) -> str:
+    """Lines of Python that use the folder `name`; the card shows them."""
     trusted = ", trust_remote_code=True" if sparse else ""
     start = [
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
