@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package metadata. Tested versions of everything below are in constraints.txt.
 
-The gin files and the vocabulary lie beside the package in a clone, where people read and edit them. A
-wheel must carry them too, so the build copies them into the package, where `kcmoe.io.resources` looks
-second.
+The gin files, the vocabulary and the code for transformers lie beside the package in a clone, where people
+read and edit them. A wheel must carry them too, so the build copies them into the package, where
+`kcmoe.io.resources` looks second.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import setuptools
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SHIPPED = ("configs", "vocab")
+SHIPPED = ("configs", "huggingface", "vocab")
 
 
 class BuildWithShippedFiles(build_py):
-    """Adds `configs/` and `vocab/` to the package of a wheel; an editable install reads the clone."""
+    """Adds the shipped folders to the package of a wheel; an editable install reads the clone."""
 
     def run(self) -> None:
         super().run()
@@ -90,6 +90,15 @@ setuptools.setup(
             *SEQIO,
             *("aqtp", "cached-property", "chex", "clu", "fiddle"),
             *("optax", "orbax-checkpoint", "tensorboard"),
+        ],
+        # Only to use or tune an exported model. PyPI's torch for Linux brings CUDA.
+        "huggingface": [
+            "accelerate",
+            "peft",
+            "safetensors",
+            "tokenizers",
+            "torch",
+            "transformers>=5",
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

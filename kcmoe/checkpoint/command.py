@@ -19,6 +19,8 @@ _EPILOG = """examples:
   kcmoe checkpoint inspect gs://bucket/run/checkpoint_1000000 --no-finite --json
   kcmoe checkpoint convert pod/checkpoint_1000 laptop/checkpoint_1000 --format=t5x_orbax
   kcmoe checkpoint convert runs/nsmc/checkpoint_1000 exported --format=safetensors --params_only
+  kcmoe checkpoint convert runs/nsmc/checkpoint_1000 my-model --format=huggingface
+  kcmoe checkpoint convert my-model tuned/checkpoint_1000 --format=t5x_orbax
 """
 
 
@@ -60,6 +62,9 @@ def _parser() -> Parser:
         choices=("float32", "bfloat16"),
         help="dtype of the parameters (default: as they are)",
     )
+    change.add_argument(
+        "--vocabulary", help="the vocabulary's file (default: the recorded one; only huggingface)"
+    )
     return parser
 
 
@@ -96,6 +101,7 @@ def _convert(args: argparse.Namespace) -> int:
             args.format,
             params_only=args.params_only,
             dtype=args.dtype,
+            vocabulary=args.vocabulary,
             progress=progress,
         )
     print(f"wrote {path} ({args.format}) in {time.monotonic() - started_s:.1f} s")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from kcmoe.checkpoint import legacy, orbax, safetensors
 from kcmoe.checkpoint.base import Format
+from kcmoe.checkpoint.huggingface import folder as huggingface
 from kcmoe.checkpoint.storage import Folder
 from kcmoe.errors import UserError, near_misses
 
 # A new format is one file and one entry here.
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (orbax.FORMAT, legacy.FORMAT, safetensors.FORMAT)
+    each.name: each
+    for each in (orbax.FORMAT, legacy.FORMAT, huggingface.FORMAT, safetensors.FORMAT)
 }
 T5X_ORBAX = orbax.FORMAT.name
 """The format that training saves in."""

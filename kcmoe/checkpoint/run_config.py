@@ -66,23 +66,41 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     Raises:
       UserError: for a `config.gin` that is there and cannot be read.
     """
-    config = find_config(checkpoint)
-    if config is None:
+    macros = _config_macros(checkpoint)
+    if macros is None:
         return read_json(checkpoint)
-    if is_remote(
-        checkpoint
-    ):  # through TensorStore, as the checkpoint itself, so no fsspec is needed
-        above = Folder(os.path.dirname(config))
-        if not above.exists(CONFIG_FILE):
-            return read_json(checkpoint)
-        text = above.read(CONFIG_FILE).decode("utf-8", "replace")
-        macros = dict(gin_files.parse(texts={config: text}, foreign=True))
-    else:
-        macros = dict(gin_files.parse([config], foreign=True))
     if not macros.get(DIGEST):
         with contextlib.suppress(UserError):
             macros[DIGEST] = Vocabulary(macros.get("VOCABULARY_FILE")).digest
     return macros
+
+
+def with_vocabulary(checkpoint: str, macros: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Returns `macros`, recorded for `checkpoint`, with the vocabulary `file` instead of the one named there.
+
+    A digest that the run itself wrote down stays, so that another vocabulary than its own is noticed.
+
+    Raises:
+      UserError: if `file` is no vocabulary.
+    """
+    own = _config_macros(checkpoint)
+    digest = (macros if own is None else own).get(DIGEST) or Vocabulary(file).digest
+    return {**macros, "VOCABULARY_FILE": file, DIGEST: digest}
+
+
+def _config_macros(checkpoint: str) -> dict[str, Any] | None:
+    """Returns the macros of `config.gin`, None if there is none."""
+    config = find_config(checkpoint)
+    if config is None:
+        return None
+    if not is_remote(checkpoint):
+        return dict(gin_files.parse([config], foreign=True))
+    # Through TensorStore, as the checkpoint itself, so no fsspec is needed.
+    above = Folder(os.path.dirname(config))
+    if not above.exists(CONFIG_FILE):
+        return None
+    text = above.read(CONFIG_FILE).decode("utf-8", "replace")
+    return dict(gin_files.parse(texts={config: text}, foreign=True))
 
 
 def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -191,6 +192,7 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
         self._file = path.open("wb")
+        weakref.finalize(self, self._file.close)  # a conversion that fails half-way closes nothing
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._start + end)
 

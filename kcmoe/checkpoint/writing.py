@@ -115,12 +115,14 @@ def convert(
     *,
     params_only: bool = False,
     dtype: str | None = None,
+    vocabulary: str | None = None,
     progress: Callable[[int], Progress] | None = None,
 ) -> Path:
     """Writes the checkpoint `source` as `destination` in `format`; returns the new path.
 
     `params_only` leaves the optimizer state behind, as some formats always do; `dtype` ("float32",
-    "bfloat16") is that of the parameters, theirs if None. `progress` gets the number of bytes and
+    "bfloat16") is that of the parameters, theirs if None. `vocabulary` is the file of the vocabulary, for
+    formats that hold it, if the one that is recorded is not there. `progress` gets the number of bytes and
     returns a function that is called with the bytes of each leaf. Every leaf is checked on the way:
     one that is damaged or not finite stops the conversion, and nothing is written. Raises
     `UserError` naming all such leaves, or for a destination that exists.
@@ -139,6 +141,8 @@ def convert(
     step = reader.step
     # The copy leaves config.gin behind, so it takes along what loading it needs.
     macros, sizes = reader.recorded(), sizes_of(after)
+    if vocabulary is not None:
+        macros = run_config.with_vocabulary(reader.path, macros, vocabulary)
     config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
     extras = {**reader.extras(), run_config.JSON_FILE: config}
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None

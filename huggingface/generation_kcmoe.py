@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""T5X's beam search within transformers' (t5x@cc342d4:t5x/decoding.py::beam_search).
+
+This file is copied beside the weights of an exported model. Two steps of the search are replaced: how ended
+beams are scored and kept, and what a running beam can still reach. All else is transformers'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.generation import GenerationMixin
+
+for _name in ("_update_finished_beams", "_check_early_stop_heuristic"):
+    getattr(GenerationMixin, _name)  # AttributeError where transformers has another search
+ALPHA = 0.6  # of the brevity penalty, where no `length_penalty` is asked for
+
+
+class BrevityPenalty(GenerationMixin):
+    """Scores beams by log-probability / ((5 + tokens) / 6)^`length_penalty` (arXiv:1609.08144, eq. 14)."""
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
+        beams = kwargs.get("num_beams") or self.generation_config.num_beams or 1
+        if generation_config is None and beams > 1:
+            kwargs.setdefault("length_penalty", self.generation_config.length_penalty or ALPHA)
+        return super()._prepare_generation_config(generation_config, **kwargs)
+
+    def _update_finished_beams(self, **kwargs: Any) -> Any:
+        """T5X's: all ended beams compete, and one cut off at the longest length only where none ended."""
+        tokens = kwargs["cur_len"] + 1 - kwargs["decoder_prompt_len"]
+        log_probs = kwargs["topk_log_probs"] / _brevity(tokens, kwargs.pop("length_penalty"))
+        last = kwargs["topk_running_sequences"][:, :, kwargs["cur_len"]]
+        ends = torch.as_tensor(self.generation_config.eos_token_id, device=last.device)
+        ended = torch.isin(last, ends)
+        any_ended = kwargs["is_sent_finished"].any(dim=1) | ended.any(dim=1)
+        log_probs = log_probs.masked_fill(~ended & any_ended[:, None], -1e9)
+        kwargs["topk_log_probs"] = log_probs
+        kwargs["top_num_beam_mask"] = torch.ones_like(kwargs["top_num_beam_mask"])
+        return super()._update_finished_beams(length_penalty=0.0, **kwargs)
+
+    @staticmethod
+    def _check_early_stop_heuristic(**kwargs: Any) -> Any:
+        """T5X's: the best that a running beam can still become is its score at the longest length."""
+        longest = kwargs["max_length"] - kwargs["decoder_prompt_len"]
+        penalty = _brevity(longest, kwargs.pop("length_penalty"))
+        kwargs["running_beam_scores"] = kwargs["running_beam_scores"] / penalty
+        return GenerationMixin._check_early_stop_heuristic(length_penalty=0.0, **kwargs)
+
+
+def _brevity(tokens: int, alpha: float) -> float:
+    return float(((5.0 + tokens) / 6.0) ** alpha)
