@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package metadata. Tested versions of everything below are in constraints.txt.
 
-The gin files, the vocabulary and the code for transformers lie beside the package in a clone, where people
-read and edit them. A wheel must carry them too, so the build copies them into the package, where
+The gin files, the vocabulary, the model that ships and the code for transformers lie beside the package in
+a clone, where people read and edit them. A wheel must carry them too, so the build copies them into the package, where
 `kcmoe.io.resources` looks second.
 """
 
@@ -16,7 +16,7 @@ import setuptools
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SHIPPED = ("configs", "huggingface", "vocab")
+SHIPPED = ("configs", "huggingface", "vocab", "weights")
 
 
 class BuildWithShippedFiles(build_py):

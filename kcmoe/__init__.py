@@ -19,7 +19,8 @@ def load(path: str, config: str | None = None, **settings: object) -> LanguageMo
     """Loads a checkpoint for use.
 
     Args:
-      path: "dir/checkpoint_1000", or a model directory for its newest checkpoint.
+      path: "dir/checkpoint_1000", a model directory for its newest checkpoint, or "tiny", the
+        model that ships.
       config: a gin file with the sizes, for checkpoints with no `config.gin` beside them.
       **settings: macros to override, e.g. `ROUTING="capacity"`.
 

@@ -16,6 +16,7 @@ from kcmoe.errors import UserError
 
 _EPILOG = """examples:
   kcmoe checkpoint inspect runs/nsmc/checkpoint_1000
+  kcmoe checkpoint inspect tiny
   kcmoe checkpoint inspect gs://bucket/run/checkpoint_1000000 --no-finite --json
   kcmoe checkpoint convert pod/checkpoint_1000 laptop/checkpoint_1000 --format=t5x_orbax
   kcmoe checkpoint convert runs/nsmc/checkpoint_1000 exported --format=safetensors --params_only
@@ -36,7 +37,7 @@ def _parser() -> Parser:
     show = verbs.add_parser(
         "inspect", help="tree, sizes, step, format, finite or not", epilog=_EPILOG
     )
-    show.add_argument("path", help="a checkpoint's folder, here or gs://...")
+    show.add_argument("path", help="a checkpoint's folder, here or gs://..., or tiny, which ships")
     show.add_argument(
         "--finite",
         action=argparse.BooleanOptionalAction,
@@ -49,7 +50,7 @@ def _parser() -> Parser:
         help="write it in another format, leaf by leaf, in little memory",
         epilog=_EPILOG,
     )
-    change.add_argument("source", help="a checkpoint's folder, here or gs://...")
+    change.add_argument("source", help="a checkpoint's folder, here or gs://..., or tiny")
     change.add_argument(
         "destination", help="the new folder; T5X restores only folders named checkpoint_<step>"
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.checkpoint import formats, manage
+from kcmoe.checkpoint import formats, manage, shipped
 from kcmoe.checkpoint.base import Reader, describe_problems
 from kcmoe.checkpoint.checksums import count_non_finite
 from kcmoe.checkpoint.run_config import explain_difference
@@ -33,10 +33,11 @@ Placer = Callable[[str, np.ndarray], Any]
 def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     """Opens a checkpoint of any of the formats, here or in a bucket.
 
-    `path` is the checkpoint's folder (`dir/checkpoint_1000`), or its `checkpoint` or `.safetensors`
-    file. Raises `UserError` if there is none, it is half-finished, or its format is unknown.
+    `path` is the checkpoint's folder (`dir/checkpoint_1000`), its `checkpoint` or `.safetensors` file,
+    or the name of a model that ships. Raises `UserError` if there is none, it is half-finished, or its
+    format is unknown.
     """
-    text = os.fspath(path).rstrip("/")
+    text = shipped.resolve(path).rstrip("/")
     if not is_remote(text) and os.path.isfile(text):
         text = os.path.dirname(os.path.abspath(text))
     _require_folder(text)
@@ -55,7 +56,7 @@ def _require_folder(path: str) -> None:
     if is_remote(path) or os.path.isdir(path):
         return
     parent = os.path.dirname(os.path.abspath(path))
-    raise UserError(f"there is no checkpoint {path}.{_neighbours(parent)}")
+    raise UserError(f"there is no checkpoint {path}.{_neighbours(parent)}{shipped.hint(path)}")
 
 
 def _neighbours(folder: str) -> str:
@@ -89,6 +90,7 @@ def restore(
     expected: Mapping[str, Any],
     patterns: Sequence[str] | None = None,
     sharding: Mapping[str, Any] | Callable[[str], Any] | None = None,
+    widen: bool = False,
 ) -> dict[str, Any]:
     """Returns path -> array for every path of `expected`, or raises one `UserError` of all faults.
 
@@ -96,7 +98,7 @@ def restore(
     `patterns`: regular expressions; only paths that one of them matches from their beginning are
     loaded and compared, on both sides. `sharding`: path -> `jax.sharding.Sharding`, or a function
     of the path; without it a leaf goes where its `expected.sharding` says, and stays a NumPy array
-    if that is None.
+    if that is None. `widen`: a leaf saved in 16-bit floats may fill one of float32.
     """
     reader = checkpoint if isinstance(checkpoint, Reader) else open_checkpoint(checkpoint)
     wanted = {path: shape_dtype(leaf) for path, leaf in expected.items()}
@@ -107,6 +109,8 @@ def restore(
         wanted, here, problems = (
             _matching(patterns, leaves) for leaves in (wanted, here, problems)
         )
+    if widen:
+        wanted |= {path: here[path] for path in wanted if _may_widen(path, here, wanted)}
     problems = compare(here, wanted, problems)
     place = _placer(expected, sharding)
     restored = {}
@@ -114,7 +118,8 @@ def restore(
         reader, [path for path in wanted if path not in problems], problems
     ):
         if not problems:
-            restored[path] = place(path, values)
+            dtype = shape_dtype(expected[path]).dtype
+            restored[path] = place(path, values.astype(dtype, copy=False))
     if problems:
         reason = explain_difference(here, wanted)
         raise UserError(describe_problems(f"{reader.path} cannot be restored{reason}", problems))
@@ -152,6 +157,16 @@ def checked_leaves(
             )
         else:
             yield path, values
+
+
+def _may_widen(path: str, here: Mapping[str, ShapeDtype], wanted: Mapping[str, ShapeDtype]) -> bool:
+    leaf, ours = here.get(path), wanted[path]
+    return (
+        leaf is not None
+        and leaf.shape == ours.shape
+        and leaf.dtype.name in ("bfloat16", "float16")
+        and ours.dtype.name == "float32"
+    )
 
 
 def _matching(patterns: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kcmoe.vocabulary import Vocabulary
 CONFIG_FILE = "config.gin"
 JSON_FILE = "config.json"
 DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabulary of a run
+LEARNT = "LEARNT_TASKS"  # what a checkpoint without config.gin has learnt
 _MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
 _KEPT = (*(field.metadata["macro"] for field in dataclasses.fields(ModelConfig)),
          DIGEST, "TASK_FEATURE_LENGTHS")  # fmt: skip
@@ -117,7 +118,15 @@ def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> 
         raise UserError(
             f"{place} does not belong to the checkpoint beside it: {listed}; move one of them away"
         )
-    return {**macros, **sizes}
+    learnt = learnt_tasks(found)
+    return {**macros, **({LEARNT: list(learnt)} if learnt else {}), **sizes}
+
+
+def learnt_tasks(macros: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the tasks that a run has learnt: its own, those of its mixture, those recorded as learnt."""
+    own = macros.get("MIXTURE_OR_TASK_NAME")
+    names = (own, *(macros.get("MIXTURE") or ()), *(macros.get(LEARNT) or ()))
+    return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
 def to_json(macros: Mapping[str, Any], step: int) -> bytes:

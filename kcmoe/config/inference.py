@@ -14,12 +14,14 @@ class InferenceConfig(GinConfig):
     """How prediction and evaluation compute and where they write, never what."""
 
     checkpoint_path: str | None = macro(
-        "CHECKPOINT_PATH", default=None, help="checkpoint to evaluate: dir/checkpoint_N"
+        "CHECKPOINT_PATH",
+        default=None,
+        help="checkpoint to evaluate: dir/checkpoint_N, or tiny, the model that ships",
     )
     eval_output_dir: str | None = macro(
         "EVAL_OUTPUT_DIR",
         default=None,
-        help="folder of evaluation reports; None is evaluation/ beside the checkpoint",
+        help="folder of evaluation reports; None is evaluation/ beside the checkpoint (tiny: here)",
     )
     tokens: int | None = macro(
         "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"

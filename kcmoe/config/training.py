@@ -36,7 +36,7 @@ class TrainConfig(GinConfig):
     )
     initial_checkpoint_path: str | None = macro(
         "INITIAL_CHECKPOINT_PATH",
-        help="checkpoint to start from: weights, optimizer state, step",
+        help="checkpoint to start from: weights, optimizer state, step; 'tiny' is the model that ships",
         default=None,
     )
     optimizer: str = macro(

@@ -37,6 +37,7 @@ protocols:
   generate  the label word is generated and must match exactly, as published
 
 examples:
+  kcmoe evaluate --task=nsmc --gin.CHECKPOINT_PATH='"tiny"' --gin.DATA_DIR='"data"' --limit=2000
   kcmoe evaluate --gin.CHECKPOINT_PATH='"runs/nsmc_tiny/checkpoint_14000"' --gin.DATA_DIR='"data"'
   kcmoe evaluate --size=base --task=nsmc --gin_file=configs/runs/evaluate.gin --split=test \\
     --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1001000"' --gin.EVAL_OUTPUT_DIR='"scores"'
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe evaluate --help`."""
     args, given = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
+    from kcmoe.checkpoint import run_config, shipped
     from kcmoe.config import fields as configs
     from kcmoe.config.inference import InferenceConfig
     from kcmoe.data.labelled import spread
@@ -81,9 +83,13 @@ def main(argv: Sequence[str]) -> int:
     found = loading.find(given.require("CHECKPOINT_PATH"), given=given)
     checkpoint, macros = found.checkpoint, found.macros
     task, data, examples = _examples(macros, args.split or "validation")
+    if warning := loading.unlearnt(checkpoint, run_config.recorded(checkpoint), task.name):
+        logging.getLogger(__name__).warning(warning)
     model_dir = (
         os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
     )
+    if shipped.is_shipped(checkpoint):
+        model_dir = os.curdir  # nothing is written beside the installed package
     chosen_folder = InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)
     if args.predictions:

@@ -27,10 +27,10 @@ _LINES_AT_ONCE = 8192  # results held back until all of these are done, so that 
 
 _EPILOG = """\
 examples:
-  echo '정말 재밌어요' | kcmoe predict --checkpoint=runs/nsmc_tiny/checkpoint_14000 --task=nsmc
+  echo '정말 재밌어요' | kcmoe predict --task=nsmc
   {"text": "정말 재밌어요", "label": "긍정적", "probabilities": {"부정적": 0.02, "긍정적": 0.98}}
 
-  echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny --task=generate
+  echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny/checkpoint_10000 --task=generate
   {"text": "오늘 <extra_id_0> 좋다", "generated": "<extra_id_0> 날씨가 <extra_id_1>"}
 
 Input is UTF-8, one text per line; tasks with several columns (kornli) take them separated by tabs. An empty
@@ -45,7 +45,9 @@ def _parser() -> arguments.Parser:
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="dir/checkpoint_N, or dir for its newest"
+        "--checkpoint",
+        metavar="DIR",
+        help="dir/checkpoint_N, or dir for its newest; default: tiny, the model that ships",
     )
     parser.add_argument(
         "--task",
@@ -65,8 +67,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe predict --help`."""
     args, macros = arguments.parse_with_gin(_parser(), argv)
     logging.basicConfig(format="kcmoe predict: %(message)s")
+    from kcmoe.checkpoint import shipped
     from kcmoe.inference import loading, texts
 
+    if args.checkpoint is None:
+        args.checkpoint = shipped.DEFAULT
+        said = f"no --checkpoint, so it is {shipped.DEFAULT}, the model that ships"
+        print(f"kcmoe predict: {said}", file=sys.stderr)
     found = loading.find(args.checkpoint, args.config, macros)
     _check_choice(args, found.macros)
     if args.file == "-" and os.isatty(0):
@@ -88,10 +95,18 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Finds a misspelt task before the weights are read."""
+    from kcmoe.checkpoint import run_config
     from kcmoe.errors import near_misses
+    from kcmoe.inference import loading
     from kcmoe.tasks.registry import TASKS
 
     own = settings.get("MIXTURE_OR_TASK_NAME")
+    learnt = run_config.learnt_tasks(settings)
+    if args.task is None and own is None and learnt:
+        raise UserError(
+            f"{args.checkpoint} has learnt several tasks; say which, --task={learnt[0]}: "
+            f"{', '.join((*learnt, GENERATE))}"
+        )
     known = dict.fromkeys((GENERATE, *([own] if own else []), *TASKS))
     if args.task is not None and args.task not in known:
         close = near_misses(args.task, known)
@@ -99,9 +114,10 @@ def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
             f"no task is called {args.task}.{close} Known: {', '.join(known)}; a task of one's own needs its "
             "gin file, --gin_file=FILE, or that of the run, --config=RUN/config.gin"
         )
-    learnt = (None, GENERATE, own, *(settings.get("MIXTURE") or ()))
-    if own and args.task not in learnt:
-        _log.warning("%s was trained on %s, not on %s", args.checkpoint, own, args.task)
+    if args.task not in (None, GENERATE):
+        warning = loading.unlearnt(args.checkpoint, settings, args.task)
+        if warning:
+            _log.warning(warning)
 
 
 def _utf8(stream: TextIO) -> TextIO:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kcmoe import fits, tree
-from kcmoe.checkpoint import manage, run_config
+from kcmoe.checkpoint import manage, run_config, shipped
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
 from kcmoe.config.inference import InferenceConfig
@@ -69,19 +69,19 @@ class Loaded:
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:
-    """`path`, or the newest checkpoint of the model directory `path`.
+    """`path`, the newest checkpoint of the model directory `path`, or the folder of a model that ships.
 
     Raises:
       UserError: if there is nothing of that name.
     """
-    text = os.fspath(path).rstrip("/") or "/"
+    text = shipped.resolve(path).rstrip("/") or "/"
     if is_remote(text):
         return text
     if not os.path.exists(text):
         parent = os.path.dirname(os.path.abspath(text))
         names = ", ".join(one.name for one in manage.all_checkpoints(parent)[-5:])
         hint = f" There are {names} in {parent}." if names else ""
-        raise UserError(f"there is no checkpoint {text}.{hint}")
+        raise UserError(f"there is no checkpoint {text}.{hint}{shipped.hint(text)}")
     newest = manage.latest(text)
     return text if newest is None else str(newest)
 
@@ -130,7 +130,8 @@ def find(
     """Finds a checkpoint and its settings.
 
     Args:
-      path: a checkpoint, or a model directory for its newest one; a bucket works too.
+      path: a checkpoint, a model directory for its newest one, or the name of a model that ships; a bucket
+        works too.
       config: gin file with the sizes, where no config.gin is beside the checkpoint.
       given: macros that win over those of the file.
 
@@ -175,25 +176,22 @@ def load(found: Found) -> Loaded:
 
 
 def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
-    """path -> float32 array; a checkpoint converted to bfloat16 or float16 is widened."""
-    import jax
-    import numpy as np
-
+    """path -> float32 array; a checkpoint in bfloat16 or float16 is widened."""
     from kcmoe.checkpoint.reading import restore
     from kcmoe.model.interface import param_shapes
 
-    shapes = param_shapes(model)
-    here = reader.scan()[0]
-    expected = {}
-    for path, leaf in tree.as_state(shapes).items():
-        dtype = np.dtype(leaf.dtype)
-        if path in here and here[path].dtype.name in ("bfloat16", "float16"):
-            dtype = here[path].dtype
-        expected[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    restored = restore(reader, expected, [tree.PARAMETERS])
-    return {
-        name: np.asarray(values, np.float32) for name, values in tree.parameters(restored).items()
-    }
+    expected = tree.as_state(param_shapes(model))
+    return tree.parameters(restore(reader, expected, [tree.PARAMETERS], widen=True))
+
+
+def unlearnt(checkpoint: str, macros: Mapping[str, Any], task: str) -> str:
+    """What to say before a model answers `task`, which it never learnt; "" if it did or nothing is known."""
+    learnt = run_config.learnt_tasks(macros)
+    if not learnt or task in learnt:
+        return ""
+    return (
+        f"{checkpoint} was trained on {', '.join(learnt)}, not on {task}: its answers are guesses"
+    )
 
 
 def _lengths(macros: Mapping[str, Any]) -> Mapping[str, int]:

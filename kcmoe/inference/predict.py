@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
@@ -77,6 +78,8 @@ class LanguageModel:
         """
         chosen = self.task(task)
         self.answers(chosen)
+        if warning := self.unlearnt(chosen.name):
+            _log.warning(warning)
         return self.classify_ids(self.encode(texts_lib.prompts(chosen, texts)), chosen)
 
     def generate(
@@ -131,10 +134,16 @@ class LanguageModel:
         macros = self.loaded.macros
         own = macros.get("MIXTURE_OR_TASK_NAME")
         if task is None and own is None:
+            learnt = run_config.learnt_tasks(macros)
+            known = f" of {', '.join(learnt)}" if learnt else ""
             raise UserError(
-                f'{self.loaded.checkpoint} names no task; say which, e.g. task="nsmc" (--task=nsmc)'
+                f'{self.loaded.checkpoint} names no task; say which{known}, e.g. task="nsmc" (--task=nsmc)'
             )
         return one_task(macros) if task in (None, own) else named_task(str(task))
+
+    def unlearnt(self, name: str) -> str:
+        """What to say before the model answers task `name`, which it never learnt; "" if it did."""
+        return loading.unlearnt(self.loaded.checkpoint, self.loaded.macros, name)
 
     def answers(self, task: Task) -> tuple[str, ...]:
         """What `classify` chooses among; `UserError` if the task has no labels."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the shipped files are: gin configs, the vocabulary and the sample texts.
+"""Where the shipped files are: gin configs, the vocabulary and the model.
 
-In a clone they lie beside the package (`configs/`, `vocab/`); in an installed wheel they lie inside it
-(`kcmoe/configs/`, `kcmoe/vocab/`). Nothing else in the package knows the difference.
+In a clone they lie beside the package (`configs/`, `vocab/`, `weights/`); in an installed wheel they lie
+inside it (`kcmoe/configs/` and so on). Nothing else in the package knows the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def roots() -> tuple[Path, ...]:
-    """Folders that may hold `configs/` and `vocab/`, the clone first."""
+    """Folders that may hold `configs/`, `vocab/` and `weights/`, the clone first."""
     return (_PACKAGE.parent, _PACKAGE)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import batching
 from kcmoe.inference import texts as texts_lib
@@ -46,12 +47,8 @@ class Engine:
     @property
     def default_task(self) -> str | None:
         """The task that the model was trained for, if it has labels."""
-        macros = self.lm.loaded.macros
-        own = macros.get("MIXTURE_OR_TASK_NAME")
-        for name in (own, *(macros.get("MIXTURE") or ())):
-            if name and self._words(name):
-                return str(name)
-        return None
+        names = run_config.learnt_tasks(self.lm.loaded.macros)
+        return next((name for name in names if self._words(name)), None)
 
     def _words(self, name: str) -> tuple[str, ...]:
         try:
@@ -61,9 +58,7 @@ class Engine:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Tasks with labels, those that the model has learnt first."""
-        macros = self.lm.loaded.macros
-        own = macros.get("MIXTURE_OR_TASK_NAME")
-        learnt = [name for name in (own, *(macros.get("MIXTURE") or ())) if name]
+        learnt = run_config.learnt_tasks(self.lm.loaded.macros)
         found = []
         for name in dict.fromkeys((*learnt, *TASKS)):
             words = self._words(name)

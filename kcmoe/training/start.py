@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kcmoe import checkpoint as checkpoints
 from kcmoe import tree
-from kcmoe.checkpoint import run_config
+from kcmoe.checkpoint import run_config, shipped
 from kcmoe.errors import UserError
 from kcmoe.model.interface import Flat
 from kcmoe.training import state as states
@@ -63,7 +63,7 @@ def find(
     """
     run = settings.run
     newest = folder.latest()
-    origin = str(newest or run.initial_checkpoint_path or "")
+    origin = str(newest or shipped.resolve(run.initial_checkpoint_path or ""))
     if not origin:
         return Start(), None
     if vocabulary:
@@ -98,7 +98,9 @@ def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[Train
     same_optimizer = _recorded(path).get("OPTIMIZER") in (None, settings.run.optimizer)
     if same_optimizer and tree.STEP in here and _slot_names(here) == _slot_names(expected):
         return states.from_flat(checkpoints.restore(reader, expected, sharding=placing)), True
-    restored: Flat = checkpoints.restore(reader, expected, [tree.PARAMETERS], sharding=placing)
+    restored: Flat = checkpoints.restore(
+        reader, expected, [tree.PARAMETERS], sharding=placing, widen=True
+    )
     fresh = {
         leaf: jnp.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()

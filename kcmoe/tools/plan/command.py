@@ -108,10 +108,12 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
 
 
 def _named_step(macros: Macros) -> int | None:
-    """N where INITIAL_CHECKPOINT_PATH is called checkpoint_N."""
+    """N where INITIAL_CHECKPOINT_PATH is called checkpoint_N; the step of a model that ships."""
+    from kcmoe.checkpoint import open_checkpoint, shipped
     from kcmoe.checkpoint.storage import step_of
 
-    return step_of(str(macros.get("INITIAL_CHECKPOINT_PATH")))
+    path = str(macros.get("INITIAL_CHECKPOINT_PATH"))
+    return open_checkpoint(path).step if path in shipped.MODELS else step_of(path)
 
 
 def _start_step(macros: Macros) -> int:
