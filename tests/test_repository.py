@@ -26,7 +26,7 @@ CODE = sorted(
 )
 PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "kcmoe")]
 SHELL = sorted((ROOT / "scripts").glob("*.sh"))
-DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "vocab").glob("*.md"))
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "vocab").glob("*.md"), *(ROOT / "weights").rglob("*.md")]
 TEXTS = [*CODE, *SHELL, *DOCUMENTS, *sorted((ROOT / "configs").rglob("*.gin"))]
 CEILING_LINES = 350
 
@@ -292,7 +292,8 @@ def test_wheel_carries_configs_vocabulary_and_samples(tmp_path: Path) -> None:
         check=True,
         cwd=ROOT,
     )
-    shipped = [p for folder in ("configs", "vocab") for p in (ROOT / folder).rglob("*.*")]
+    folders = ("configs", "vocab", "weights")
+    shipped = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
     shipped += list((ROOT / "kcmoe").rglob("*.tsv"))
     assert len(shipped) > 20
     for path in shipped:
