@@ -2,8 +2,8 @@
 """Package metadata. Tested versions of everything below are in constraints.txt.
 
 The gin files, the vocabulary, the model that ships and the code for transformers lie beside the package in
-a clone, where people read and edit them. A wheel must carry them too, so the build copies them into the package, where
-`kcmoe.io.resources` looks second.
+a clone, where people read and edit them. A wheel must carry them too, so the build copies them into the
+package, where `kcmoe.io.resources` looks second.
 """
 
 from __future__ import annotations

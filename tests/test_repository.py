@@ -292,7 +292,7 @@ def test_wheel_carries_configs_vocabulary_and_samples(tmp_path: Path) -> None:
         check=True,
         cwd=ROOT,
     )
-    folders = ("configs", "vocab", "weights")
+    folders = ("configs", "huggingface", "vocab", "weights")
     shipped = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
     shipped += list((ROOT / "kcmoe").rglob("*.tsv"))
     assert len(shipped) > 20
