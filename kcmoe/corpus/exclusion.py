@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.corpus.staging import LENIENT, Reading, text_key
+from kcmoe.corpus.staging import WAYS, Reading, text_key
 from kcmoe.data import tables
 from kcmoe.data.token_cache import stamp
 from kcmoe.errors import UserError
@@ -71,7 +71,7 @@ def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, in
             each.columns or (reading.column,),
             strict=reading.strict,
             encoding=reading.encoding,
-            lenient=LENIENT,
+            ways=WAYS,
         ):
             for texts in chunk.values():
                 cleaned = [reading.cleaner.clean(text) for text in texts if isinstance(text, str)]

@@ -104,6 +104,9 @@ def _report(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--lines", type=int, default=0, metavar="N", help="first N lines of each text"
     )
+    parser.add_argument(
+        "--encoding", default="utf-8", metavar="NAME", help="of text files (default utf-8)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write every measure here")
     parser.add_argument("--plot", metavar="FILE", help="also draw the measures, as .png or .svg")
     args = parser.parse_args(argv)
@@ -117,7 +120,7 @@ def _report(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer import report, report_output
 
     models = args.models or [str(resources.find("vocab/kcmoe_32k.model"))]
-    texts = [report.read_text(text, args.lines) for text in args.text]
+    texts = [report.read_text(text, args.lines, args.encoding) for text in args.text]
     measures = [report.measure(model, text) for text in texts for model in models]
     print(report_output.tables(measures))
     if args.json:

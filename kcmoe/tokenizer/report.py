@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from kcmoe.data import tables
 from kcmoe.errors import UserError
+from kcmoe.io import given
 from kcmoe.tokenizer import morphemes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("Hangul", "jamo", "Hanja", "emoji", "other")
 _EXAMPLES = 3
+WAYS = tables.Ways("", "give --encoding={0}")
 _SPACE = "\u2581"
 
 _RANGES = {
@@ -87,18 +89,18 @@ def kind_of(char: str) -> str:
     return "other"
 
 
-def read_text(spec: str, lines: int = 0) -> Text:
+def read_text(spec: str, lines: int = 0, encoding: str = "utf-8") -> Text:
     """Reads "FILE" or "FILE:COLUMN"; the column is "text" unless given.
 
     Raises:
       UserError: if the file cannot be read, lacks the column, or holds no text.
     """
     path, _, column = spec.rpartition(":")
-    if not path or "/" in column or "\\" in column:
+    if given.files(spec) or not path or "/" in column or "\\" in column:
         path, column = spec, "text"
     found: list[str] = []
     for file in tables.expand([path]):
-        for chunk in tables.read_chunks(file, [column], lenient=""):
+        for chunk in tables.read_chunks(file, [column], encoding=encoding, ways=WAYS):
             found += [str(text) for text in chunk[column] if text and str(text).strip()]
             if lines and len(found) >= lines:
                 break

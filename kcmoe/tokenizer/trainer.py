@@ -72,7 +72,7 @@ def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -
     if marked:
         morphemes.require()
     paths = tables.expand(config.corpus, config.data_dir)
-    size = corpus.measure(paths, config.text_column)
+    size = corpus.measure(paths, config.text_column, config.encoding or "utf-8")
     workers = config.workers or os.cpu_count() or 1
     for line in forecast.describe(size, config, workers):
         say(line)
