@@ -193,6 +193,7 @@ def train_batches(
         if one.kind == "span_corruption":
             cache = corpus(one, "train", vocabulary, data)
             return CorpusRows(one.name, cache, vocabulary, settings)
+        labelled.check_answers(one, vocabulary, sizes.targets)
         inputs, targets = tokenize_examples(
             labelled.iter_examples(one, "train", data.data_dir, strict=data.strict),
             vocabulary,
@@ -302,6 +303,7 @@ def eval_batches(
         segments = CorpusRows(task.name, cache, vocabulary, settings)
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
+    labelled.check_answers(task, vocabulary, sizes.targets)
     every = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     count = min(len(every), limit or len(every))
     examples = tuple(labelled.spread(every, count) if spread else every[:count])
