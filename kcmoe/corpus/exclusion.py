@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,6 @@ from kcmoe.corpus.staging import WAYS, Reading, text_key
 from kcmoe.data import tables
 from kcmoe.data.token_cache import stamp
 from kcmoe.io import given
-
-# Columns follow a file's ending or a wildcard: C:\a.tsv, gs://b/c.tsv and samples:a.txt name none.
-_WITH_COLUMNS = re.compile(r"(.+(?:\.\w+|[*?\]])):([^:/\\]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +38,7 @@ def parse(argument: str) -> list[Excluded]:
     Raises:
       UserError: if there is no such file.
     """
-    match = None if given.files(argument) else _WITH_COLUMNS.fullmatch(argument)
-    pattern, named = match.groups() if match else (argument, "")
-    columns = tuple(name for name in named.split(",") if name)
+    pattern, columns = given.with_columns(argument)
     return [Excluded(file, columns) for file in tables.expand([pattern])]
 
 

@@ -42,7 +42,7 @@ class Damaged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class AskedColumn:
     """One column that is asked for.
 
     Attributes:
@@ -56,7 +56,9 @@ class Field:
     kind: Any
 
 
-def fields(schema: Any, path: str, columns: Sequence[str], lists: Sequence[str]) -> list[Field]:
+def fields(
+    schema: Any, path: str, columns: Sequence[str], lists: Sequence[str]
+) -> list[AskedColumn]:
     """Finds `columns` in a PyArrow schema.
 
     Args:
@@ -83,7 +85,7 @@ def fields(schema: Any, path: str, columns: Sequence[str], lists: Sequence[str])
             ]
             names.append(field.name)
         _check(field.type, path, name, name in lists)
-        found.append(Field(name, tuple(names), field.type))
+        found.append(AskedColumn(name, tuple(names), field.type))
     return found
 
 
@@ -108,7 +110,7 @@ def _check(given: Any, path: str, name: str, list_allowed: bool) -> None:
         raise UserError(f"{path}: column {name} is {given}, but text or numbers are needed")
 
 
-def values(batch: Any, asked: Sequence[Field]) -> dict[str, list[Any]]:
+def values(batch: Any, asked: Sequence[AskedColumn]) -> dict[str, list[Any]]:
     """The columns of a record batch as lists of Python values; NaN is None, as null is."""
     import pyarrow.compute as pc
 
@@ -144,7 +146,7 @@ def chunks(
     """
     import pyarrow as pa
 
-    asked: list[Field] = []
+    asked: list[AskedColumn] = []
     number = 0
     try:
         with remote.fsspec().open(path, "rb").open() as raw:

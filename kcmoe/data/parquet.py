@@ -59,7 +59,7 @@ def chunks(
 
 
 def _group(
-    file: Any, group: int, fields: Sequence[arrow.Field], size: int
+    file: Any, group: int, fields: Sequence[arrow.AskedColumn], size: int
 ) -> Iterator[dict[str, list[Any]] | arrow.Damaged]:
     import pyarrow as pa
 

@@ -27,6 +27,7 @@ from kcmoe.data.span_corruption import Noise
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
+from kcmoe.io import given
 from kcmoe.tasks.registry import Mixture, Task
 from kcmoe.vocabulary import Vocabulary
 
@@ -37,10 +38,8 @@ _BATCHES_AHEAD = 4
 
 def default_cache_dir() -> str:
     """Below $KCMOE_CACHE_DIR, else below ~/.cache/kcmoe."""
-    base = os.environ.get("KCMOE_CACHE_DIR") or os.path.join(
-        os.path.expanduser("~"), ".cache", "kcmoe"
-    )
-    return os.path.join(base, "tokens")
+    base = os.environ.get("KCMOE_CACHE_DIR") or "~/.cache/kcmoe"
+    return os.path.join(given.path(base), "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +223,7 @@ def corpus(task: Task, split: str, vocabulary: Vocabulary, data: DataConfig) -> 
         strict=data.strict,
     )
     files = splits.split_files(task, split, data.data_dir)
-    return open_cache(files, source, vocabulary, data.cache_dir or default_cache_dir())
+    return open_cache(files, source, vocabulary, given.path(data.cache_dir or default_cache_dir()))
 
 
 def tokenize_examples(

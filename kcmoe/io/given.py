@@ -22,6 +22,9 @@ from kcmoe.io import remote
 # Codecs of Python that are no encoding of a text file: they keep no line, or need the whole file at once.
 _NO_FILE_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
 
+# Columns follow a file's ending or a wildcard: C:\a.tsv, gs://b/c.tsv and samples:a.txt name none.
+_WITH_COLUMNS = re.compile(r"(.+(?:\.\w+|[*?\]])):([^:/\\]+)")
+
 
 def composed(name: str) -> str:
     """Returns a name as it is compared: Hangul and accents in one sign each (NFC)."""
@@ -148,6 +151,18 @@ def absent(pattern: str, folder: str | os.PathLike[str] = "") -> str:
     if not os.path.isdir(path(place)):
         return f"no file matches {whole}: there is no folder {place}."
     return f"no file matches {whole}.{near_misses(os.path.basename(whole), _names(path(place)))}"
+
+
+def with_columns(text: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the path or pattern and the columns of "FILE" or "FILE:COLUMN,COLUMN".
+
+    A file that exists has no columns in its name.
+    """
+    there = not remote.is_remote(text) and os.path.lexists(path(text))
+    match = None if there else _WITH_COLUMNS.fullmatch(text)
+    if match is None:
+        return text, ()
+    return match[1], tuple(name for name in match[2].split(",") if name)
 
 
 @functools.cache

@@ -60,6 +60,10 @@ def _train(argv: Sequence[str]) -> int:
         epilog=_TRAIN_EPILOG,
     )
     add_gin_arguments(parser)
+    parser.add_argument("--encoding", metavar="NAME", help="of text files; short for TASK_ENCODING")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write over a vocabulary that is there already"
+    )
     args, macros = parse_with_gin(parser, argv)
     if not args.gin_file:
         raise UserError("no settings are given: add --gin_file=configs/tokenizer/unigram_32k.gin")
@@ -68,13 +72,16 @@ def _train(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer import trainer
 
     config.check_names(macros)
+    if args.encoding:
+        macros = macros.replace(TASK_ENCODING=args.encoding)
+    settings = TokenizerConfig.from_macros(macros)
+    if not args.overwrite:
+        trainer.check_free(settings)
     started = time.monotonic()
     # A stop by the system cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = trainer.train(
-            TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)
-        )
+        result = trainer.train(settings, lambda line: print(line, flush=True))
     finally:
         signal.signal(signal.SIGTERM, before)
     print(

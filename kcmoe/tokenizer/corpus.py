@@ -22,7 +22,7 @@ from kcmoe.tokenizer import normalization
 
 _BYTES_PER_TEXT_LINE = 90  # of the comments; only for forecasts about text files
 # Settings alone say how a corpus is read there.
-WAYS = tables.Ways("set DATA_STRICT = False", "set TASK_ENCODING = '{0}'")
+WAYS = tables.Ways("set DATA_STRICT = False", "give --encoding={0}")
 _EXPANSION = 3  # plain text / compressed text
 
 
@@ -101,7 +101,12 @@ def lines(
                 if text is None:
                     tally.nulls += 1
                     continue
-                yield from cut(normalization.clean(str(text)), max_chars)
+                if not isinstance(text, str):
+                    if strict:
+                        raise UserError(f"{path}: column {column} holds {text!r}, not text")
+                    tally.drop("not text", path)
+                    continue
+                yield from cut(normalization.clean(text), max_chars)
 
 
 def cut(line: str, max_chars: int) -> Iterator[str]:

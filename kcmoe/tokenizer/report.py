@@ -95,13 +95,18 @@ def read_text(spec: str, lines: int = 0, encoding: str = "utf-8") -> Text:
     Raises:
       UserError: if the file cannot be read, lacks the column, or holds no text.
     """
-    path, _, column = spec.rpartition(":")
-    if given.files(spec) or not path or "/" in column or "\\" in column:
-        path, column = spec, "text"
+    path, columns = given.with_columns(spec)
+    if len(columns) > 1:
+        raise UserError(f"--text={spec} names {len(columns)} columns, but one at a time is read")
+    column = columns[0] if columns else "text"
     found: list[str] = []
     for file in tables.expand([path]):
         for chunk in tables.read_chunks(file, [column], encoding=encoding, ways=WAYS):
-            found += [str(text) for text in chunk[column] if text and str(text).strip()]
+            for text in chunk[column]:
+                if text is not None and not isinstance(text, str):
+                    raise UserError(f"{file}: column {column} holds {text!r}, not text")
+                if text and text.strip():
+                    found.append(text)
             if lines and len(found) >= lines:
                 break
     if not found:

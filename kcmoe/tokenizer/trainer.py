@@ -23,6 +23,7 @@ from typing import Any
 
 from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.data import tables
+from kcmoe.errors import UserError
 from kcmoe.io.hashing import sha256
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
 
@@ -63,6 +64,16 @@ def train(config: TokenizerConfig, say: Callable[[str], None]) -> Trained:
     """
     with tempfile.TemporaryDirectory(prefix="kcmoe-tokenizer-") as folder:
         return learn(config, prepare(config, Path(folder), say), Path(folder), say)
+
+
+def check_free(config: TokenizerConfig) -> None:
+    """Raises `UserError` if one of the files that `train` writes is there already."""
+    model = Path(config.output)
+    for path in (model, config.twin, model.with_suffix(".json")):
+        if path.exists():
+            raise UserError(
+                f"{path} is there already; choose another TOKENIZER_OUTPUT, or give --overwrite"
+            )
 
 
 def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -> Prepared:
