@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import hashing, remote, resources
+from kcmoe.io import given, hashing, remote, resources
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
 # Vocabularies differ in how they spell a sentinel; the published one puts a space mark before it.
@@ -45,7 +45,7 @@ class Vocabulary:
           UserError: if the file is missing, is not a SentencePiece model, or its pad, eos and unk are
             not 0, 1 and 2.
         """
-        self.path = os.fspath(path) if path else str(resources.find(DEFAULT_FILE))
+        self.path = given.path(path) if path else str(resources.find(DEFAULT_FILE))
         self._load(_read(self.path))
 
     def _load(self, model: bytes) -> None:

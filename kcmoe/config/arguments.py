@@ -9,6 +9,21 @@ from typing import Any, NoReturn
 
 from kcmoe.config import gin_files, run_files
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io import given
+
+# Arguments and macros that are one path each; patterns and "FILE:COLUMN" are seen to where they are read.
+_PATH_METAVARS = ("FILE", "DIR", "MODEL", "MODEL_DIR")
+_PATH_NAMES = ("path", "source", "destination", "data_dir")
+PATH_MACROS = (
+    "CACHE_DIR",
+    "CHECKPOINT_PATH",
+    "DATA_DIR",
+    "INFER_OUTPUT_DIR",
+    "INITIAL_CHECKPOINT_PATH",
+    "MODEL_DIR",
+    "TOKENIZER_OUTPUT",
+    "VOCABULARY_FILE",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +33,18 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As `ArgumentParser`; paths are those that are meant, see `given.path`."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.metavar in _PATH_METAVARS or action.dest in _PATH_NAMES:
+                value = getattr(found, action.dest, None)
+                if isinstance(value, str):
+                    setattr(found, action.dest, given.path(value))
+                elif isinstance(value, list):
+                    setattr(found, action.dest, [given.path(each) for each in value])
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
@@ -99,5 +126,6 @@ def parse_with_gin(
     for binding in bindings:
         if "=" not in binding:
             raise UserError(f"--gin.{binding} needs a value: --gin.{binding}=VALUE")
-    search_paths = [path for path in args.gin_search_paths.split(",") if path]
-    return args, gin_files.parse([*base, *args.gin_file], bindings, search_paths)
+    search_paths = [given.path(path) for path in args.gin_search_paths.split(",") if path]
+    macros = gin_files.parse([*base, *args.gin_file], bindings, search_paths)
+    return args, macros.changed({name: given.path for name in PATH_MACROS})

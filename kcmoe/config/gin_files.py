@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kcmoe.config import run_files
@@ -102,6 +102,14 @@ class Macros(Mapping[str, Any]):
         """A copy with some values set, as if on the command line."""
         changed = {name: Setting(value, "the program") for name, value in values.items()}
         return Macros({**self._settings, **changed})
+
+    def changed(self, changes: Mapping[str, Callable[[str], str]]) -> Macros:
+        """A copy in which texts are what `changes` makes of them; other values stay, and so do places."""
+        settings = dict(self._settings)
+        for name, change in changes.items():
+            if isinstance(text := self._values.get(name), str):
+                settings[name] = Setting(change(text), settings[name].where)
+        return Macros(settings)
 
 
 def _missing(name: str, where: str | None, candidates: Mapping[str, Any] = {}) -> str:

@@ -97,7 +97,7 @@ def _chunks(path: Path, table: Table, tally: tables.Tally) -> Iterator[list[tupl
 
 def _laid_out(path: Path, layout: Layout, columns: list[str]) -> Iterator[tuple[str, ...]]:
     with text_formats.open_text(str(path), "utf-8") as file:
-        lines = (line.rstrip("\r\n") for line in file)
+        lines = (_readable(line).rstrip("\r\n") for line in file)
         if layout.quoted:
             cells: Iterator[list[str]] = csv.reader(lines, delimiter=layout.separator)
         else:
@@ -110,6 +110,12 @@ def _laid_out(path: Path, layout: Layout, columns: list[str]) -> Iterator[tuple[
             if len(row) != len(header):
                 raise ValueError(f"{row} has {len(row)} cells, not {len(header)}")
             yield tuple(row[place] for place in places)
+
+
+def _readable(line: str) -> str:
+    if bad := text_formats.bad_byte(line):
+        raise ValueError(f"byte {bad} is not UTF-8: {line[:40]!r}")
+    return line
 
 
 def _objects(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:

@@ -4,20 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from kcmoe.corpus.staging import LENIENT, Reading, text_key
+from kcmoe.corpus.staging import WAYS, Reading, text_key
 from kcmoe.data import tables
 from kcmoe.data.token_cache import stamp
-from kcmoe.errors import UserError
-
-# Columns follow a file's ending or a wildcard: C:\a.tsv, gs://b/c.tsv and samples:a.txt name none.
-_WITH_COLUMNS = re.compile(r"(.+(?:\.\w+|[*?\]])):([^:/\\]+)")
+from kcmoe.io import given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +36,10 @@ def parse(argument: str) -> list[Excluded]:
     """The files of "FILE" or "FILE:COLUMN,COLUMN"; FILE may have wildcards.
 
     Raises:
-      UserError: if there is no such file, or one column of a text file without columns is asked for.
+      UserError: if there is no such file.
     """
-    match = None if os.path.isfile(argument) else _WITH_COLUMNS.fullmatch(argument)
-    pattern, named = match.groups() if match else (argument, "")
-    columns = tuple(name for name in named.split(",") if name)
-    files = tables.expand([pattern])
-    for file in files:
-        # It would be read as lines, columns and all, and no text would ever be found in it.
-        if len(columns) == 1 and tables.format_of(file) == ".txt":
-            raise UserError(
-                f"--exclude={argument}: {file} is read as lines without columns; name two of its columns "
-                "to have it read as TSV, or give the parquet of `kcmoe data download`"
-            )
-    return [Excluded(file, columns) for file in files]
+    pattern, columns = given.with_columns(argument)
+    return [Excluded(file, columns) for file in tables.expand([pattern])]
 
 
 def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, int]:
@@ -71,7 +56,7 @@ def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, in
             each.columns or (reading.column,),
             strict=reading.strict,
             encoding=reading.encoding,
-            lenient=LENIENT,
+            ways=WAYS,
         ):
             for texts in chunk.values():
                 cleaned = [reading.cleaner.clean(text) for text in texts if isinstance(text, str)]

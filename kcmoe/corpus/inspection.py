@@ -115,6 +115,7 @@ def _inspect_labelled(
     seed: int,
     shown: int,
 ) -> Findings:
+    labelled.check_answers(task, vocabulary, lengths.targets)
     examples = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     whole = Lengths(1 << 30, 1 << 30)
     inputs, targets = tokenize_examples(iter(examples), vocabulary, whole)

@@ -26,7 +26,7 @@ from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 
-LENIENT = "give --lenient"
+WAYS = tables.Ways("give --lenient", "give --encoding={0}")
 _ROW_BITS = 40  # ordinal = file number << 40 | row: which of two equal texts came first
 
 
@@ -60,7 +60,7 @@ def clean_chunk(
         if not isinstance(text, str):
             if text is not None and reading.strict:
                 raise UserError(
-                    f"column {reading.column} holds {text!r}, not text; mend it, or {LENIENT} to leave "
+                    f"column {reading.column} holds {text!r}, not text; mend it, or {WAYS.lenient} to leave "
                     "such rows out"
                 )
             dropped["null" if text is None else "not text"] += 1
@@ -154,7 +154,7 @@ class Stage:
             strict=reading.strict,
             encoding=reading.encoding,
             tally=tally,
-            lenient=LENIENT,
+            ways=WAYS,
         )
         waiting: collections.deque[tuple[int, concurrent.futures.Future[Any]]] = collections.deque()
         try:

@@ -2,7 +2,8 @@
 """Labelled sets as examples: a prompt, the word to generate, and the row they came from.
 
 Every row of an evaluation split becomes an example, empty documents included (the official NSMC test has
-three), so that all of them are scored. Ids are made elsewhere.
+three), so that all of them are scored; rows in which a value is missing are left out and counted. Ids are
+made elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from kcmoe.data import manifest, tables
 from kcmoe.data.splits import in_split, split_files
 from kcmoe.errors import UserError
-from kcmoe.tasks.registry import Task
+from kcmoe.tasks.registry import Task, format_number
+from kcmoe.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
@@ -67,16 +69,17 @@ def iter_examples(
             for values in zip(*chunk.values(), strict=True):
                 row_number, row_in_file = row_number + 1, row_in_file + 1
                 row = dict(zip(chunk, values, strict=True))
-                for name in task.input_columns:
-                    if row[name] is None:
-                        row[name] = ""
-                        tally.nulls += 1
+                place = f"{path}, row {row_in_file}"
+                missing = [name for name in task.input_columns if row[name] is None]
+                if not missing and task.lacks_answer(row[task.target]):
+                    missing = [task.target]
+                if missing:
+                    tally.drop(f"missing {missing[0]}", place)
+                    continue
                 inputs = task.inputs(row)
                 if not in_split(task, split, inputs):
                     continue
-                answer = _answer(
-                    task, row[task.target], f"{path}, row {row_in_file}", strict, tally
-                )
+                answer = _answer(task, row[task.target], place, strict, tally)
                 if answer is None:
                     continue
                 given = row.get(task.id_column)
@@ -89,8 +92,6 @@ def iter_examples(
 
 def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tally) -> str | None:
     try:
-        if value is None:
-            raise ValueError("null")
         return task.answer(value)
     except (ValueError, OverflowError) as error:
         if strict:
@@ -105,10 +106,40 @@ def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tall
 def _warn(task: Task, split: str, tally: tables.Tally, repeated: int) -> None:
     if tally.dropped:
         _log.warning("%s %s: %s", task.name, split, tally.summary())
-    if tally.nulls:
-        _log.warning("%s %s: %d nulls read as empty texts", task.name, split, tally.nulls)
     if repeated:
         _log.warning("%s %s: %d repeated ids were numbered", task.name, split, repeated)
+
+
+def check_answers(task: Task, vocabulary: Vocabulary, length: int = 0) -> None:
+    """Checks that the answers of a task can be learned and recognised, before any row is read.
+
+    Args:
+      task: any; only label words and numbers are known beforehand.
+      vocabulary: turns them into ids.
+      length: tokens of a target, EOS included; 0 if nothing is cut.
+
+    Raises:
+      UserError: for an answer that does not come back from its ids, or is cut.
+    """
+    words = task.label_answers
+    if task.target_step and task.target_range:
+        low, high = task.target_range
+        count = round((high - low) / task.target_step)
+        steps = (low + number * task.target_step for number in range(min(count, 1000) + 1))
+        words = tuple(format_number(number, task.target_step) for number in steps)
+    for word in words:
+        ids = vocabulary.encode(word)
+        back = vocabulary.decode(ids)
+        if back != word:
+            raise UserError(
+                f"TASK_LABELS of {task.name}: {word!r} comes back from the vocabulary as {back!r}, so no "
+                "answer would ever equal it; choose a word that it keeps"
+            )
+        if length and len(ids) >= length and word in task.label_words:
+            raise UserError(
+                f"TASK_LABELS of {task.name}: {word!r} has {len(ids)} tokens and an end, which are cut to "
+                f"{length}; set 'targets' of TASK_FEATURE_LENGTHS to at least {len(ids) + 1}"
+            )
 
 
 def labelled_examples(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe.data import arrow
 from kcmoe.errors import UserError
 from kcmoe.io import durable, remote
 from kcmoe.io.wording import first_line
@@ -43,69 +44,43 @@ def open_file(path: str) -> Any:
         raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from None
 
 
-class Damaged(Exception):
-    """A row group that does not decode; `expected_rows` is what the footer says it holds."""
-
-    def __init__(self, reason: str, expected_rows: int):
-        super().__init__(reason)
-        self.expected_rows = expected_rows
-
-
-def read_group(
-    file: Any, group: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[dict[str, list[Any]]]:
-    """Yields `columns` of one row group as lists of Python values, at most `batch_rows` at a time.
+def chunks(
+    path: str, columns: Sequence[str], size: int, lists: Sequence[str]
+) -> Iterator[dict[str, list[Any]] | arrow.Damaged]:
+    """Yields `columns` as lists of Python values, at most `size` rows at a time, and what is damaged.
 
     Raises:
-      Damaged: once it is found that the group cannot be decoded, perhaps after some batches.
+      UserError: if the file or a column is missing, or a column holds neither texts nor numbers.
     """
+    with open_file(path) as file:
+        fields = arrow.fields(file.schema_arrow, path, columns, lists)
+        for group in range(file.metadata.num_row_groups):
+            yield from _group(file, group, fields, size)
+
+
+def _group(
+    file: Any, group: int, fields: Sequence[arrow.AskedColumn], size: int
+) -> Iterator[dict[str, list[Any]] | arrow.Damaged]:
     import pyarrow as pa
 
     expected = file.metadata.row_group(group).num_rows
     rows = 0
     try:
         batches = file.iter_batches(
-            batch_size=batch_rows, row_groups=[group], columns=list(columns), use_threads=False
+            batch_size=size,
+            row_groups=[group],
+            columns=list(dict.fromkeys(field.path[0] for field in fields)),
+            use_threads=False,
         )
         for batch in batches:
             # A damaged string column can decode to bytes that are not UTF-8.
             batch.validate(full=True)
             rows += batch.num_rows
-            yield {name: batch.column(name).to_pylist() for name in columns}
+            yield arrow.values(batch, fields)
         if rows != expected:
             raise pa.ArrowInvalid(f"{rows} rows where the footer says {expected}")
     except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
-        raise Damaged(first_line(error), expected) from None
-
-
-def check_types(file: Any, path: str, columns: Sequence[str], lists: Sequence[str]) -> None:
-    """Raises `UserError` for a column that holds neither texts nor numbers.
-
-    Args:
-      file: from `open_file`.
-      path: its name, for the message.
-      columns: names of columns that are there.
-      lists: those among them that may also hold lists of texts or numbers.
-    """
-    import pyarrow as pa
-
-    for name in columns:
-        given = kind = file.schema_arrow.field(name).type
-        if name in lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            kind = kind.value_type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        plain = (
-            pa.types.is_string(kind)
-            or pa.types.is_large_string(kind)
-            or pa.types.is_string_view(kind)
-            or pa.types.is_integer(kind)
-            or pa.types.is_floating(kind)
-            or pa.types.is_boolean(kind)
-            or pa.types.is_null(kind)
-        )
-        if not plain:
-            raise UserError(f"{path}: column {name} is {given}, but text or numbers are needed")
+        yield arrow.Damaged(first_line(error), "row group", group, max(expected - rows, 0))
 
 
 class Writer:

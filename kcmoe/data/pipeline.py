@@ -27,6 +27,7 @@ from kcmoe.data.span_corruption import Noise
 from kcmoe.data.token_cache import Source, TokenCache
 from kcmoe.data.tokenizing import open_cache
 from kcmoe.errors import UserError
+from kcmoe.io import given
 from kcmoe.tasks.registry import Mixture, Task
 from kcmoe.vocabulary import Vocabulary
 
@@ -37,10 +38,8 @@ _BATCHES_AHEAD = 4
 
 def default_cache_dir() -> str:
     """Below $KCMOE_CACHE_DIR, else below ~/.cache/kcmoe."""
-    base = os.environ.get("KCMOE_CACHE_DIR") or os.path.join(
-        os.path.expanduser("~"), ".cache", "kcmoe"
-    )
-    return os.path.join(base, "tokens")
+    base = os.environ.get("KCMOE_CACHE_DIR") or "~/.cache/kcmoe"
+    return os.path.join(given.path(base), "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +192,7 @@ def train_batches(
         if one.kind == "span_corruption":
             cache = corpus(one, "train", vocabulary, data)
             return CorpusRows(one.name, cache, vocabulary, settings)
+        labelled.check_answers(one, vocabulary, sizes.targets)
         inputs, targets = tokenize_examples(
             labelled.iter_examples(one, "train", data.data_dir, strict=data.strict),
             vocabulary,
@@ -223,7 +223,7 @@ def corpus(task: Task, split: str, vocabulary: Vocabulary, data: DataConfig) -> 
         strict=data.strict,
     )
     files = splits.split_files(task, split, data.data_dir)
-    return open_cache(files, source, vocabulary, data.cache_dir or default_cache_dir())
+    return open_cache(files, source, vocabulary, given.path(data.cache_dir or default_cache_dir()))
 
 
 def tokenize_examples(
@@ -302,6 +302,7 @@ def eval_batches(
         segments = CorpusRows(task.name, cache, vocabulary, settings)
         count = min(segments.rows_per_epoch, limit or segments.rows_per_epoch)
         return EvalBatches((), count, batch_size, lambda r, size: _fill(segments.take(r), size))
+    labelled.check_answers(task, vocabulary, sizes.targets)
     every = labelled.labelled_examples(task, split, data.data_dir, strict=data.strict)
     count = min(len(every), limit or len(every))
     examples = tuple(labelled.spread(every, count) if spread else every[:count])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows out of parquet, TSV, CSV, JSON lines and plain text, local or in a bucket, a chunk at a time.
+"""Rows out of parquet, Arrow, TSV, CSV, JSON and plain text, local or in a bucket, a chunk at a time.
 
-`parquet` and `text_formats` know the formats. What cannot be read is named with file and place: strict
-reading stops there, lenient reading skips and counts. Tasks are not known here.
+`formats` knows the endings, `arrow`, `text_formats` and `json_rows` what is inside. What cannot be read is
+named with file and place: strict reading stops there, lenient reading skips and counts. Tasks are not known
+here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kcmoe.data import parquet, text_formats
-from kcmoe.errors import UserError, near_misses
-from kcmoe.io import remote, resources
+from kcmoe.data import arrow, formats, json_rows, parquet, text_formats
+from kcmoe.data.formats import format_of
+from kcmoe.errors import UserError
+from kcmoe.io import given, remote, resources
+
+__all__ = [
+    "CHUNK_ROWS",
+    "PLAIN_COLUMN",
+    "Chunk",
+    "Tally",
+    "Ways",
+    "expand",
+    "format_of",
+    "read_chunks",
+]
 
 CHUNK_ROWS = 4096
-FORMATS = (".parquet", ".tsv", ".csv", ".jsonl", ".txt")
+PLAIN_COLUMN = "text"  # what the one column of a plain text file is called
 
 Chunk = dict[str, list[Any]]
 
@@ -51,7 +64,8 @@ def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> li
     """The files that `patterns` name, in order, each pattern's matches sorted.
 
     Args:
-      patterns: paths with or without wildcards; relative ones are below `data_dir`; "samples:x" is shipped.
+      patterns: paths, patterns or folders, see `given.files`; relative ones are below `data_dir`;
+        "samples:x" is shipped.
       data_dir: local folder or bucket address.
 
     Raises:
@@ -59,54 +73,33 @@ def expand(patterns: Sequence[str], data_dir: str | os.PathLike[str] = "") -> li
     """
     files: list[str] = []
     for pattern in patterns:
-        if pattern.startswith("samples:"):
+        shipped = pattern.startswith("samples:")
+        if shipped:
             pattern = f"{resources.find('kcmoe/samples')}/{pattern[8:]}"
-        path = pattern if remote.is_remote(pattern) else os.path.join(data_dir, pattern)
-        found = _matches(path)
+        found = given.files(pattern, "" if shipped else data_dir)
         if not found:
             below = " Is DATA_DIR right? `kcmoe data list` says what can be fetched"
-            raise UserError(_absent(path) + (below if path != pattern else ""))
-        files += found
+            whole = remote.is_remote(pattern) or os.path.isabs(given.path(pattern)) or not data_dir
+            raise UserError(given.absent(pattern, data_dir) + ("" if whole else below))
+        for path in found:
+            files += formats.in_folder(path) if formats.is_folder(path) else [path]
     return list(dict.fromkeys(files))
 
 
-def _matches(pattern: str) -> list[str]:
-    if remote.is_remote(pattern):
-        try:
-            filesystem, path = remote.fsspec().core.url_to_fs(pattern)
-            return sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(path))
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"{pattern} cannot be listed: {error}") from None
-    if not _has_wildcard(pattern):
-        return [pattern] if os.path.isfile(pattern) else []
-    import glob
+@dataclasses.dataclass(frozen=True)
+class Ways:
+    """What a person does about a file that cannot be read as it is, for messages; "" if nothing.
 
-    return sorted(glob.glob(pattern, recursive=True))
+    Attributes:
+      lenient: to have places that cannot be read left out.
+      recode: to say that the encoding is {0}.
+    """
 
-
-def _has_wildcard(path: str) -> bool:
-    return any(c in path for c in "*?[")
+    lenient: str = "set DATA_STRICT = False"
+    recode: str = "set TASK_ENCODING = '{0}' (or --encoding={0})"
 
 
-def _absent(pattern: str) -> str:
-    """That nothing matches, and what a look at its folder tells."""
-    folder = os.path.dirname(pattern) or "."
-    if remote.is_remote(pattern) or _has_wildcard(folder):
-        return f"no file matches {pattern}."
-    if not os.path.isdir(folder):
-        return f"no file matches {pattern}: there is no folder {folder}."
-    hint = near_misses(os.path.basename(pattern), sorted(os.listdir(folder)))
-    return f"no file matches {pattern}.{hint}"
-
-
-def format_of(path: str) -> str:
-    """The format by ending, compression set aside: one of `FORMATS`."""
-    name = path.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
-    ending = os.path.splitext(name)[1].lower()
-    ending = {".json": ".jsonl", ".ndjson": ".jsonl", ".pq": ".parquet"}.get(ending, ending)
-    if ending not in FORMATS:
-        raise UserError(f"{path}: a file of this kind is not read; known are {', '.join(FORMATS)}")
-    return ending
+TASK_WAYS = Ways()
 
 
 def read_chunks(
@@ -116,21 +109,22 @@ def read_chunks(
     strict: bool = True,
     encoding: str = "utf-8",
     tally: Tally | None = None,
-    lenient: str = "set DATA_STRICT = False",
+    ways: Ways = TASK_WAYS,
     lists: Sequence[str] = (),
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
-    A plain text file has one column, whatever it is called, one document a line; where several columns
-    are asked for, `.txt` is read as TSV (NSMC's files are called so).
+    A missing value (null, NaN) is None, whatever the format. A file `.txt` with one of the columns in its
+    first line, or of which several are asked for, is read as TSV (NSMC's files are called so); any other has
+    one column, "text", one document a line.
 
     Args:
       path: local path or bucket address.
-      columns: names of the columns wanted.
+      columns: names of the columns wanted, compared composed.
       strict: stop at what cannot be read rather than skip and count it.
       encoding: of text files; a byte order mark wins.
       tally: counts are added here.
-      lenient: what a person does to have such places left out, for the message; "" if nothing.
+      ways: what a person does about a file that cannot be read.
       lists: columns whose values may be lists of texts or numbers, where the format has lists.
 
     Raises:
@@ -138,74 +132,106 @@ def read_chunks(
     """
     tally = Tally() if tally is None else tally
     kind = format_of(path)
-    if kind == ".txt" and len(columns) > 1:
-        kind = ".tsv"
-    if kind == ".parquet":
-        yield from _parquet_chunks(path, columns, strict, tally, lenient, lists)
+    if kind in (".parquet", ".arrow"):
+        read = parquet.chunks if kind == ".parquet" else arrow.chunks
+        yield from _arrow_chunks(read(path, columns, CHUNK_ROWS, lists), path, strict, tally, ways)
         return
     readers: dict[str, text_formats.Reader] = {
         ".txt": text_formats.lines,
         ".tsv": text_formats.tsv,
         ".csv": text_formats.csv_rows,
-        ".jsonl": functools.partial(text_formats.jsonl, lists=lists),
+        ".jsonl": functools.partial(json_rows.jsonl, lists=lists),
     }
     rows: list[list[Any]] = []
     try:
+        if kind == ".txt":
+            kind = _kind_of_text(path, columns, encoding)
         with text_formats.open_text(path, encoding) as file:
             for place, row in readers[kind](file, path, columns):
                 if isinstance(row, text_formats.BadRow):
-                    if strict:
-                        way = f"; mend it, or {lenient} to leave such places out" if lenient else ""
-                        raise UserError(f"{path}, {place}: {row}{way}")
-                    tally.drop(str(row).partition(" (")[0], f"{path}, {place}")
+                    _bad_row(row, path, place, file.encoding, strict, tally, ways)
                     continue
                 rows.append(row)
                 if len(rows) == CHUNK_ROWS:
                     tally.rows += len(rows)
                     yield _chunk(rows, columns)
                     rows = []
-    except UnicodeDecodeError as error:
-        byte = f"{path} is not {encoding} text (byte {error.object[error.start]:#04x})."
-        guess = "Set TASK_ENCODING (or --encoding) to its encoding"
-        if text_formats.looks_like_cp949(error, encoding):
-            guess = (
-                "It looks like CP949 (EUC-KR): set TASK_ENCODING = 'cp949' (or --encoding=cp949)"
-            )
-        raise UserError(f"{byte} {guess}") from None
-    except text_formats.UNREADABLE as error:
+    except UnicodeError as error:
+        raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
+    except formats.UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     tally.rows += len(rows)
     if rows:
         yield _chunk(rows, columns)
 
 
-def _parquet_chunks(
+def _kind_of_text(path: str, columns: Sequence[str], encoding: str) -> str:
+    """Whether a file .txt is a table with tabs or lines of text.
+
+    Raises:
+      UserError: if a column is named that it does not have.
+    """
+    if len(columns) > 1:
+        return ".tsv"
+    header = text_formats.first_cells(path, encoding)
+    asked = given.composed(columns[0])
+    if asked in header and (len(header) > 1 or asked != PLAIN_COLUMN):
+        return ".tsv"
+    if asked == PLAIN_COLUMN:
+        return ".txt"
+    about = (
+        f"its first line names {', '.join(header[:20])}" if len(header) > 1 else "it is plain lines"
+    )
+    raise UserError(
+        f"{path} has no column {columns[0]}: {about}; name one of a table, or "
+        f"{PLAIN_COLUMN}, which a file of plain lines has"
+    )
+
+
+def _bad_row(
+    row: text_formats.BadRow,
     path: str,
-    columns: Sequence[str],
+    place: str,
+    encoding: str,
     strict: bool,
     tally: Tally,
-    lenient: str,
-    lists: Sequence[str],
+    ways: Ways,
+) -> None:
+    """Counts a row that cannot be read; raises `UserError` in strict reading, or for another encoding."""
+    encoding = encoding.removesuffix("-sig")
+    what, mend = str(row), "mend it"
+    if isinstance(row, text_formats.BadByte):
+        what = f"byte {row} is not {encoding} text"
+        if not any("encoding" in each for each in tally.dropped):
+            likely = text_formats.likely_encoding(path, encoding)
+            if likely:
+                said = f"; {ways.recode.format(likely)}" if ways.recode else ""
+                name = {"cp949": "CP949 (EUC-KR)"}.get(likely, likely.upper())
+                raise UserError(
+                    f"{path} is not {encoding} text (byte {row}, {place}). It looks like {name}{said}"
+                )
+        if ways.recode:
+            mend += f", {ways.recode.format('…')} if all of the file is in another encoding"
+    if strict:
+        way = f"; {mend}, or {ways.lenient} to leave such places out" if ways.lenient else ""
+        raise UserError(f"{path}, {place}: {what}{way}")
+    reason = "not in the encoding" if isinstance(row, text_formats.BadByte) else what
+    tally.drop(reason.partition(" (")[0], f"{path}, {place}")
+
+
+def _arrow_chunks(
+    chunks: Iterator[Chunk | arrow.Damaged], path: str, strict: bool, tally: Tally, ways: Ways
 ) -> Iterator[Chunk]:
-    with parquet.open_file(path) as file:
-        text_formats.column_places(file.schema_arrow.names, path, columns)
-        parquet.check_types(file, path, columns, lists)
-        for group in range(file.metadata.num_row_groups):
-            rows = 0
-            try:
-                for chunk in parquet.read_group(file, group, columns, CHUNK_ROWS):
-                    read = len(chunk[columns[0]])
-                    rows += read
-                    tally.rows += read
-                    yield chunk
-            except parquet.Damaged as error:
-                place = f"{path}, row group {group}"
-                if strict:
-                    way = f", or {lenient} to leave such row groups out" if lenient else ""
-                    raise UserError(
-                        f"{place} is damaged ({error}); fetch the file again{way}"
-                    ) from None
-                tally.drop("damaged row group", place, max(error.expected_rows - rows, 0))
+    for chunk in chunks:
+        if isinstance(chunk, arrow.Damaged):
+            place = f"{path}, {chunk.place}"
+            if strict:
+                way = f", or {ways.lenient} to leave such {chunk.kind}s out" if ways.lenient else ""
+                raise UserError(f"{place} is damaged ({chunk}); fetch the file again{way}")
+            tally.drop(f"damaged {chunk.kind}", place, chunk.rows)
+            continue
+        tally.rows += len(next(iter(chunk.values())))
+        yield chunk
 
 
 def _chunk(rows: list[list[Any]], columns: Sequence[str]) -> Chunk:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows out of text files: plain lines, TSV, CSV and JSON lines, each with its place for messages.
+"""Rows out of text files: plain lines, TSV and CSV, each with its place for messages.
 
-TSV has no quoting (as NSMC and KorNLI are published), CSV has. What is done about a bad row is decided in
-`tables`.
+TSV has no quoting (as NSMC and KorNLI are published) unless every quote in the file is one that pandas
+writes; CSV has. What is done about a bad row is decided in `tables`.
 """
 
 from __future__ import annotations
@@ -10,55 +10,96 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
-import json
-import lzma
-import zlib
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from kcmoe.data.formats import UNREADABLE, open_unpacked
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io import remote
+from kcmoe.io import given
+from kcmoe.io.given import composed
 
 # A cell larger than this is a missing line break or quote, not a text.
 MAX_CELL_BYTES = 64 << 20
-# What a damaged compressed file raises; the last two are no OSErrors.
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_SAMPLE_BYTES = 1 << 16
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"\x84\x31\x95\x33", "gb18030"),
+)
+# Bytes that are not in the encoding, as `_mark` leaves them in the text; no decoder gives these signs.
+_UNDECODED = re.compile("[\udc00-\udcff]")
 
 
 class BadRow(Exception):
     """One row that cannot be read; becomes `UserError` in strict reading."""
 
 
+class BadByte(BadRow):
+    """A row with a byte that is not in the file's encoding."""
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return chr(0xDC00 + error.object[error.start]), error.end
+
+
+codecs.register_error("kcmoe-mark", _mark)
+
+
+def bad_byte(text: str) -> BadByte | None:
+    """The first byte in `text`, as `open_text` gives it, that was not in the encoding; None if all were."""
+    found = None if text.isascii() else _UNDECODED.search(text)
+    return BadByte(f"{ord(found[0]) - 0xDC00:#04x}") if found else None
+
+
 def open_text(path: str, encoding: str) -> io.TextIOWrapper:
-    """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators."""
+    """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators.
+
+    A byte order mark wins over `encoding`. What cannot be decoded is left for `bad_byte` to find.
+
+    Raises:
+      UserError: if the file cannot be opened, or no encoding of files is called so.
+    """
+    name = given.encoding(encoding)
+    start = _start(path, 4)
+    mark = next((found for bom, found in _MARKS if start.startswith(bom)), "")
+    return io.TextIOWrapper(
+        open_unpacked(path), encoding=mark or name, errors="kcmoe-mark", newline="\n"
+    )
+
+
+def _start(path: str, size: int) -> bytes:
     try:
-        raw = remote.fsspec().open(path, "rb", compression="infer").open()
-        start = raw.read(4)
-        raw.seek(0)
-    except (*UNREADABLE, ValueError, ImportError) as error:
+        with open_unpacked(path) as raw:
+            start: bytes = raw.read(size)
+            return start
+    except (*UNREADABLE, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        encoding = "utf-8-sig"
-    try:
-        return io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    except LookupError:
-        raise UserError(f"no encoding is called {encoding}") from None
 
 
 def column_places(header: Sequence[str], path: str, columns: Sequence[str]) -> list[int]:
-    """Places of `columns` in `header`; `UserError` with near misses for a column that is not there."""
-    missing = [name for name in columns if name not in header]
-    if missing:
-        hint = near_misses(missing[0], header)
-        raise UserError(
-            f"{path} has no column {missing[0]}.{hint} Its columns: {', '.join(header) or 'none'}"
-        )
-    return [list(header).index(name) for name in columns]
+    """Places of `columns` in `header`, names compared composed.
+
+    Raises:
+      UserError: with near misses for a column that is not there, or one that is there twice.
+    """
+    names = [composed(name) for name in header]
+    for name in columns:
+        if composed(name) not in names:
+            hint = near_misses(name, names)
+            listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" * (len(names) > 20))
+            raise UserError(f"{path} has no column {name}.{hint} Its columns: {listed or 'none'}")
+        if (count := names.count(composed(name))) > 1:
+            raise UserError(f"{path} has {count} columns called {name}; rename all but one")
+    return [names.index(composed(name)) for name in columns]
 
 
 Row = tuple[str, "list[Any] | BadRow"]
@@ -69,118 +110,170 @@ def lines(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[Ro
     """Yields each line as a row of one cell."""
     del path, columns
     for number, line in enumerate(file, 1):
-        yield f"line {number}", [line.rstrip("\r\n")]
+        yield f"line {number}", bad_byte(line) or [line.rstrip("\r\n")]
+
+
+def first_cells(path: str, encoding: str) -> list[str]:
+    """The names that the first line has, if this is a file with tabs; composed and without blanks around."""
+    with open_text(path, encoding) as file:
+        line = file.readline(MAX_CELL_BYTES)
+    return [composed(name.strip().strip('"')) for name in line.split("\t")]
 
 
 def tsv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
     """Yields rows of a file with tabs between cells and names in its first line."""
-    yield from _cells(
-        ((i, x.rstrip("\r\n").split("\t")) for i, x in enumerate(file, 1)), path, columns
-    )
+    yield from _rows(_tsv_records(file, path), path, columns)
 
 
 def csv_rows(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
     """Yields rows of a CSV file with names in its first line."""
-    csv.field_size_limit(MAX_CELL_BYTES)
-    reader = csv.reader(file, strict=True)
+    yield from _rows(_Records(enumerate(file, 1), ","), path, columns)
 
-    def numbered() -> Iterator[tuple[int, list[str]]]:
+
+# Line, cells, and the line or lines they are made of.
+_Record = tuple[int, "list[str] | BadRow", str]
+
+
+class _Records:
+    """Records of CSV. After a bad one reading goes on in the line below the one where it began."""
+
+    def __init__(self, numbered: Iterable[tuple[int, str]], delimiter: str):
+        csv.field_size_limit(MAX_CELL_BYTES)
+        self._numbered, self._delimiter = iter(numbered), delimiter
+        self._waiting: deque[tuple[int, str]] = deque()
+        self._record: list[tuple[int, str]] = []
+
+    def _lines(self) -> Iterator[str]:
         while True:
+            line = self._waiting.popleft() if self._waiting else next(self._numbered, None)
+            if line is None:
+                return
+            self._record.append(line)
+            yield line[1]
+
+    def __iter__(self) -> Iterator[_Record]:
+        reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
+        while True:
+            self._record.clear()
             try:
-                cells = next(reader)
+                cells: list[str] | BadRow = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-            yield reader.line_num, cells
+                cells = BadRow(f"not CSV ({error}; the row or its quote begins here)")
+            number, text = self._record[0][0], "".join(line for _, line in self._record)
+            if isinstance(cells, BadRow):
+                self.again()
+                reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
+            yield number, cells, text
 
-    yield from _cells(numbered(), path, columns)
+    def again(self) -> None:
+        """Has all lines of the last record but the first read again as records of their own."""
+        self._waiting.extendleft(reversed(self._record[1:]))
+        del self._record[1:]
 
 
-def _cells(
-    lines: Iterator[tuple[int, list[str]]], path: str, columns: Sequence[str]
-) -> Iterator[Row]:
-    _, header = next(lines, (0, None))
-    if header is None or not any(name.strip() for name in header):
-        what = "is empty" if header is None else "has a blank first line"
-        raise UserError(
-            f"{path} {what}; leave it out, or give it a header that names {', '.join(columns)}"
-        )
-    positions = column_places([name.strip() for name in header], path, columns)
-    for number, cells in lines:
+def _tsv_records(file: Iterable[str], path: str) -> Iterable[_Record]:
+    numbered = enumerate(file, 1)
+    known = False
+    for number, line in numbered:
+        if not known and '"' in line:
+            known = True
+            if _is_quoted(path, getattr(file, "encoding", "utf-8")):
+                rest = _Records(_chain((number, line), numbered), "\t")
+                yield from rest
+                return
+        yield number, line.rstrip("\r\n").split("\t"), line
+
+
+def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    yield first
+    yield from rest
+
+
+_QUOTED_CELL = r'"(?:[^"]|"")*"'
+_QUOTED_RECORD = re.compile(rf'(?:{_QUOTED_CELL}|[^"\t]*)(?:\t(?:{_QUOTED_CELL}|[^"\t]*))*')
+
+
+def _is_quoted(path: str, encoding: str) -> bool:
+    """Whether every quote of a TSV file is one that a writer of quotes put there, as pandas does.
+
+    A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted.
+    """
+    with open_text(path, encoding) as file:
+        for _, cells, text in _Records(enumerate(file, 1), "\t"):
+            if isinstance(cells, BadRow):
+                return False
+            if '"' not in text:
+                continue
+            plain = text.rstrip("\r\n")
+            if not _QUOTED_RECORD.fullmatch(plain):
+                return False
+            quoted = re.findall(rf"(?:^|\t)({_QUOTED_CELL})", plain)
+            needed = all(re.search(r'""|[\t\r\n]', cell[1:-1]) for cell in quoted)
+            if not needed and len(quoted) < len(cells):
+                return False
+    return True
+
+
+def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iterator[Row]:
+    header: list[str] | None = None
+    positions: list[int] = []
+    for number, cells, text in records:
         place = f"line {number}"
-        if cells in ([], [""]) and len(header) > 1:
-            continue  # an empty line at the end, not a row
+        if bad := bad_byte(text):
+            yield place, bad
+        elif isinstance(cells, BadRow):
+            yield place, cells
+        if header is None:
+            if isinstance(cells, BadRow):
+                raise _headless(path, "has a first line that is not CSV", columns)
+            if not any(name.strip() for name in cells):
+                raise _headless(path, "has a blank first line", columns)
+            header = [name.strip() for name in cells]
+            positions = column_places(header, path, columns)
+            continue
+        if bad or isinstance(cells, BadRow):
+            continue
+        if cells in ([], [""]):
+            if len(header) > 1:
+                continue  # an empty line at the end, not a row
+            cells = [""]
         if len(cells) != len(header):
+            if isinstance(records, _Records):
+                records.again()  # a quote that opened too early takes in the rows below
             wrong = BadRow(f"wrong number of cells ({len(cells)}, the header has {len(header)})")
             yield place, wrong
         else:
             yield place, [cells[i] for i in positions]
+    if header is None:
+        raise _headless(path, "is empty", columns)
 
 
-def _json_values(file: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Objects of a file of JSON lines, or of one that is a single list (as KLUE publishes its sets)."""
-    lines = iter(file)
-    first = next(lines, "")
-    if first.lstrip().startswith("["):
-        try:
-            for number, value in enumerate(json.loads(first + "".join(lines)), 1):
-                yield f"element {number}", value
-        except (ValueError, RecursionError) as error:
-            yield "as a whole", BadRow(f"not JSON ({error})")
-        return
-    for number, line in enumerate(itertools.chain([first], lines), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", BadRow(f"not JSON ({error})")
+def _headless(path: str, what: str, columns: Sequence[str]) -> UserError:
+    return UserError(
+        f"{path} {what}; leave it out, or give it a header that names {', '.join(columns)}"
+    )
 
 
-def jsonl(
-    file: Iterable[str], path: str, columns: Sequence[str], lists: Sequence[str]
-) -> Iterator[Row]:
-    """Yields rows of a file of JSON objects; only the columns `lists` may hold lists."""
-    seen: set[str] = set()
-    for place, row in _json_values(file):
-        if isinstance(row, BadRow):
-            yield place, row
+def likely_encoding(path: str, tried: str) -> str:
+    """The encoding that the beginning of a file is in, where it is clearly another than `tried`, else ""."""
+    sample = _start(path, _SAMPLE_BYTES)
+    tried_text = _decoded(sample, tried)
+    errors = tried_text.count("\ufffd")
+    if not errors:
+        return ""
+    for name in ("utf-8", "cp949", "utf-16-le", "utf-16-be"):
+        if name in tried.replace("_", "-") or (name.startswith("utf-16") and b"\0" not in sample):
             continue
-        if not isinstance(row, dict):
-            yield place, BadRow("not a JSON object")
-            continue
-        missing = [name for name in columns if name not in row]
-        if missing and not seen:
-            column_places(list(row), path, columns)  # the first row lacks it: a renamed column
-        seen.update(row)
-        if missing:
-            yield place, BadRow(f"no column {missing[0]}")
-        elif any(_is_nested(row[name], name in lists) for name in columns):
-            yield place, BadRow("a list or object where a text is needed")
-        elif any(
-            isinstance(row[n], str) and not row[n].isascii() and _broken(row[n]) for n in columns
-        ):
-            yield place, BadRow("half a surrogate pair in the text")
-        else:
-            yield place, [row[name] for name in columns]
+        text = _decoded(sample, name)
+        hangul = sum("가" <= c <= "힣" for c in text)
+        other = sum(not c.isascii() for c in text)
+        if text.count("\ufffd") * 10 < errors and hangul > other * 0.5:
+            return name
+    return ""
 
 
-def _is_nested(value: Any, list_allowed: bool) -> bool:
-    if isinstance(value, list) and list_allowed:
-        return any(isinstance(each, list | dict) for each in value)
-    return isinstance(value, list | dict)
-
-
-def _broken(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def looks_like_cp949(error: UnicodeDecodeError, tried: str) -> bool:
-    """Whether bytes that are not in the encoding `tried` are probably Korean text in CP949."""
-    name = codecs.lookup(tried).name
-    if name == "cp949" or (name == "utf-8" and not error.object[: error.start].isascii()):
-        return False  # good characters before the bad byte: UTF-8, but damaged
-    # The decoder's buffer may end inside a character.
-    text = error.object[:4096].decode("cp949", errors="ignore")
-    hangul = sum("가" <= c <= "힣" for c in text)
-    return hangul > len(text) * 0.2
+def _decoded(sample: bytes, encoding: str) -> str:
+    # The sample may end inside a character.
+    return codecs.getincrementaldecoder(encoding)("replace").decode(sample)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe.data.features import with_eos
-from kcmoe.data.labelled import Example
+from kcmoe.data.labelled import Example, check_answers
 from kcmoe.evaluation import metrics, multi_label
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
@@ -66,7 +66,11 @@ class Questions:
         eos = vocabulary.eos_id
         prompts = [example.inputs_text for example in examples]
         self.task = task
+        check_answers(task, vocabulary)
         self.true = [example.target_text for example in examples]
+        if not task.labels and not task.target_step:
+            # Free text is compared as the vocabulary can say it, e.g. with single blanks.
+            self.true = [vocabulary.decode(ids) for ids in vocabulary.encode_batch(self.true)]
         self.inputs = [with_eos(ids, max_inputs, eos) for ids in vocabulary.encode_batch(prompts)]
         self.words = answers(task)
         self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]

@@ -6,13 +6,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kcmoe.io import given
+
 
 def folder() -> Path | None:
     """KCMOE_CACHE_DIR (empty turns the cache off), else ~/.cache/kcmoe."""
     chosen = os.environ.get("KCMOE_CACHE_DIR")
     if chosen == "":
         return None
-    return Path(chosen) if chosen else Path.home() / ".cache" / "kcmoe"
+    return Path(given.path(chosen)) if chosen else Path.home() / ".cache" / "kcmoe"
 
 
 def enable() -> None:

@@ -127,7 +127,7 @@ class TextSource(seqio.DataSource):
             path, [column], strict=self._strict, encoding=self._task.encoding
         )
         for chunk in chunks:
-            texts = [text for text in chunk[column] if text]
+            texts = [text for text in chunk[column] if isinstance(text, str) and text.strip()]
             yield [text for text in texts if splits.in_split(self._task, split, text)]
 
     def _tokenized(self, feature: str, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from typing import Any
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError, near_misses
 from kcmoe.tasks import types as task_types
-from kcmoe.tasks.types import SPLITS, Mixture, Task, cell_text, format_number
+from kcmoe.tasks.macros import is_number, task_fields
+from kcmoe.tasks.types import Mixture, Task, format_number
 
 __all__ = [
     "TASKS",
@@ -205,25 +206,6 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def _task_fields(settings: TaskSettings) -> dict[str, Any]:
-    """Fields of `Task` that the settings give."""
-    fields = {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(settings)
-        if field.name not in ("name", "mixture") and getattr(settings, field.name) is not None
-    }
-    files = {s: _names(fields.pop(f"{s}_files")) for s in SPLITS if f"{s}_files" in fields}
-    if "labels" in fields:
-        fields["labels"] = {cell_text(value): word for value, word in fields["labels"].items()}
-    if "metrics" in fields:
-        fields["metrics"] = _names(fields["metrics"])
-    return fields | ({"files": files} if files else {})
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
 def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     """The task of this name, or the task or mixture that the macros describe.
 
@@ -233,8 +215,11 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
     if isinstance(name_or_macros, str):
         return named_task(name_or_macros)
     settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
-    fields = _task_fields(settings)
+    fields = task_fields(settings)
     own = _build(settings.name, fields) if fields else None
+    for name in settings.mixture or ():
+        if not isinstance(name, str):
+            raise UserError(f"MIXTURE = {settings.mixture!r}, but {name!r} is no name of a task")
     if settings.mixture is None:
         return own or named_task(settings.name)
     if own and own.name not in settings.mixture:
@@ -269,9 +254,7 @@ def one_task(macros: Mapping[str, Any]) -> Task:
 
 
 def _is_weight(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-    )
+    return is_number(value) and value > 0
 
 
 def named_task(name: str) -> Task:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a task is: where its rows are, and how a row becomes a prompt and an answer.
 
-Opens no file and imports only the standard library; which tasks there are stands in `registry.py`.
+Opens no file and imports nothing heavy; which tasks there are stands in `registry.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import string
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io.given import composed
 
 SPLITS = ("train", "validation", "test")
 METRICS = ("accuracy", "macro_f1", "micro_f1", "pearson", "spearman")
@@ -80,7 +83,7 @@ class Task:
         """Columns that the model reads."""
         if self.kind == "span_corruption":
             return (self.text_column,)
-        return tuple(dict.fromkeys(name for _, name, *_ in _fields(self.prompt) if name))
+        return tuple(dict.fromkeys(name for _, name in _parts(self.prompt) if name))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -105,29 +108,43 @@ class Task:
 
     def inputs(self, row: Mapping[str, Any]) -> str:
         """The prompt for one row of input columns."""
-        return self.prompt.format_map({name: cell_text(row[name]) for name in self.input_columns})
+        return "".join(
+            text + (_input_text(row[name]) if name else "") for text, name in _parts(self.prompt)
+        )
 
     def answer(self, value: Any) -> str:
         """The text the model learns to generate for `value` of the target column.
 
         Raises:
-          ValueError: if the value is not a label of this task, or not a number where one is needed.
+          ValueError: if the value is not a label of this task, or not a number of its range where one is
+            needed.
         """
         if self.target_step:
-            return format_number(float(value), self.target_step)
+            number = float(value)
+            if self.target_range and not self.target_range[0] <= number <= self.target_range[1]:
+                low, high = self.target_range
+                raise ValueError(f"{value!r} is not in the range {low} to {high}")
+            return format_number(number, self.target_step)
         if self.multi_label:
             values = value.split(",") if isinstance(value, str) else value
             values = values if isinstance(values, list | tuple) else [values]
-            words = {self._word(cell_text(each).strip()) for each in values if each != ""}
+            words = {self._word(each) for each in values if each != ""}
             if not words:
                 raise ValueError("no label where at least one is needed")
             return LABEL_SEPARATOR.join(word for word in self.label_words if word in words)
-        return self._word(cell_text(value)) if self.labels else cell_text(value)
+        return self._word(value) if self.labels else cell_text(value)
 
-    def _word(self, value: str) -> str:
-        if value not in self.labels:
-            raise ValueError(f"{value!r} is none of {', '.join(map(repr, self.labels))}")
-        return self.labels[value]
+    def _word(self, value: Any) -> str:
+        key = label_key(value.strip() if self.multi_label and isinstance(value, str) else value)
+        if key not in self.labels:
+            known = list(map(repr, self.labels))
+            more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+            raise ValueError(f"{key!r} is none of {', '.join(known[:20])}{more}")
+        return self.labels[key]
+
+    def lacks_answer(self, value: Any) -> bool:
+        """Whether a row with this value of the target column has no answer: missing, rather than wrong."""
+        return is_missing(value) and label_key(value) not in self.labels
 
     def labels_in(self, answer: str) -> tuple[int, ...]:
         """The labels that `answer` names, as ascending positions in `label_words`.
@@ -153,6 +170,7 @@ def check(task: Task) -> None:
     """Raises `UserError` for fields that are missing or do not go together; names their macros."""
     if not task.files:
         raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
+    _parts(task.prompt)
     if task.kind == "labelled" and not task.input_columns:
         raise UserError(
             f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}"
@@ -216,10 +234,62 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def _fields(prompt: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    try:
-        return list(string.Formatter().parse(prompt))
-    except ValueError as error:
-        raise UserError(
-            f"TASK_PROMPT {prompt!r}: {error}; a literal brace is written twice"
-        ) from None
+_FRACTION = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
+
+
+def label_key(value: Any) -> str:
+    """A value of the target column, or a key of `labels`, as labels are compared.
+
+    Equal in every format: 1, 1.0, "1" and "1.0" are "1"; True, "True" and "true" are "true"; texts are
+    composed. "01" stays, as no number is written so.
+    """
+    if not isinstance(value, str):
+        return cell_text(value)
+    if value in ("True", "TRUE", "False", "FALSE"):
+        return value.lower()
+    if not value.isdigit() and _FRACTION.fullmatch(value) and math.isfinite(float(value)):
+        return cell_text(float(value)) if set(".eE") & set(value) else value
+    return composed(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of the target column holds nothing: null, NaN, a blank text, or a list of these."""
+    if isinstance(value, list):
+        return bool(value) and all(map(is_missing, value))
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _input_text(value: Any) -> str:
+    """A cell as a part of the prompt; a number or a truth value as most writers of CSV have it."""
+    if isinstance(value, bool) or value in ("True", "False"):
+        return str(value).lower()
+    return str(value)
+
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@functools.lru_cache(maxsize=64)
+def _parts(prompt: str) -> tuple[tuple[str, str], ...]:
+    """Texts of a prompt, each with the column that follows it ("" for none).
+
+    Raises:
+      UserError: for a brace that belongs to no column, or one without a name.
+    """
+    found: list[tuple[str, str]] = []
+    text, end = "", 0
+    for match in _PART.finditer(prompt):
+        text += prompt[end : match.start()]
+        end = match.end()
+        if match[0] in ("{{", "}}"):
+            text += match[0][0]
+        elif match[1]:
+            found.append((text, match[1]))
+            text = ""
+        else:
+            what = "{} names no column" if match[0] == "{}" else f"a {match[0]} stands alone"
+            raise UserError(
+                f"TASK_PROMPT {prompt!r}: {what}; a prompt is text with {{column}} and nothing else, and "
+                "a literal brace is written twice"
+            )
+    return (*found, (text + prompt[end:], ""))

@@ -60,6 +60,10 @@ def _train(argv: Sequence[str]) -> int:
         epilog=_TRAIN_EPILOG,
     )
     add_gin_arguments(parser)
+    parser.add_argument("--encoding", metavar="NAME", help="of text files; short for TASK_ENCODING")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write over a vocabulary that is there already"
+    )
     args, macros = parse_with_gin(parser, argv)
     if not args.gin_file:
         raise UserError("no settings are given: add --gin_file=configs/tokenizer/unigram_32k.gin")
@@ -68,13 +72,16 @@ def _train(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer import trainer
 
     config.check_names(macros)
+    if args.encoding:
+        macros = macros.replace(TASK_ENCODING=args.encoding)
+    settings = TokenizerConfig.from_macros(macros)
+    if not args.overwrite:
+        trainer.check_free(settings)
     started = time.monotonic()
     # A stop by the system cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = trainer.train(
-            TokenizerConfig.from_macros(macros), lambda line: print(line, flush=True)
-        )
+        result = trainer.train(settings, lambda line: print(line, flush=True))
     finally:
         signal.signal(signal.SIGTERM, before)
     print(
@@ -104,6 +111,9 @@ def _report(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--lines", type=int, default=0, metavar="N", help="first N lines of each text"
     )
+    parser.add_argument(
+        "--encoding", default="utf-8", metavar="NAME", help="of text files (default utf-8)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write every measure here")
     parser.add_argument("--plot", metavar="FILE", help="also draw the measures, as .png or .svg")
     args = parser.parse_args(argv)
@@ -117,7 +127,7 @@ def _report(argv: Sequence[str]) -> int:
     from kcmoe.tokenizer import report, report_output
 
     models = args.models or [str(resources.find("vocab/kcmoe_32k.model"))]
-    texts = [report.read_text(text, args.lines) for text in args.text]
+    texts = [report.read_text(text, args.lines, args.encoding) for text in args.text]
     measures = [report.measure(model, text) for text in texts for model in models]
     print(report_output.tables(measures))
     if args.json:

@@ -15,12 +15,14 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from kcmoe.data import parquet, tables, text_formats
+from kcmoe.data import formats, parquet, tables, text_formats
 from kcmoe.errors import UserError
 from kcmoe.io import remote
 from kcmoe.tokenizer import normalization
 
 _BYTES_PER_TEXT_LINE = 90  # of the comments; only for forecasts about text files
+# Settings alone say how a corpus is read there.
+WAYS = tables.Ways("set DATA_STRICT = False", "give --encoding={0}")
 _EXPANSION = 3  # plain text / compressed text
 
 
@@ -33,7 +35,7 @@ class Size:
     text_bytes: int
 
 
-def measure(paths: Sequence[str], column: str) -> Size:
+def measure(paths: Sequence[str], column: str, encoding: str = "utf-8") -> Size:
     """Opens every file, so that one that cannot be read is named before hours of work, and adds up.
 
     Lines of parquet files are exact, of text files a guess from their size.
@@ -57,7 +59,8 @@ def measure(paths: Sequence[str], column: str) -> Size:
             size = _bytes_of(path)
             text_bytes += size
             lines += size // _BYTES_PER_TEXT_LINE + 1
-        with contextlib.closing(tables.read_chunks(path, [column])) as chunks:  # type: ignore[type-var]
+        first = tables.read_chunks(path, [column], strict=False, encoding=encoding, ways=WAYS)
+        with contextlib.closing(first) as chunks:  # type: ignore[type-var]
             next(chunks, None)
     return Size(len(paths), lines, text_bytes)
 
@@ -72,7 +75,7 @@ def _bytes_of(path: str) -> int:
         size = int(filesystem.size(name) or 0)
     else:
         size = os.path.getsize(path)
-    return size * (_EXPANSION if path.endswith((".gz", ".bz2", ".xz")) else 1)
+    return size * (_EXPANSION if formats.packing_of(path) else 1)
 
 
 def lines(
@@ -92,13 +95,18 @@ def lines(
     tally = tables.Tally() if tally is None else tally
     for path in paths:
         for chunk in tables.read_chunks(
-            path, [column], strict=strict, encoding=encoding, tally=tally
+            path, [column], strict=strict, encoding=encoding, tally=tally, ways=WAYS
         ):
             for text in chunk[column]:
                 if text is None:
                     tally.nulls += 1
                     continue
-                yield from cut(normalization.clean(str(text)), max_chars)
+                if not isinstance(text, str):
+                    if strict:
+                        raise UserError(f"{path}: column {column} holds {text!r}, not text")
+                    tally.drop("not text", path)
+                    continue
+                yield from cut(normalization.clean(text), max_chars)
 
 
 def cut(line: str, max_chars: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from kcmoe.data import tables
 from kcmoe.errors import UserError
+from kcmoe.io import given
 from kcmoe.tokenizer import morphemes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("Hangul", "jamo", "Hanja", "emoji", "other")
 _EXAMPLES = 3
+WAYS = tables.Ways("", "give --encoding={0}")
 _SPACE = "\u2581"
 
 _RANGES = {
@@ -87,19 +89,24 @@ def kind_of(char: str) -> str:
     return "other"
 
 
-def read_text(spec: str, lines: int = 0) -> Text:
+def read_text(spec: str, lines: int = 0, encoding: str = "utf-8") -> Text:
     """Reads "FILE" or "FILE:COLUMN"; the column is "text" unless given.
 
     Raises:
       UserError: if the file cannot be read, lacks the column, or holds no text.
     """
-    path, _, column = spec.rpartition(":")
-    if not path or "/" in column or "\\" in column:
-        path, column = spec, "text"
+    path, columns = given.with_columns(spec)
+    if len(columns) > 1:
+        raise UserError(f"--text={spec} names {len(columns)} columns, but one at a time is read")
+    column = columns[0] if columns else "text"
     found: list[str] = []
     for file in tables.expand([path]):
-        for chunk in tables.read_chunks(file, [column], lenient=""):
-            found += [str(text) for text in chunk[column] if text and str(text).strip()]
+        for chunk in tables.read_chunks(file, [column], encoding=encoding, ways=WAYS):
+            for text in chunk[column]:
+                if text is not None and not isinstance(text, str):
+                    raise UserError(f"{file}: column {column} holds {text!r}, not text")
+                if text and text.strip():
+                    found.append(text)
             if lines and len(found) >= lines:
                 break
     if not found:

@@ -23,6 +23,7 @@ from typing import Any
 
 from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.data import tables
+from kcmoe.errors import UserError
 from kcmoe.io.hashing import sha256
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
 
@@ -65,6 +66,16 @@ def train(config: TokenizerConfig, say: Callable[[str], None]) -> Trained:
         return learn(config, prepare(config, Path(folder), say), Path(folder), say)
 
 
+def check_free(config: TokenizerConfig) -> None:
+    """Raises `UserError` if one of the files that `train` writes is there already."""
+    model = Path(config.output)
+    for path in (model, config.twin, model.with_suffix(".json")):
+        if path.exists():
+            raise UserError(
+                f"{path} is there already; choose another TOKENIZER_OUTPUT, or give --overwrite"
+            )
+
+
 def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -> Prepared:
     """Samples the corpus and writes the sample, normalised and marked, into `folder`."""
     started = time.monotonic()
@@ -72,7 +83,7 @@ def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -
     if marked:
         morphemes.require()
     paths = tables.expand(config.corpus, config.data_dir)
-    size = corpus.measure(paths, config.text_column)
+    size = corpus.measure(paths, config.text_column, config.encoding or "utf-8")
     workers = config.workers or os.cpu_count() or 1
     for line in forecast.describe(size, config, workers):
         say(line)

@@ -225,8 +225,12 @@ def test_downloaded_sets_are_excluded_by_their_own_columns(inputs, tmp_path):
     with pytest.raises(UserError, match="has no column text"):
         prepare(plan(inputs, tmp_path / "two", exclude=exclusion.parse(f"{tmp_path}/test.parquet")))
     (tmp_path / "ratings.txt").write_text("id\tdocument\n1\t글\n", encoding="utf-8")
-    with pytest.raises(UserError, match="read as lines without columns"):
-        exclusion.parse(f"{tmp_path}/ratings.txt:document")
+    excluded = exclusion.parse(f"{tmp_path}/ratings.txt:document")
+    assert exclusion.keys(excluded, plan(inputs, tmp_path / "three").reading)[1] == 1
+    with pytest.raises(UserError, match="has no column body"):
+        exclusion.keys(
+            exclusion.parse(f"{tmp_path}/ratings.txt:body"), plan(inputs, tmp_path / "x").reading
+        )
 
 
 def test_lenient_reading_reaches_excluded_files(inputs, tmp_path):

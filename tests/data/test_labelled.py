@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
 import pytest
 
-from kcmoe.data.labelled import Example, labelled_examples, spread
+from kcmoe.data.labelled import Example, check_answers, labelled_examples, spread
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import TASKS, Task
+from kcmoe.vocabulary import Vocabulary
 
 REAL = Path(__file__).parents[2] / "../shared/data"
 
@@ -82,17 +88,105 @@ def test_splits_that_do_not_exist(tmp_path):
         labelled_examples(task(), "test", str(tmp_path))
 
 
-def test_nulls_are_empty_texts(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+MISSING = [
+    ("a.parquet", None),
+    ("a.jsonl", '{"id": 1, "document": "좋다", "label": 1}\n{"id": 2, "document": NaN, "label": 1}\n'
+     '{"id": 3, "document": "별로", "label": null}\n{"id": 4, "document": "", "label": 0}\n'),
+]  # fmt: skip
 
-    table = pa.table({"id": ["1", "2"], "document": ["좋다", None], "label": [1, 0]})
-    pq.write_table(table, tmp_path / "test.parquet")
-    parquet = task(files={"test": ("test.parquet",)})
-    assert [e.inputs_text for e in labelled_examples(parquet, "test", str(tmp_path))] == [
-        "리뷰: 좋다",
-        "리뷰: ",
+
+@pytest.mark.parametrize(("name", "content"), MISSING)
+@pytest.mark.parametrize("labels", [{"0": "부정적", "1": "긍정적"}, {}])
+def test_missing_values_are_skipped_and_counted(tmp_path, caplog, name, content, labels):
+    if content is None:
+        frame = {
+            "id": [1, 2, 3, 4],
+            "document": ["좋다", None, "별로", ""],
+            "label": [1.0, 1.0, float("nan"), 0.0],
+        }
+        pq.write_table(pa.table(frame), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    own = task(files={"test": (name,)}, labels=labels)
+    with caplog.at_level(logging.WARNING):
+        examples = labelled_examples(own, "test", str(tmp_path))
+    assert [(e.id, e.inputs_text) for e in examples] == [("1", "리뷰: 좋다"), ("4", "리뷰: ")]
+    assert "1 x missing document" in caplog.text
+    assert "1 x missing label" in caplog.text
+
+
+def test_a_blank_answer_is_missing_in_a_table_of_text(tmp_path, caplog):
+    write(tmp_path, "7\t좋다\t1\n8\t별로\t\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(labelled_examples(task(), "test", str(tmp_path))) == 1
+    assert "1 x missing label" in caplog.text
+
+
+FRAME = {
+    "document": ['그는 "안녕" 했다', "쉼표, 와 탭", "셋\n째", "00"],
+    "stars": [4.0, 3.5, 1.0, 0.1],
+    "seen": [True, False, True, False],
+}
+
+
+@pytest.mark.parametrize("target", ["stars", "seen"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.feather"])
+def test_a_frame_gives_the_same_examples_in_every_format(tmp_path, name, target):
+    rows = [dict(zip(FRAME, cells, strict=True)) for cells in zip(*FRAME.values(), strict=True)]
+    path = tmp_path / name
+    if name in ("a.csv", "a.tsv"):  # as pandas writes it
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(
+                file, delimiter="\t" if name == "a.tsv" else ",", lineterminator="\n"
+            )
+            writer.writerows([list(FRAME), *([*map(str, row.values())] for row in rows)])
+    elif name == "a.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif name == "a.json":
+        columns = {key: dict(enumerate(values)) for key, values in FRAME.items()}
+        path.write_text(json.dumps(columns), encoding="utf-8")
+    elif name == "a.parquet":
+        pq.write_table(pa.table(FRAME), path)
+    else:
+        pyarrow.feather.write_feather(pa.table(FRAME), path)
+    labels = {"4": "넷", "3.5": "셋 반", "1": "하나", "0.1": "영점일"}
+    own = task(
+        files={"test": (name,)},
+        prompt="{document} {stars} {seen}",
+        target=target,
+        id_column="",
+        labels=labels if target == "stars" else {"true": "참", "false": "거짓"},
+    )
+    examples = labelled_examples(own, "test", str(tmp_path))
+    assert [e.inputs_text for e in examples] == [
+        '그는 "안녕" 했다 4.0 true',
+        "쉼표, 와 탭 3.5 false",
+        "셋\n째 1.0 true",
+        "00 0.1 false",
     ]
+    words = ["넷", "셋 반", "하나", "영점일"] if target == "stars" else ["참", "거짓"] * 2
+    assert [e.target_text for e in examples] == words
+
+
+@pytest.mark.parametrize(
+    ("labels", "length", "message"),
+    [
+        ({"0": " 부정", "1": " 긍정"}, 8, "comes back from the vocabulary as '부정'"),
+        ({"0": "아주  나쁨", "1": "좋음"}, 8, "comes back from the vocabulary as '아주 나쁨'"),
+        ({"0": "긍정 ", "1": "긍정"}, 8, "comes back from the vocabulary as '긍정'"),
+        ({"0": "매우 부정적인 의견입니다", "1": "매우 부정적인 의견이 아닙니다"}, 3, "cut to 3"),
+    ],
+)  # fmt: skip
+def test_words_that_cannot_be_answered_are_refused(labels, length, message):
+    with pytest.raises(UserError, match=message):
+        check_answers(task(labels=labels), Vocabulary(), length)
+
+
+@pytest.mark.parametrize(
+    "own", [t for t in TASKS.values() if t.kind == "labelled"], ids=lambda t: t.name
+)
+def test_the_answers_of_every_task_here_come_back(own):
+    check_answers(own, Vocabulary(), 16)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets are not beside the repository")

@@ -52,7 +52,7 @@ def test_every_format_gives_the_same_rows(tmp_path, name, content):
 
 def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
     path = written(tmp_path / "a.txt", "\ufeff가\u2028나\x0b다\r\n\n라")
-    assert read(path, ("any",))[0]["any"] == ["가\u2028나\x0b다", "", "라"]
+    assert read(path)[0]["text"] == ["가\u2028나\x0b다", "", "라"]
     with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
         file.write("가\n나\n".encode())
     assert read(tmp_path / "a.txt.gz")[0]["text"] == ["가", "나"]
@@ -72,7 +72,9 @@ def test_encodings(tmp_path):
 def test_a_bad_byte_in_utf8_is_not_called_cp949(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(("영화가 정말 재미있었어요\n" * 50).encode() + b"\xff\n")
-    with pytest.raises(UserError, match=r"0xff\)\. Set TASK_ENCODING"):
+    with pytest.raises(
+        UserError, match=r"line 51: byte 0xff is not utf-8 text; mend it, set TASK_E"
+    ):
         read(path)
 
 
@@ -92,9 +94,9 @@ def test_the_caller_says_how_bad_rows_are_left_out(tmp_path):
     ):
         read(path)
     with pytest.raises(UserError, match=r"; mend it, or give --lenient to leave such places out"):
-        read(path, lenient="give --lenient")
+        read(path, ways=tables.Ways("give --lenient"))
     with pytest.raises(UserError, match=r"line 2: not JSON \(.*\)$"):
-        read(path, lenient="")
+        read(path, ways=tables.Ways("", ""))
 
 
 @pytest.mark.parametrize(

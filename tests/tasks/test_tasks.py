@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -238,3 +239,72 @@ def test_tasks_import_nothing_heavy():
     code = f"import sys, kcmoe.tasks.registry; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ({"TASK_TRAIN_FILES": 3}, "TASK_TRAIN_FILES = 3, but it must be a text"),
+        ({"TASK_TRAIN_FILES": ["a.tsv", 3]}, "TASK_TRAIN_FILES = .*a list of texts"),
+        ({"TASK_METRICS": 3}, "TASK_METRICS = 3"),
+        ({"TASK_METRICS": [["accuracy"]]}, "TASK_METRICS = "),
+        ({"TASK_LABELS": {0: 0, 1: 1}}, "the word 0, but a word is a text"),
+        ({"TASK_LABELS": {0: ["부정"], 1: "긍정"}}, "a word is a text"),
+        ({"TASK_LABELS": {0: " ", 1: "긍정"}}, "the word ' ', which is empty"),
+        ({"TASK_LABELS": {None: "부정", 1: "긍정"}}, "None, but a label is a text or a number"),
+        ({"TASK_LABELS": {1: "부정", "1": "긍정"}}, "1 and '1', which are the same label"),
+        ({"TASK_LABELS": {"1.0": "부정", 1: "긍정"}}, "'1.0' and 1, which are the same label"),
+        ({"TASK_LABELS": {"가": "부정", "\u1100\u1161": "긍정"}}, "are the same label"),
+        ({"TASK_TARGET_RANGE": 5}, "TASK_TARGET_RANGE = 5"),
+        ({"TASK_TARGET_RANGE": (5.0, 0.0)}, "lowest and the highest"),
+        ({"TASK_TARGET_RANGE": (0, 10**400)}, "TASK_TARGET_RANGE = "),
+        ({"TASK_TARGET_RANGE": ("a", "b")}, "TASK_TARGET_RANGE = "),
+        ({"TASK_ENCODING": "cp9499"}, "no encoding is called cp9499. Did you mean cp949"),
+        (
+            {"TASK_PROMPT": "{}"},
+            "{} names no column; a prompt is text with {column} and nothing else",
+        ),
+        ({"TASK_PROMPT": "{document} }"}, "a } stands alone"),
+        ({"MIXTURE": {3: 1.0}}, "3 is no name of a task"),
+    ],
+)
+def test_settings_of_other_types_are_refused(macros, message):
+    fields = {
+        "MIXTURE_OR_TASK_NAME": "mine",
+        "TASK_TRAIN_FILES": "a.tsv",
+        "TASK_PROMPT": "{document}",
+        "TASK_TARGET_COLUMN": "label",
+    }
+    with pytest.raises(UserError) as refused:
+        own(**fields | macros)
+    assert re.search(message.replace("{", r"\{").replace("}", r"\}"), str(refused.value))
+
+
+@pytest.mark.parametrize("name", ["a.b", "review[ko]", "0", "x:d", "document!r", "한글 이름"])
+def test_any_column_can_stand_in_a_prompt(name):
+    task = own(
+        MIXTURE_OR_TASK_NAME="mine",
+        TASK_TRAIN_FILES="a.tsv",
+        TASK_PROMPT=f"{{{{글}}}}: {{{name}}} 끝",
+        TASK_TARGET_COLUMN="label",
+    )
+    assert task.input_columns == (name,)
+    assert task.inputs({name: "좋다 {0}"}) == "{글}: 좋다 {0} 끝"
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1", "1.0", "1e0", True and 1])
+def test_numbers_are_one_label_however_they_are_written(value):
+    task = own(
+        MIXTURE_OR_TASK_NAME="mine",
+        TASK_TRAIN_FILES="a.tsv",
+        TASK_PROMPT="{document}",
+        TASK_TARGET_COLUMN="label",
+        TASK_LABELS={0.0: "부정", 1.0: "긍정", "01": "다른 것"},
+    )
+    assert task.answer(value) == "긍정"
+    assert task.answer("01") == "다른 것"
+
+
+def test_scores_outside_their_range_are_refused():
+    with pytest.raises(ValueError, match=r"5.2 is not in the range 0.0 to 5.0"):
+        tasks.TASKS["korsts"].answer(5.2)

@@ -15,6 +15,7 @@ import pytest
 
 from kcmoe import cli
 from kcmoe.io import resources
+from kcmoe.tokenizer import report
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["report", "--help"]])
@@ -66,11 +67,40 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert printed.index("expected: ") < printed.index("\nread ")
     assert "mine.100extra.model" in printed
+    before = (tmp_path / "mine.model").read_bytes()
+    assert cli.run(["tokenizer", *arguments]) == 2
+    assert "mine.model is there already; choose another" in capsys.readouterr().err
+    assert (tmp_path / "mine.model").read_bytes() == before
     models = [str(tmp_path / "mine.model"), str(resources.find("vocab/kcmoe_32k.model"))]
     assert cli.run(["tokenizer", "report", *models, f"--text={samples}", "--lines=50"]) == 0
     printed = capsys.readouterr().out
     assert "tokens per character" in printed
     assert "| mine | kcmoe_32k |" in " ".join(printed.split())
+
+
+def test_another_encoding_and_a_named_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    korean = tmp_path / "k.txt"
+    korean.write_bytes("글자 문장입니다 그래요 정말로\n".encode("cp949") * 50)
+    assert cli.run(["tokenizer", "report", f"--text={korean}"]) == 2
+    assert "It looks like CP949 (EUC-KR); give --encoding=cp949" in capsys.readouterr().err
+    assert cli.run(["tokenizer", "report", f"--text={korean}", "--encoding=cp949"]) == 0
+    train = ["tokenizer", "train", "--gin_file=configs/tokenizer/unigram_32k.gin"]
+    train += [
+        f'--gin.TOKENIZER_CORPUS=["{korean}"]',
+        f'--gin.TOKENIZER_OUTPUT="{tmp_path}/m.model"',
+    ]
+    train += ["--gin.TOKENIZER_SEGMENTATION='none'"]
+    assert cli.run(train) == 2
+    assert "give --encoding=cp949" in capsys.readouterr().err
+    assert cli.run([*train, "--encoding=cp949"]) == 2
+    assert "TOKENIZER_VOCAB_SIZE" in capsys.readouterr().err
+    table = tmp_path / "x.txt"
+    table.write_text("id\tdocument\n1\t정말 재미있었어요\n", encoding="utf-8")
+    assert report.read_text(f"{table}:document").lines == ["정말 재미있었어요"]
+    assert cli.run(["tokenizer", "report", f"--text={table}:body"]) == 2
+    assert "has no column body" in capsys.readouterr().err
 
 
 @pytest.fixture

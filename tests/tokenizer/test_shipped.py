@@ -58,6 +58,7 @@ def test_the_record_names_these_files_and_the_shipped_settings() -> None:
         assert record["models"][file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
     macros = gin_files.parse(["configs/tokenizer/unigram_32k.gin"])
     TokenizerConfig.from_macros(macros)  # every setting is valid
+    assert not Path(macros["TOKENIZER_OUTPUT"]).exists()  # a run by default overwrites nothing
     for name, value in record["settings"].items():
         assert macros.get(name) == value, name
 

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows out of JSON as people have it: JSON lines, one list, or one object that holds the rows.
+
+An object may hold a list under one name (KLUE and KorQuAD write `{"data": [...]}`), or be what
+`DataFrame.to_json` writes. A column "a.b" is b of the object a, unless a column is called so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kcmoe.data.text_formats import BadRow, Row, bad_byte, column_places
+from kcmoe.errors import UserError
+from kcmoe.io.given import composed
+
+_ABSENT = object()
+_BLANK = re.compile(r"\s*")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice} twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def jsonl(
+    file: Iterable[str], path: str, columns: Sequence[str], lists: Sequence[str]
+) -> Iterator[Row]:
+    """Yields rows of a JSON file; only the columns `lists` may hold lists.
+
+    NaN, which Python and pandas write though JSON has none, is null.
+    """
+    seen = False
+    for place, row in _values(file, path, columns):
+        if isinstance(row, BadRow):
+            yield place, row
+            continue
+        if not isinstance(row, dict):
+            yield place, BadRow("not a JSON object")
+            continue
+        cells = [_cell(row, name) for name in columns]
+        missing = [n for n, cell in zip(columns, cells, strict=True) if cell is _ABSENT]
+        if missing and not seen:
+            column_places(list(row), path, columns)  # the first row lacks it: a renamed column
+        seen = True
+        if missing:
+            yield place, BadRow(f"no column {missing[0]}")
+        elif any(_is_nested(c, n in lists) for n, c in zip(columns, cells, strict=True)):
+            yield place, BadRow("a list or object where a text is needed")
+        elif any(isinstance(c, str) and not c.isascii() and _broken(c) for c in cells):
+            yield place, BadRow("half a surrogate pair in the text")
+        else:
+            yield place, [None if cell != cell else cell for cell in cells]
+
+
+def _cell(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, whatever the spelling of its name; `_ABSENT` where there is none."""
+    if name in row:
+        return row[name]
+    alike = [each for each in row if composed(each) == composed(name)]
+    if len(alike) == 1:
+        return row[alike[0]]
+    first, dot, rest = name.partition(".")
+    while dot:
+        inner = row.get(first)
+        if isinstance(inner, dict):
+            return _cell(inner, rest)
+        more, dot, rest = rest.partition(".")
+        first = f"{first}.{more}"
+    return _ABSENT
+
+
+def _is_nested(value: Any, list_allowed: bool) -> bool:
+    if isinstance(value, list) and list_allowed:
+        return any(isinstance(each, list | dict) for each in value)
+    return isinstance(value, list | dict)
+
+
+def _broken(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _values(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    lines: Iterator[tuple[int, str]] = enumerate(file, 1)
+    blank, first = 0, (0, "")
+    for first in lines:
+        if first[1].strip():
+            break
+        blank += 1
+    if first[1].lstrip().startswith("["):
+        yield from _list(first[1] + "".join(line for _, line in lines), blank)
+        return
+    if first[1].lstrip().startswith("{"):
+        second = next(((n, line) for n, line in lines if line.strip()), None)
+        if second is None or _is_cut(first[1]):
+            rest = [] if second is None else [second[1], *(line for _, line in lines)]
+            whole = first[1] + "".join(rest)
+            try:
+                value = _DECODER.decode(whole.strip())
+            except (ValueError, RecursionError):
+                kept = [first[1], *rest]  # JSON lines whose first is damaged
+                lines = iter(list(enumerate(kept, first[0]))[1:])
+            else:
+                if bad := bad_byte(whole):
+                    yield "as a whole", bad
+                else:
+                    yield from _of_object(value, path, columns)
+                return
+        elif second:
+            lines = itertools.chain([second], lines)
+    for number, line in itertools.chain([first], lines):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        if bad := bad_byte(line):
+            yield place, bad
+            continue
+        try:
+            yield place, _DECODER.decode(line.strip())
+        except (ValueError, RecursionError) as error:
+            yield place, BadRow(f"not JSON ({error})")
+
+
+def _is_cut(line: str) -> bool:
+    """Whether a line is the beginning of a JSON object that goes on in the next."""
+    try:
+        _DECODER.decode(line.strip())
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.strip()) or "Unterminated" in error.msg
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _of_object(
+    value: dict[str, Any], path: str, columns: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    """Rows of an object that is the whole file."""
+    asked = [value.get(name, _ABSENT) for name in columns]
+    if all(isinstance(each, dict) for each in asked):  # DataFrame.to_json()
+        rows: list[Any] = [
+            {name: value[name].get(key) for name in columns} for key in value[columns[0]]
+        ]
+    elif all(isinstance(each, list) for each in asked) and len({len(x) for x in asked}) == 1:
+        rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*asked, strict=True)]
+    elif _is_split(value):  # DataFrame.to_json(orient="split")
+        rows = [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
+    elif all(_cell(value, name) is not _ABSENT for name in columns):
+        rows = [value]
+    else:
+        listed = [name for name, each in value.items() if _is_rows(each)]
+        if len(listed) > 1:
+            raise UserError(
+                f"{path} holds several lists of rows ({', '.join(listed[:5])}); write one to a file"
+            )
+        if listed:
+            rows = value[listed[0]]
+        elif value and all(isinstance(each, dict) for each in value.values()):  # orient="index"
+            rows = list(value.values())
+        else:
+            rows = [value]
+    for number, row in enumerate(rows, 1):
+        yield f"element {number}", row
+
+
+def _is_split(value: Mapping[str, Any]) -> bool:
+    names, rows = value.get("columns"), value.get("data")
+    if not isinstance(names, list) or not isinstance(rows, list):
+        return False
+    if not all(isinstance(name, str) for name in names):
+        return False
+    return all(isinstance(row, list) and len(row) == len(names) for row in rows)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _list(text: str, blank_lines: int) -> Iterator[tuple[str, Any]]:
+    """The elements of one list; those that are damaged are passed over where lines show the next one."""
+    if bad_byte(text) is None:
+        try:
+            rows = _DECODER.decode(text.strip())
+        except (ValueError, RecursionError):
+            pass
+        else:
+            for number, value in enumerate(rows, 1):
+                yield f"element {number}", value
+            return
+    starts = re.search(r"^[ \t]*(?=\{)", text, re.MULTILINE)
+    following = re.compile(rf"\n{re.escape(starts[0]) if starts else ''}(?=\{{)")
+    place, number = text.index("[") + 1, 0
+    while True:
+        number += 1
+        place = _skip(text, place)
+        if text.startswith("]", place):
+            end = _skip(text, place + 1)
+            if end < len(text):
+                yield _line(text, end, blank_lines), BadRow("not JSON (text after the list)")
+            return
+        bad: BadRow | None
+        try:
+            value, end = _DECODER.raw_decode(text, place)
+            bad = bad_byte(text[place:end])
+            end = _skip(text, end)
+            if text.startswith(",", end):
+                end += 1
+            elif not text.startswith("]", end):
+                bad = BadRow("not JSON (no comma or end of the list after it)")
+                raise ValueError
+        except (ValueError, RecursionError) as error:
+            reason = bad if str(error) == "" and bad else BadRow(f"not JSON ({error})")
+            yield _line(text, place, blank_lines), reason
+            again = following.search(text, place + 1)
+            if not again:
+                return
+            place = again.end()
+            continue
+        yield (_line(text, place, blank_lines), bad) if bad else (f"element {number}", value)
+        place = end
+
+
+def _skip(text: str, place: int) -> int:
+    match = _BLANK.match(text, place)
+    assert match is not None
+    return match.end()
+
+
+def _line(text: str, place: int, before: int) -> str:
+    text_before = text[:place]
+    return f"line {before + 1 + text_before.count(chr(10))}"

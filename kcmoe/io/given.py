@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person gives as a path, a name or an encoding -> what is meant by it, with one message each.
+
+A path that exists is that path, whatever signs its name has; a pattern is what remains. `~` is the home
+folder. Names are compared composed (NFC), as macOS hands out Hangul decomposed. Whoever takes a path from a
+flag, a setting or an environment variable asks here and does not look for itself.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import functools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from kcmoe.errors import UserError, near_misses
+from kcmoe.io import remote
+
+# Codecs of Python that are no encoding of a text file: they keep no line, or need the whole file at once.
+_NO_FILE_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
+
+# Columns follow a file's ending or a wildcard: C:\a.tsv, gs://b/c.tsv and samples:a.txt name none.
+_WITH_COLUMNS = re.compile(r"(.+(?:\.\w+|[*?\]])):([^:/\\]+)")
+
+
+def composed(name: str) -> str:
+    """Returns a name as it is compared: Hangul and accents in one sign each (NFC)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def path(text: str | os.PathLike[str]) -> str:
+    """Returns the path that `text` means: `~` becomes home, and names get the spelling that is there.
+
+    What is not there stays as given, below folders in the spelling that is there, so that the result serves
+    for outputs as well. Addresses of buckets are returned as they are.
+
+    Raises:
+      UserError: for a NUL character, which no path can hold.
+    """
+    given = os.fspath(text)
+    if "\0" in given:
+        raise UserError(f"{given!r} is no path: it holds a NUL character")
+    if remote.is_remote(given):
+        return given
+    plain = os.path.expanduser(given)
+    if plain.isascii() or os.path.lexists(plain):
+        return plain
+    return _spelt_as_there(plain)
+
+
+def _spelt_as_there(plain: str) -> str:
+    done = "/" if plain.startswith("/") else ""
+    parts = [part for part in plain.split("/") if part]
+    for number, part in enumerate(parts):
+        step = os.path.join(done, part)
+        if not os.path.lexists(step):
+            names = _names(done or ".")
+            alike = [name for name in names if composed(name) == composed(part)]
+            if not alike:
+                return os.path.join(done, *parts[number:])
+            step = os.path.join(done, alike[0])
+        done = step
+    return done
+
+
+def _names(folder: str) -> list[str]:
+    """Names in a folder, sorted; none where it is no folder or cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def files(pattern: str, folder: str | os.PathLike[str] = "") -> list[str]:
+    """Returns the files and folders that a path or a pattern names, sorted; none where nothing matches.
+
+    Args:
+      pattern: a path, or one with the wildcards *, ?, [] and ** that is taken as a path first, part by part.
+      folder: what a relative one is below; never a pattern itself.
+
+    Raises:
+      UserError: if a bucket or server cannot be listed.
+    """
+    if remote.is_remote(pattern):
+        return _in_bucket(pattern)
+    if remote.is_remote(os.fspath(folder)):
+        return _in_bucket(os.path.join(folder, pattern))
+    pattern = path(pattern)
+    whole = path(os.path.join(path(folder) if folder else "", pattern))
+    if os.path.lexists(whole):
+        return [whole]
+    if not has_wildcard(pattern):
+        return []
+    start = "/" if os.path.isabs(pattern) else path(folder) if folder else ""
+    parts = [part for part in pattern.split("/") if part]
+    found = {match for match in _matches(start, parts) if not os.path.isdir(match)}
+    return sorted(found)
+
+
+def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part in (".", "..") or os.path.lexists(os.path.join(folder, part)):
+        yield from _matches(os.path.join(folder, part), rest)
+        return
+    names = [n for n in _names(folder or ".") if part.startswith(".") or not n.startswith(".")]
+    if part == "**":
+        yield from _matches(folder, rest or ["*"])
+        for name in names:
+            below = os.path.join(folder, name)
+            if os.path.isdir(below) and not os.path.islink(below):
+                yield from _matches(below, parts)
+        return
+    fits = re.compile(fnmatch.translate(composed(part))).match
+    for name in names:
+        if fits(composed(name)):
+            yield from _matches(os.path.join(folder, name), rest)
+
+
+def _in_bucket(address: str) -> list[str]:
+    try:
+        filesystem, name = remote.fsspec().core.url_to_fs(address)
+        if has_wildcard(address) and not filesystem.exists(name):
+            return sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(name))
+        filesystem.info(name)
+        return [filesystem.unstrip_protocol(name)]
+    except FileNotFoundError as error:
+        if error.__cause__ is None:
+            return []
+        raise UserError(f"{address} cannot be read: {error.__cause__}") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{address} cannot be listed: {error}") from None
+
+
+def has_wildcard(text: str) -> bool:
+    """Returns whether a text can be a pattern."""
+    return any(c in text for c in "*?[")
+
+
+def absent(pattern: str, folder: str | os.PathLike[str] = "") -> str:
+    """Returns the sentence that nothing matches, and what a look at its folder tells."""
+    whole = pattern if remote.is_remote(pattern) else os.path.join(folder, pattern)
+    place = os.path.dirname(whole) or "."
+    if remote.is_remote(whole) or has_wildcard(os.path.dirname(pattern)):
+        return f"no file matches {whole}."
+    if not os.path.isdir(path(place)):
+        return f"no file matches {whole}: there is no folder {place}."
+    return f"no file matches {whole}.{near_misses(os.path.basename(whole), _names(path(place)))}"
+
+
+def with_columns(text: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the path or pattern and the columns of "FILE" or "FILE:COLUMN,COLUMN".
+
+    A file that exists has no columns in its name.
+    """
+    there = not remote.is_remote(text) and os.path.lexists(path(text))
+    match = None if there else _WITH_COLUMNS.fullmatch(text)
+    if match is None:
+        return text, ()
+    return match[1], tuple(name for name in match[2].split(",") if name)
+
+
+@functools.cache
+def encoding(name: str) -> str:
+    """Returns Python's name of an encoding of text files, e.g. "cp949" for "MS949".
+
+    Raises:
+      UserError: if Python knows no such encoding, or it is none that a file of lines can have.
+    """
+    try:
+        known = codecs.lookup(name)
+        "".encode(name)  # refuses hex, base64, rot13 and the like with a LookupError
+        b"".decode(name)
+    except (LookupError, ValueError, TypeError):
+        known = None
+    if known is None or known.name.replace("_", "-") in _NO_FILE_ENCODINGS:
+        hint = near_misses(name, ["utf-8", "utf-16", "cp949", "euc-kr", "johab", "iso2022-kr"])
+        what = f"{name} is no encoding of text files" if known else f"no encoding is called {name}"
+        raise UserError(f"{what}.{hint}")
+    return known.name

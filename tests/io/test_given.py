@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person gives as a path or an encoding, and what is meant by it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from kcmoe.errors import UserError
+from kcmoe.io import given
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("가\n", encoding="utf-8")
+
+
+def test_a_path_that_exists_is_that_path_and_a_pattern_is_what_remains(tmp_path):
+    touch(tmp_path / "a[1].tsv", tmp_path / "a1.tsv", tmp_path / "b?.tsv", tmp_path / "bc.tsv")
+    assert given.files("a[1].tsv", tmp_path) == [f"{tmp_path}/a[1].tsv"]
+    assert given.files("b?.tsv", tmp_path) == [f"{tmp_path}/b?.tsv"]
+    (tmp_path / "a[1].tsv").unlink()
+    assert given.files("a[1].tsv", tmp_path) == [f"{tmp_path}/a1.tsv"]
+    assert given.files("c*.tsv", tmp_path) == []
+
+
+def test_a_folder_is_never_a_pattern(tmp_path):
+    folder = tmp_path / "[최종] 자료 *"
+    touch(folder / "원본" / "a.tsv", folder / "b.tsv", tmp_path / "최 자료 x" / "c.tsv")
+    assert given.files("*.tsv", folder) == [f"{folder}/b.tsv"]
+    assert given.files("**/*.tsv", folder) == [f"{folder}/b.tsv", f"{folder}/원본/a.tsv"]
+    assert given.files(f"{folder}/*.tsv") == [f"{folder}/b.tsv"]
+    assert given.files("원본", folder) == [f"{folder}/원본"]
+
+
+def test_home_is_where_a_path_begins_with_a_tilde(tmp_path, monkeypatch):
+    home = tmp_path / "내 집 [1]"
+    monkeypatch.setenv("HOME", str(home))
+    touch(home / "a.tsv")
+    assert given.path("~/run") == f"{home}/run"
+    assert given.path("~") == str(home)
+    assert given.files("~/*.tsv", "data") == given.files("a.tsv", "~") == [f"{home}/a.tsv"]
+    assert given.path("gs://bucket/~/x") == "gs://bucket/~/x"
+    with pytest.raises(UserError, match="NUL"):
+        given.path("a\0b")
+
+
+@pytest.mark.parametrize(("there", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_found_in_either_spelling(tmp_path, there, asked):
+    def spelt(form, text):
+        return unicodedata.normalize(form, text)
+
+    touch(tmp_path / spelt(there, "자료") / spelt(there, "훈련-1.tsv"))
+    found = [str(tmp_path / spelt(there, "자료") / spelt(there, "훈련-1.tsv"))]
+    assert given.files(spelt(asked, "자료/훈련-1.tsv"), tmp_path) == found
+    assert given.files(spelt(asked, "자료/훈?-*.tsv"), tmp_path) == found
+    assert given.files(spelt(asked, "훈련-1.tsv"), tmp_path / spelt(asked, "자료")) == found
+    new = given.path(tmp_path / spelt(asked, "자료/새것"))
+    assert new == str(tmp_path / spelt(there, "자료") / spelt(asked, "새것"))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("MS949", "cp949"), ("EUC-KR", "euc_kr"), ("UTF8", "utf-8"), ("u16", "utf-16")],
+)
+def test_encodings_are_known_by_every_name(name, known):
+    assert given.encoding(name) == known
+
+
+@pytest.mark.parametrize(
+    "name", ["hex", "base64", "rot13", "undefined", "idna", "x\0y", "", "없음"]
+)
+def test_what_is_no_encoding_of_text_is_refused(name):
+    with pytest.raises(UserError, match="encoding"):
+        given.encoding(name)
