@@ -56,6 +56,7 @@ setuptools.setup(
     package_data={
         "kcmoe": [
             "py.typed",
+            "evaluation/baselines.json",
             "samples/*",
             "serve/page/*",
             "tools/report/page.*",

@@ -42,7 +42,11 @@ examples:
   kcmoe evaluate --size=base --task=nsmc --gin_file=configs/runs/evaluate.gin --split=test \\
     --gin.CHECKPOINT_PATH='"gs://bucket/run/checkpoint_1001000"' --gin.EVAL_OUTPUT_DIR='"scores"'
 
-The validation split is for choosing among checkpoints; read the test split once, at the end.
+  kcmoe evaluate --suite --checkpoint=runs/nsmc_tiny/checkpoint_14000 --gin.DATA_DIR='"data"'
+
+The validation split is for choosing among checkpoints; read the test split once, at the end. The suite takes
+each task's last one, test where it has labels, unless --split says another; it ranks, unless --protocol says
+otherwise. Started again, it computes what is missing.
 """
 
 
@@ -52,16 +56,25 @@ def _parser() -> arguments.Parser:
         description="Task metrics of a checkpoint, with one standard error, as a table and JSON.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--split", choices=SPLITS, help="default: validation")
     parser.add_argument(
-        "--protocol", choices=(*PROTOCOLS, "both"), default="both", help="default: both"
+        "--checkpoint", metavar="DIR", help="the same as --gin.CHECKPOINT_PATH, without its quotes"
     )
+    parser.add_argument("--split", choices=SPLITS, help="default: validation")
+    parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), help="default: both")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="only N examples, evenly spread over the split"
     )
     parser.add_argument(
         "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
     )
+    suite = parser.add_argument_group("all tasks")
+    suite.add_argument(
+        "--suite", action="store_true", help="every Korean task whose data are here, in one table"
+    )
+    suite.add_argument(
+        "--output", metavar="DIR", help="where its JSON and picture go; default: EVAL_OUTPUT_DIR"
+    )
+    suite.add_argument("--markdown", action="store_true", help="its table as Markdown")
     arguments.add_run_arguments(parser)
     return parser
 
@@ -80,7 +93,22 @@ def main(argv: Sequence[str]) -> int:
     configs.check_names(given)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit={args.limit} must be at least 1")
-    found = loading.find(given.require("CHECKPOINT_PATH"), given=given)
+    place = args.checkpoint or given.require("CHECKPOINT_PATH")
+    if args.checkpoint and given.get("CHECKPOINT_PATH", args.checkpoint) != args.checkpoint:
+        raise UserError(
+            f"--checkpoint={args.checkpoint}, but CHECKPOINT_PATH = {given['CHECKPOINT_PATH']!r}: give one"
+        )
+    if args.suite:
+        from kcmoe.evaluation import suite
+
+        if args.predictions:
+            raise UserError("--predictions is for one task; leave out --suite")
+        return suite.main(args, given, place)
+    if args.output or args.markdown:
+        raise UserError(
+            "--output and --markdown are for --suite; EVAL_OUTPUT_DIR says the folder here"
+        )
+    found = loading.find(place, given=given)
     checkpoint, macros = found.checkpoint, found.macros
     task, data, examples = _examples(macros, args.split or "validation")
     if warning := loading.unlearnt(checkpoint, run_config.recorded(checkpoint), task.name):
@@ -144,7 +172,7 @@ def _evaluate(
     questions = Questions(task, examples, loaded.vocabulary, longest)
     outcomes: dict[str, ProtocolResult] = {}
     seconds: dict[str, float] = {}
-    for protocol in _protocols(args.protocol, bool(answers(task)), task):
+    for protocol in _protocols(args.protocol or "both", bool(answers(task)), task):
         started_s = time.monotonic()
         with tqdm(total=len(examples), desc=protocol, unit="line", disable=None) as bar:
             if protocol == "rank":

@@ -29,6 +29,7 @@ from kcmoe.training.validation import TaskMetric
 from kcmoe.vocabulary import Vocabulary
 
 _NO_NUMBER = -1.0
+_FEW_ANSWERS, _SHORT_ANSWER = 8, 4  # more or longer ones would cost more than a compilation saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Questions:
       examples: labelled examples.
       vocabulary: turns their texts into ids.
       max_inputs: tokens of an input, EOS included; longer ones are cut, as in training.
+      aligned: whether answers are filled up with padding to one length, so that tasks with as many answers
+        share compiled programs; their numbers differ by rounding at most.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Questions:
         examples: Sequence[Example],
         vocabulary: Vocabulary,
         max_inputs: int,
+        aligned: bool = False,
     ):
         eos = vocabulary.eos_id
         prompts = [example.inputs_text for example in examples]
@@ -74,65 +78,73 @@ class Questions:
         self.inputs = [with_eos(ids, max_inputs, eos) for ids in vocabulary.encode_batch(prompts)]
         self.words = answers(task)
         self.word_ids = [[*ids, eos] for ids in vocabulary.encode_batch(self.words)]
+        if aligned and len(self.words) <= _FEW_ANSWERS:
+            length = max(_SHORT_ANSWER, *map(len, self.word_ids))
+            self.word_ids = [[*ids, *[0] * (length - len(ids))] for ids in self.word_ids]
         self._vocabulary = vocabulary
 
     def rank(self, model: BatchedModel, advance: Advance | None = None) -> ProtocolResult:
         """Chooses among `words`."""
         log_likelihoods = model.rank(self.inputs, self.word_ids, advance)
-        if self.task.target_step:
-            values = probabilities(log_likelihoods) @ np.array(self.words, np.float64)
-            return ProtocolResult(self._measure_numbers(values), [f"{v:.4f}" for v in values], 0)
-        if self.task.multi_label:
-            each = multi_label.label_probabilities(self.task, probabilities(log_likelihoods))
-            return self._several(multi_label.likely(each))
-        chosen = np.argmax(log_likelihoods, axis=1)
-        return ProtocolResult(self._measure_classes(chosen), [self.words[i] for i in chosen], 0)
+        task, words = self.task, self.words
+        if task.target_step:
+            values = probabilities(log_likelihoods) @ np.array(words, np.float64)
+            measured = _measure_numbers(task, self.true, values)
+            return ProtocolResult(measured, [f"{v:.4f}" for v in values], 0)
+        if task.multi_label:
+            each = multi_label.label_probabilities(task, probabilities(log_likelihoods))
+            texts = [multi_label.text(task, row) for row in multi_label.likely(each)]
+        else:
+            texts = [words[i] for i in np.argmax(log_likelihoods, axis=1)]
+        return measure_texts(task, self.true, texts)
 
     def generate(
         self, model: BatchedModel, max_targets: int, advance: Advance | None = None
     ) -> ProtocolResult:
         """Generates greedily, at most `max_targets` tokens."""
         found = model.generate(self.inputs, max_targets, advance=advance)
-        texts = [self._vocabulary.decode(row) for row in found]
-        if self.task.target_step:
-            values = np.array([_number(text) for text in texts])
-            return ProtocolResult(self._measure_numbers(values), texts, int(np.isnan(values).sum()))
-        if self.task.multi_label:
-            return self._several(multi_label.named(self.task, texts), texts)
-        if not self.words:
-            return ProtocolResult(self._measure_texts(texts), texts, 0)
-        number = {word: i for i, word in enumerate(self.words)}
-        chosen = np.array([number.get(text, -1) for text in texts])
-        return ProtocolResult(self._measure_classes(chosen), texts, int((chosen < 0).sum()))
+        return measure_texts(self.task, self.true, [self._vocabulary.decode(row) for row in found])
 
-    def _several(self, predicted: np.ndarray, texts: Sequence[str] | None = None) -> ProtocolResult:
-        """The result where an example may have several labels; predicted: bool [N, labels]."""
-        true = multi_label.named(self.task, self.true)
-        measured = {name: multi_label.measure(name, predicted, true) for name in self.task.metrics}
-        shown = list(texts or [multi_label.text(self.task, row) for row in predicted])
-        return ProtocolResult(measured, shown, int((~predicted.any(axis=1)).sum()))
 
-    def _measure_classes(self, chosen: np.ndarray) -> dict[str, metrics.Measurement]:
-        number = {word: i for i, word in enumerate(self.words)}
-        true = np.array([number[text] for text in self.true])
-        return {
-            name: metrics.class_metric(name, chosen, true, len(self.words))
-            for name in self.task.metrics
-        }
+def measure_texts(task: Task, true: Sequence[str], texts: Sequence[str]) -> ProtocolResult:
+    """The metrics of answers as text, whoever gave them.
 
-    def _measure_numbers(self, values: np.ndarray) -> dict[str, metrics.Measurement]:
-        true = np.array(self.true, np.float64)
-        known = np.where(np.isnan(values), _NO_NUMBER, values)
-        return {name: metrics.number_metric(name, known, true) for name in self.task.metrics}
+    Args:
+      task: the task.
+      true: target texts of its examples.
+      texts: as many answers; what is no label or no number is wrong.
+    """
+    texts, words = list(texts), answers(task)
+    if task.target_step:
+        values = np.array([_number(text) for text in texts])
+        measured = _measure_numbers(task, true, values)
+        return ProtocolResult(measured, texts, int(np.isnan(values).sum()))
+    if task.multi_label:
+        predicted, known = multi_label.named(task, texts), multi_label.named(task, true)
+        measured = {name: multi_label.measure(name, predicted, known) for name in task.metrics}
+        return ProtocolResult(measured, texts, int((~predicted.any(axis=1)).sum()))
+    if not words:  # free text is right or wrong: every distinct text is a class of its own
+        right = np.array([text == one for text, one in zip(texts, true, strict=True)], np.int64)
+        return ProtocolResult(_measure_classes(task, right, np.ones_like(right), 2), texts, 0)
+    number = {word: i for i, word in enumerate(words)}
+    chosen = np.array([number.get(text, -1) for text in texts])
+    known = np.array([number[text] for text in true])
+    measured = _measure_classes(task, chosen, known, len(words))
+    return ProtocolResult(measured, texts, int((chosen < 0).sum()))
 
-    def _measure_texts(self, texts: Sequence[str]) -> dict[str, metrics.Measurement]:
-        """Free text is right or wrong: every distinct text is a class of its own."""
-        right = np.array([text == true for text, true in zip(texts, self.true, strict=True)])
-        ones = np.ones(len(right), np.int64)
-        return {
-            name: metrics.class_metric(name, right.astype(np.int64), ones, 2)
-            for name in self.task.metrics
-        }
+
+def _measure_classes(
+    task: Task, chosen: np.ndarray, true: np.ndarray, classes: int
+) -> dict[str, metrics.Measurement]:
+    return {name: metrics.class_metric(name, chosen, true, classes) for name in task.metrics}
+
+
+def _measure_numbers(
+    task: Task, true: Sequence[str], values: np.ndarray
+) -> dict[str, metrics.Measurement]:
+    known = np.where(np.isnan(values), _NO_NUMBER, values)
+    numbers = np.array(true, np.float64)
+    return {name: metrics.number_metric(name, known, numbers) for name in task.metrics}
 
 
 def _number(text: str) -> float:

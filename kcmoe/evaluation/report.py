@@ -103,10 +103,12 @@ def _cell(estimate: Measurement) -> str:
 
 
 def _json(estimate: Measurement) -> dict[str, float | None]:
-    return {
-        name: float(value) if math.isfinite(value) else None
-        for name, value in estimate._asdict().items()
-    }
+    return {name: finite(value) for name, value in estimate._asdict().items()}
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: None for nan."""
+    return float(value) if math.isfinite(value) else None
 
 
 def output_folder(model_dir: str, chosen: str | None) -> Path:

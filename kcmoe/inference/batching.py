@@ -75,11 +75,11 @@ def default_tokens(parameters: int) -> int:
     return _CPU_TOKENS if parameters < _LARGE_PARAMETERS else _CPU_TOKENS_LARGE
 
 
-def padded_length(length: int, longest: int) -> int:
-    """The smallest of `LENGTHS` that holds `length`, where `longest` bounds all lengths."""
+def padded_length(length: int, longest: int, among: Sequence[int] = LENGTHS) -> int:
+    """The smallest of `among` that holds `length`, where `longest` bounds all lengths."""
     if length > longest:
         raise ValueError(f"a sequence of {length} tokens where at most {longest} are allowed")
-    return next((one for one in LENGTHS if length <= one < longest), longest)
+    return next((one for one in among if length <= one < longest), longest)
 
 
 def rows_of(lengths: Sequence[int], tokens: int) -> int:
@@ -88,19 +88,22 @@ def rows_of(lengths: Sequence[int], tokens: int) -> int:
     return rows if rows < 4 else rows // 4 * 4
 
 
-def batches(lengths: np.ndarray, longest: Sequence[int], tokens: int) -> list[PaddedBatch]:
+def batches(
+    lengths: np.ndarray, longest: Sequence[int], tokens: int, among: Sequence[int] = LENGTHS
+) -> list[PaddedBatch]:
     """Every sequence in exactly one batch.
 
     Args:
       lengths: int [N, kinds], tokens of each kind of sequence per line.
       longest: largest length allowed of each kind.
       tokens: about how many tokens to compute at once.
+      among: lengths to which sequences are filled up.
 
     Returns:
       Batches, those of one shape together, short ones first; lines of like length share a batch.
     """
     rounded = [
-        tuple(padded_length(int(n), most) for n, most in zip(line, longest, strict=True))
+        tuple(padded_length(int(n), most, among) for n, most in zip(line, longest, strict=True))
         for line in lengths
     ]
     members: dict[tuple[int, ...], list[int]] = {}
@@ -149,12 +152,14 @@ class BatchedModel:
       params: flat parameters.
       longest: tokens of the longest input.
       tokens: about how many input tokens to compute at once.
+      shapes: lengths to which sequences are filled up; few where compiling costs more than padding.
     """
 
     model: EncoderDecoder
     params: Mapping[str, Any]
     longest: int
     tokens: int
+    shapes: Sequence[int] = LENGTHS
 
     def rank(self, inputs: Ids, labels: Ids, advance: Advance | None = None) -> np.ndarray:
         """Log-likelihood of every label for every input; each input is encoded once.
@@ -178,7 +183,7 @@ class BatchedModel:
             )
 
         scores = np.zeros((len(inputs), len(labels)), np.float32)
-        plan = batches(_lengths(inputs), [self.longest], self.tokens)
+        plan = batches(_lengths(inputs), [self.longest], self.tokens, self.shapes)
         for batch, values in run(plan, compute, advance):
             scores[batch.indices] = values[: len(batch.indices)]
         return scores
@@ -198,7 +203,7 @@ class BatchedModel:
 
         scores = np.zeros(len(inputs), np.float32)
         lengths = np.concatenate([_lengths(inputs), _lengths(targets)], axis=1)
-        plan = batches(lengths, (self.longest, longest_target), self.tokens)
+        plan = batches(lengths, (self.longest, longest_target), self.tokens, self.shapes)
         for batch, values in run(plan, compute):
             scores[batch.indices] = values[: len(batch.indices)]
         return scores
@@ -227,7 +232,8 @@ class BatchedModel:
             return best_last[:, -1]
 
         found = np.zeros((len(inputs), max_tokens), np.int32)
-        plan = batches(_lengths(inputs), [self.longest], max(1, self.tokens // beam_size))
+        tokens = max(1, self.tokens // beam_size)
+        plan = batches(_lengths(inputs), [self.longest], tokens, self.shapes)
         for batch, best in run(plan, compute, advance):
             found[batch.indices] = best[: len(batch.indices)]
         return found

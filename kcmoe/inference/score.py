@@ -60,7 +60,8 @@ def label_log_likelihoods(
       model: the model.
       params: flat parameters.
       encoder_input_tokens: int32[B, S], 0 is padding.
-      label_ids: int32[T], the label words' ids one after the other, each with end of sequence.
+      label_ids: int32[T], the label words' ids one after the other, each with end of sequence and then
+        any number of 0, which count for nothing.
       lengths: ids of each of the K labels, at least 1; T together.
 
     Returns:
@@ -90,6 +91,7 @@ def label_log_likelihoods(
     logits = jnp.dot(hidden[:, computed].astype(jnp.float32), params[HEAD])
     row = np.searchsorted(computed, np.where(is_start, 0, np.arange(ends[-1])))
     log_likelihoods = logits[:, row, label_ids] - jax.nn.logsumexp(logits, axis=-1)[:, row]
+    log_likelihoods = jnp.where(label_ids > 0, log_likelihoods, 0.0)
     return jnp.stack(
         [log_likelihoods[:, a:b].sum(axis=1) for a, b in zip(starts, ends, strict=True)], axis=1
     )
