@@ -17,6 +17,8 @@ from kcmoe.training.update import make_update, of_run
 
 EXPERT = "encoder/layers_0/mlp/expert/wi_0/kernel"
 
+pytestmark = pytest.mark.devices(4)
+
 
 @pytest.mark.parametrize(
     ("devices", "partitions", "expected"),

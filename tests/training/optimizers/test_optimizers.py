@@ -91,6 +91,7 @@ def test_its_settings_are_known_and_checked(toy: ModuleType, tmp_path: Path) -> 
         settings(toy, tmp_path, MOMENTUM_DECAY="much")
 
 
+@pytest.mark.devices(4)
 def test_slots_are_divided_and_planned_for(toy: ModuleType, tmp_path: Path) -> None:
     run = settings(toy, tmp_path)
     mesh = sharding.make_mesh(run.model, 4, jax.devices()[:4])
