@@ -105,7 +105,7 @@ def test_slots_are_divided_and_planned_for(toy: ModuleType, tmp_path: Path) -> N
         for path, leaf in flat.items()
         if "param_states" in path
     )
-    layout = memory.layout(run.model, 4, 4, 1)
+    layout = memory.mesh_shape(run.model, 4, 4, 1)
     assert memory.state_bytes(run.model, run.optimizer, layout)[1] == held
 
 
