@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
+from kcmoe.tasks.registry import TASKS
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -185,13 +187,24 @@ def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
 
 
 def unlearnt(checkpoint: str, macros: Mapping[str, Any], task: str) -> str:
-    """What to say before a model answers `task`, which it never learnt; "" if it did or nothing is known."""
+    """What to say before a model answers `task`, which it never learnt; "" if it did or nothing is known.
+
+    A task that puts the question of a learnt one, with the same answers, is learnt.
+    """
     learnt = run_config.learnt_tasks(macros)
-    if not learnt or task in learnt:
+    if not learnt or task in learnt or _question(task) in [_question(name) for name in learnt]:
         return ""
     return (
         f"{checkpoint} was trained on {', '.join(learnt)}, not on {task}: its answers are guesses"
     )
+
+
+def _question(name: str) -> tuple[str, frozenset[str]] | str:
+    """Prompt without the names of columns, and the label words; the name itself where there is no prompt."""
+    task = TASKS.get(name)
+    if task is None or not task.prompt:
+        return name
+    return re.sub(r"\{\w+\}", "{}", task.prompt), frozenset(task.labels.values())
 
 
 def _lengths(macros: Mapping[str, Any]) -> Mapping[str, int]:

@@ -122,6 +122,7 @@ def test_what_a_run_has_learnt_goes_with_its_copies() -> None:
     assert run_config.learnt_tasks(kept) == ("nsmc", "curse")
     assert run_config.learnt_tasks({}) == ()
     assert loading.unlearnt("run", kept, "curse") == loading.unlearnt("run", {}, "kornli") == ""
+    assert loading.unlearnt("run", kept, "sample_reviews") == "", "nsmc under another name"
     assert "run was trained on nsmc, curse, not on kornli" in loading.unlearnt(
         "run", kept, "kornli"
     )
