@@ -181,12 +181,12 @@ def _kind_of_text(path: str, columns: Sequence[str], encoding: str) -> str:
         return ".tsv"
     if asked == PLAIN_COLUMN:
         return ".txt"
-    about = (
-        f"its first line names {', '.join(header[:20])}" if len(header) > 1 else "it is plain lines"
-    )
+    if len(header) > 1:
+        raise UserError(
+            f"{path} has no column {columns[0]}: its first line names {', '.join(header[:20])}"
+        )
     raise UserError(
-        f"{path} has no column {columns[0]}: {about}; name one of a table, or "
-        f"{PLAIN_COLUMN}, which a file of plain lines has"
+        f"{path} has no column {columns[0]}: it is plain lines, whose one column is called {PLAIN_COLUMN}"
     )
 
 
