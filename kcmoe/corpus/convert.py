@@ -82,7 +82,7 @@ def _chunks(path: Path, table: Table, tally: tables.Tally) -> Iterator[list[tupl
         rows = _objects(path, list(table.columns.values()))
     else:
         chunks = tables.read_chunks(
-            str(path), list(table.columns.values()), strict=False, tally=tally
+            str(path), list(table.columns.values()), strict=False, tally=tally, quotes=False
         )
         rows = itertools.chain.from_iterable(
             zip(*(chunk[column] for column in table.columns.values()), strict=True)

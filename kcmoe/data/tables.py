@@ -111,6 +111,7 @@ def read_chunks(
     tally: Tally | None = None,
     ways: Ways = TASK_WAYS,
     lists: Sequence[str] = (),
+    quotes: bool = True,
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
@@ -126,6 +127,7 @@ def read_chunks(
       tally: counts are added here.
       ways: what a person does about a file that cannot be read.
       lists: columns whose values may be lists of texts or numbers, where the format has lists.
+      quotes: whether a TSV file may have the quotes of pandas; else they are text, as in `.txt`.
 
     Raises:
       UserError: missing column, other encoding, unreadable file; in strict reading also a bad row.
@@ -138,7 +140,7 @@ def read_chunks(
         return
     readers: dict[str, text_formats.Reader] = {
         ".txt": text_formats.lines,
-        ".tsv": text_formats.tsv,
+        ".tsv": functools.partial(text_formats.tsv, quotes=quotes and format_of(path) == ".tsv"),
         ".csv": text_formats.csv_rows,
         ".jsonl": functools.partial(json_rows.jsonl, lists=lists),
     }
@@ -179,12 +181,12 @@ def _kind_of_text(path: str, columns: Sequence[str], encoding: str) -> str:
         return ".tsv"
     if asked == PLAIN_COLUMN:
         return ".txt"
-    about = (
-        f"its first line names {', '.join(header[:20])}" if len(header) > 1 else "it is plain lines"
-    )
+    if len(header) > 1:
+        raise UserError(
+            f"{path} has no column {columns[0]}: its first line names {', '.join(header[:20])}"
+        )
     raise UserError(
-        f"{path} has no column {columns[0]}: {about}; name one of a table, or "
-        f"{PLAIN_COLUMN}, which a file of plain lines has"
+        f"{path} has no column {columns[0]}: it is plain lines, whose one column is called {PLAIN_COLUMN}"
     )
 
 

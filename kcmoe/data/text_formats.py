@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows out of text files: plain lines, TSV and CSV, each with its place for messages.
 
-TSV has no quoting (as NSMC and KorNLI are published) unless every quote in the file is one that pandas
-writes; CSV has. What is done about a bad row is decided in `tables`.
+TSV has no quoting (as KorNLI is published) unless every quote in the file is one that pandas writes; CSV
+has. A table called .txt keeps its quotes, as NSMC, which has such ones, is read everywhere. What is done
+about a bad row is decided in `tables`.
 """
 
 from __future__ import annotations
@@ -120,9 +121,14 @@ def first_cells(path: str, encoding: str) -> list[str]:
     return [composed(name.strip().strip('"')) for name in line.split("\t")]
 
 
-def tsv(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Yields rows of a file with tabs between cells and names in its first line."""
-    yield from _rows(_tsv_records(file, path), path, columns)
+def tsv(
+    file: Iterable[str], path: str, columns: Sequence[str], quotes: bool = True
+) -> Iterator[Row]:
+    """Yields rows of a file with tabs between cells and names in its first line.
+
+    Without `quotes` they are text, also where every one is as a program writes them.
+    """
+    yield from _rows(_tsv_records(file, path, quotes), path, columns)
 
 
 def csv_rows(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -162,6 +168,8 @@ class _Records:
             except csv.Error as error:
                 cells = BadRow(f"not CSV ({error}; the row or its quote begins here)")
             number, text = self._record[0][0], "".join(line for _, line in self._record)
+            if isinstance(cells, BadRow) and '\\"' in text:
+                cells = BadRow('not CSV (a quote in a cell is written "", not \\", as Spark does)')
             if isinstance(cells, BadRow):
                 self.again()
                 reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
@@ -173,9 +181,9 @@ class _Records:
         del self._record[1:]
 
 
-def _tsv_records(file: Iterable[str], path: str) -> Iterable[_Record]:
+def _tsv_records(file: Iterable[str], path: str, quotes: bool) -> Iterable[_Record]:
     numbered = enumerate(file, 1)
-    known = False
+    known = not quotes
     for number, line in numbered:
         if not known and '"' in line:
             known = True

@@ -194,6 +194,10 @@ def test_tsv_with_the_quotes_of_pandas_is_understood_and_other_quotes_are_text(t
         tmp_path / "a.tsv", 'n\ttext\n0\t첫째\n1\t"그는 ""안녕"" 했다"\n2\t"탭\t과\n줄"\n'
     )
     assert read(path)[0] == ["첫째", '그는 "안녕" 했다', "탭\t과\n줄"]
+    # NSMC is published so and has always been read so.
+    nsmc = written(tmp_path / "a.txt", 'n\ttext\n1\t"그는 ""안녕"" 했다"\n')
+    assert read(nsmc)[0] == ['"그는 ""안녕"" 했다"']
+    assert read(written(tmp_path / "b.tsv", nsmc.read_bytes()), quotes=False)[0] == read(nsmc)[0]
     for kept in ('그는 "안녕" 했다', '"모두 인용이다"', '"', '"""재미"""없다', '""'):
         path = written(tmp_path / "b.tsv", f'n\ttext\n1\t"a ""b"""\n2\t{kept}\n')
         assert read(path)[0] == ['"a ""b"""', kept]

@@ -15,8 +15,8 @@ from kcmoe.tasks.registry import TASKS, Task
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    """Reviews of which the second has no label."""
-    rows = "document\tlabel\n좋다\t1\n뭐지\t\n별로\t0\n"
+    """Reviews of which the second has no known label."""
+    rows = "document\tlabel\n좋다\t1\n뭐지\t?\n별로\t0\n"
     (tmp_path / "validation.tsv").write_text(rows, encoding="utf-8")
     files = {"validation": ("validation.tsv",)}
     return dataclasses.replace(TASKS["sample_reviews"], files=files)
