@@ -73,6 +73,8 @@ def main(args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str) ->
     name = os.path.basename(found.checkpoint.rstrip("/"))
     place = folder / f"suite-{args.split or 'final'}-{name}.json"
     here, absent = _parts(data, args.split)
+    if not here and not absent:
+        raise UserError(f"no task of the suite is evaluated on its {args.split} split")
     if not here:
         raise UserError(
             f"no task of the suite has its {args.split or 'evaluation'} data below DATA_DIR = "

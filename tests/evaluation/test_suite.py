@@ -169,7 +169,7 @@ def test_other_weights_do_not_take_over(
     ("arguments", "said"),
     [
         (["--predictions=x.jsonl"], "--predictions is for one task"),
-        (["--split=train"], "no labels to evaluate in train"),
+        (["--split=train"], "no task of the suite is evaluated on its train split"),
         (["--gin.DATA_DIR='none'"], "kcmoe data download nsmc kornli"),
         (["--gin.CHECKPOINT_PATH='other'"], "give one"),
         (["--limit=0"], "--limit=0"),
