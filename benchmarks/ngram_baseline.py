@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -135,8 +137,8 @@ class NumberModel:
 Model = LabelModel | NumberModel
 
 
-def _models(task: Task, strengths: Sequence[float]) -> Iterator[tuple[str, Model]]:
-    for value in PENALTIES if task.target_step else strengths:
+def _models(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, Model]]:
+    for value in PENALTIES if task.target_step else args.strengths:
         if task.target_step:
             yield f"penalty {value:g}", NumberModel(task, value)
         else:
@@ -175,24 +177,15 @@ def _measure(task: Task, source: Task, args: argparse.Namespace) -> dict[str, An
         choosing = [one for one in train if held_out(one.inputs_text, _HELD_OUT)]
         kept = [one for one in train if not held_out(one.inputs_text, _HELD_OUT)]
     print(f"{task.name}: {len(kept):,} rows of {source.name}, {len(choosing):,} held out")
-    best: tuple[float, str, Features, Model] | None = None
-    for longest in args.longest:
-        features = Features(source, longest).fit(kept)
-        inputs, held = features.of(kept), features.of(choosing)
-        for setting, model in _models(source, args.strengths):
-            started_s = time.perf_counter()
-            model.fit(inputs, [one.target_text for one in kept])
-            value = _scored(source, choosing, model.answer(held)).metrics[task.metrics[0]].value
-            name = f"1-{longest}-grams, {setting}"
-            seconds = time.perf_counter() - started_s
-            print(f"  {name:24} held out {value:.4f}  {seconds:4.0f} s", flush=True)
-            if best is None or value > best[0]:
-                best = value, name, features, model
-    assert best is not None
-    _, setting, features, model = best
-    if kept is not train:
-        features.fit(train)
-        model.fit(features.of(train), [one.target_text for one in train])
+    settings = [(longest, *each) for longest in args.longest for each in _models(source, args)]
+    if len(settings) > 1:
+        settings = [_best(source, settings, kept, choosing)]
+    ((longest, setting, model),) = settings
+    if not source.is_held_out("validation"):
+        kept = train
+    features = Features(source, longest).fit(kept)
+    model.fit(features.of(kept), [one.target_text for one in kept])
+    setting = f"1-{longest}-grams, {setting}"
     splits = {}
     for split in SUITE[task.name]:
         examples = labelled_examples(task, split, data)
@@ -215,6 +208,27 @@ def _measure(task: Task, source: Task, args: argparse.Namespace) -> dict[str, An
         "measured": datetime.date.today().isoformat(),
         "splits": splits,
     }
+
+
+def _best(
+    task: Task,
+    settings: Sequence[tuple[int, str, Model]],
+    kept: Sequence[Example],
+    choosing: Sequence[Example],
+) -> tuple[int, str, Model]:
+    """The setting with the best first metric on `choosing` after learning from `kept`."""
+    values = []
+    for longest, same in itertools.groupby(settings, lambda each: each[0]):
+        features = Features(task, longest).fit(kept)
+        inputs, held = features.of(kept), features.of(choosing)
+        for _, setting, model in same:
+            started_s = time.perf_counter()
+            model.fit(inputs, [one.target_text for one in kept])
+            found = _scored(task, choosing, model.answer(held))
+            values.append(found.metrics[task.metrics[0]].value)
+            name, seconds = f"1-{longest}-grams, {setting}", time.perf_counter() - started_s
+            print(f"  {name:24} held out {values[-1]:.4f}  {seconds:4.0f} s", flush=True)
+    return settings[int(np.argmax(values))]
 
 
 def _changed(args: argparse.Namespace) -> list[str]:
@@ -244,7 +258,9 @@ def _write(path: Path, name: str, entry: dict[str, Any]) -> None:
     content["tasks"][name] = entry
     ordered = {task: content["tasks"][task] for task in SUITE if task in content["tasks"]}
     content["tasks"] = ordered
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    text = re.sub(r"\[\s+(\S+),\s+(\S+)\s+\]", r"[\1, \2]", text)  # two numbers in one line
+    path.write_text(text, encoding="utf-8")
 
 
 def _naive_bayes(task: Task, data: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kcmoe.checkpoint import run_config, shipped
 from kcmoe.config.data import DataConfig
 from kcmoe.config.inference import InferenceConfig
 from kcmoe.data.labelled import Example, labelled_examples, spread
@@ -73,6 +74,8 @@ def main(args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str) ->
     name = os.path.basename(found.checkpoint.rstrip("/"))
     place = folder / f"suite-{args.split or 'final'}-{name}.json"
     here, absent = _parts(data, args.split)
+    if not here and not absent:
+        raise UserError(f"no task of the suite is evaluated on its {args.split} split")
     if not here:
         raise UserError(
             f"no task of the suite has its {args.split or 'evaluation'} data below DATA_DIR = "
@@ -117,6 +120,9 @@ def identity(loaded: loading.Loaded) -> str:
 
 
 def _model_dir(checkpoint: str) -> str:
+    """Where reports go by default; nothing is written beside an installed model."""
+    if shipped.is_shipped(checkpoint):
+        return os.curdir
     return checkpoint if is_remote(checkpoint) else os.path.dirname(os.path.abspath(checkpoint))
 
 
@@ -159,6 +165,7 @@ def _rows(
         EncoderDecoder(loaded.config), loaded.params, loaded.lengths["inputs"], loaded.tokens
     )
     baselines = read_baselines()
+    trained_on = run_config.learnt_tasks(run_config.recorded(loaded.checkpoint))
     for number, (task, split) in enumerate(here, 1):
         examples = labelled_examples(task, split, data.data_dir, strict=data.strict)
         part = Part(task, split, len(examples), spread(examples, limit or len(examples)))
@@ -182,7 +189,7 @@ def _rows(
                 metrics=metrics,
                 seconds=result["seconds"],
                 baseline=baseline,
-                learnt=learnt(task.name, loaded.macros),
+                learnt=learnt(task.name, trained_on),
             )
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kcmoe.evaluation.metrics import Measurement
-from kcmoe.tasks.registry import Task, named_task
+from kcmoe.tasks.registry import TASKS, Task, named_task
 
 BASELINES = Path(__file__).with_name("baselines.json")
 
@@ -59,19 +58,16 @@ def chosen_split(name: str, wanted: str | None) -> str | None:
 def same_question(one: Task, other: Task) -> bool:
     """Whether two tasks ask the same and answer with the same words, wherever their columns come from."""
 
-    def asked(task: Task) -> str:
-        return task.inputs(dict.fromkeys(task.input_columns, ""))
+    def asked(task: Task) -> tuple[str, frozenset[str]]:
+        return task.inputs(dict.fromkeys(task.input_columns, "")), frozenset(task.label_words)
 
-    return asked(one) == asked(other) and set(one.label_words) == set(other.label_words)
+    return "labelled" == one.kind == other.kind and asked(one) == asked(other)
 
 
-def learnt(name: str, macros: Mapping[str, Any]) -> bool:
-    """Whether the run with these settings trained on the question of task `name`; True if it is unknown."""
-    trained_on = [*(macros.get("MIXTURE") or ()), macros.get("MIXTURE_OR_TASK_NAME")]
-    known = [named_task(one) for one in trained_on if one in SUITE or one == "kornli_from_klue"]
-    if trained_on == [None]:
-        return True
-    return any(same_question(one, named_task(name)) for one in known)
+def learnt(name: str, trained_on: Sequence[str]) -> bool:
+    """Whether a run on these tasks learnt the question of task `name`; True where none are known."""
+    known = [TASKS[one] for one in trained_on if one in TASKS]
+    return not trained_on or any(same_question(one, named_task(name)) for one in known)
 
 
 def read_baselines() -> dict[tuple[str, str], Baseline]:

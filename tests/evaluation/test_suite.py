@@ -169,7 +169,7 @@ def test_other_weights_do_not_take_over(
     ("arguments", "said"),
     [
         (["--predictions=x.jsonl"], "--predictions is for one task"),
-        (["--split=train"], "no labels to evaluate in train"),
+        (["--split=train"], "no task of the suite is evaluated on its train split"),
         (["--gin.DATA_DIR='none'"], "kcmoe data download nsmc kornli"),
         (["--gin.CHECKPOINT_PATH='other'"], "give one"),
         (["--limit=0"], "--limit=0"),
@@ -205,12 +205,12 @@ def test_aligned_answers_rank_the_same(model: str, data_dir: Path) -> None:
     assert lengths == {4}
 
 
-def test_the_tasks_exist_and_every_one_has_its_baseline() -> None:
+def test_the_tasks_exist_and_baselines_are_of_their_splits() -> None:
     assert all(set(splits) <= set(TASKS[name].splits) for name, splits in suite_tasks.SUITE.items())
     assert "test" not in suite_tasks.SUITE["kmhas"]
     measured = suite_tasks.read_baselines()
     wanted = {(name, split) for name, splits in suite_tasks.SUITE.items() for split in splits}
-    assert measured.keys() == wanted
+    assert measured.keys() <= wanted and ("nsmc", "test") in measured
     for (name, _), baseline in measured.items():
         assert [*baseline.metrics] == [*TASKS[name].metrics]
         assert all(0.2 < one.value < 1 for one in baseline.metrics.values())
@@ -227,17 +227,17 @@ def test_sets_to_download_are_in_the_catalogue() -> None:
 
 
 @pytest.mark.parametrize(
-    ("macros", "learnt"),
+    ("trained_on", "learnt"),
     [
-        ({"MIXTURE_OR_TASK_NAME": "nsmc"}, {"nsmc"}),
-        ({"MIXTURE_OR_TASK_NAME": "kornli_from_klue"}, {"kornli"}),
+        (["nsmc"], {"nsmc"}),
+        (["kornli_from_klue"], {"kornli"}),
         (
-            {"MIXTURE_OR_TASK_NAME": "all", "MIXTURE": {"korsts": 1, "hate_speech_binary": 1}},
+            ["all", "korsts", "hate_speech_binary"],
             {"korsts", "klue_sts", "hate_speech_binary", "apeach"},
         ),
-        ({"MIXTURE_OR_TASK_NAME": "pretrain"}, set()),
-        ({}, set(suite_tasks.SUITE)),
+        (["pretrain"], set()),
+        ([], set(suite_tasks.SUITE)),
     ],
 )
-def test_whether_a_question_was_learnt(macros: dict[str, Any], learnt: set[str]) -> None:
-    assert {name for name in suite_tasks.SUITE if suite_tasks.learnt(name, macros)} == learnt
+def test_whether_a_question_was_learnt(trained_on: list[str], learnt: set[str]) -> None:
+    assert {name for name in suite_tasks.SUITE if suite_tasks.learnt(name, trained_on)} == learnt
