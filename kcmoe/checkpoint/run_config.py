@@ -19,6 +19,7 @@ from kcmoe.checkpoint.storage import Folder
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.io.remote import is_remote
 from kcmoe.tree import ShapeDtype, parameters
 from kcmoe.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ def read_json(checkpoint: str) -> dict[str, Any]:
     """Returns the macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
     folder = Folder(checkpoint)
     try:
-        fields = json.loads(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
+        fields = json_text.parse(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
     except ValueError:
         return {}
     if not isinstance(fields, dict) or fields.get("model_type") != _MODEL_TYPE:

@@ -32,7 +32,7 @@ from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text
 from kcmoe.io.remote import is_remote
 
 EXTRA = "training.json"
@@ -198,13 +198,13 @@ def read_extra(checkpoint: str | Path) -> dict[str, Any]:
       UserError: if the file differs from what was saved.
     """
     content = checkpoints.open_checkpoint(checkpoint).extras().get(EXTRA)
-    return json.loads(content) if content else {}
+    return json_text.parse(content) if content else {}
 
 
 def read_best(model_dir: str | Path) -> dict[str, Any] | None:
     """What `best.json` of a model directory holds (checkpoint, metric, value and more); None without one."""
     try:
-        best = json.loads((Path(model_dir) / BEST).read_text(encoding="utf-8"))
+        best = json_text.parse((Path(model_dir) / BEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     complete = isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()
