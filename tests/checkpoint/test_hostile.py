@@ -18,7 +18,10 @@ import pytest
 import tensorstore as ts
 
 from kcmoe import checkpoint
+from kcmoe.checkpoint.safetensors import TensorFile
+from kcmoe.checkpoint.writing import convert
 from kcmoe.errors import UserError
+from kcmoe.tree import ShapeDtype
 
 State = dict[str, np.ndarray]
 LEAF = "target/encoder/layers_0/mlp/wi_0/kernel"
@@ -157,3 +160,36 @@ def test_brackets_without_end(
     (path / name).write_text("[" * 200_000)
     with pytest.raises(UserError, match="nested too deeply"):
         checkpoint.open_checkpoint(path).tree()
+
+
+@pytest.mark.parametrize("format", ["t5x_orbax", "t5x_legacy", "safetensors"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["encoder/kernel"],
+        ["target"],
+        ["target/a//b"],
+        ["/target/a"],
+        ["target/../../a"],
+        ["target/./a"],
+        ["target/.zarray"],
+        ["target/a/"],
+        ["target/a", "target/a/b"],
+        ["target/a.b", "target/a/b"],
+        ["target/a\nb"],
+        ["target/a\0b"],
+    ],
+)
+def test_names_that_cannot_be_read_back_are_not_written(
+    format: str, names: list[str], tmp_path: Path
+) -> None:
+    source, copy = tmp_path / "source/checkpoint_1", tmp_path / "new/copy"
+    source.mkdir(parents=True)
+    leaf = ShapeDtype((2,), np.dtype(np.float32))
+    file = TensorFile(source / "model.safetensors", dict.fromkeys(names, leaf), {})
+    for name in names:
+        file.write(name, np.ones(2, np.float32))
+    file.close()
+    with pytest.raises(UserError, match="cannot be written in"):
+        convert(source, copy, format)
+    assert not copy.parent.exists()
