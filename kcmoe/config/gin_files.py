@@ -137,6 +137,7 @@ def parse(
     *,
     texts: Mapping[str, str] | None = None,
     foreign: bool = False,
+    includes: bool = True,
 ) -> Macros:
     """Reads gin files in order, then texts, then bindings; later settings win, as in gin.
 
@@ -146,11 +147,14 @@ def parse(
       search_paths: further folders for files and includes.
       texts: name for messages -> gin text, e.g. what `gin.config_str()` returns inside T5X.
       foreign: accept a T5X `config.gin`: keep its plain macros, pass over imports and bindings.
+      includes: False for settings that came with a checkpoint, which may lead to no other file.
 
     Raises:
       UserError: for a file that is not there, a syntax error or (unless foreign) a binding.
     """
-    reader = _Reader([*search_paths, ".", *(str(root) for root in resources.roots())], foreign)
+    reader = _Reader(
+        [*search_paths, ".", *(str(root) for root in resources.roots())], foreign, includes
+    )
     for file in files:
         reader.read_file(os.fspath(file), "--gin_file")
     for name, text in (texts or {}).items():
@@ -164,16 +168,18 @@ def parse(
 class _Reader:
     """Collects settings statement by statement; keeps the stack of includes to refuse circles."""
 
-    def __init__(self, search_paths: Sequence[str], foreign: bool):
+    def __init__(self, search_paths: Sequence[str], foreign: bool, includes: bool):
         self.settings: dict[str, Setting] = {}
         self._search_paths = search_paths
-        self._foreign = foreign
+        self._foreign, self._includes = foreign, includes
         self._open: list[str] = []
 
     def read_file(self, path: str, asked_by: str) -> None:
         found = self._find(path, asked_by)
         if found in self._open:
             raise UserError(f"{asked_by}: {path} includes itself")
+        if not (self._includes or remote.is_remote(found) or os.path.isfile(found)):
+            raise UserError(f"{path} is not a plain file")
         self._open.append(found)
         self.read_text(_read(found), path)
         self._open.pop()
@@ -203,7 +209,7 @@ class _Reader:
         try:
             for statement in config_parser.ConfigParser(text, _Delegate()):
                 where = place or f"{name}:{statement.location.line_num}"
-                self._take(statement, where, config_parser)
+                self._take(statement, where, name, config_parser)
         except SyntaxError as error:
             detail = str(error.args[0]).strip().splitlines()[0]
             line = f":{error.lineno}" if error.lineno and not place else ""
@@ -216,8 +222,13 @@ class _Reader:
                 f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
             ) from None
 
-    def _take(self, statement: Any, where: str, kinds: Any) -> None:
+    def _take(self, statement: Any, where: str, name: str, kinds: Any) -> None:
         if isinstance(statement, kinds.IncludeStatement):
+            if not self._includes:
+                raise UserError(
+                    f"{where}: settings that came with a checkpoint may not include a file, and "
+                    f"this asks for {statement.filename}; write what you want of it into {name}"
+                )
             self.read_file(statement.filename, where)
         elif isinstance(statement, kinds.BindingStatement) and not (
             statement.scope or statement.arg_name

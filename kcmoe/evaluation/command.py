@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
             "--output and --markdown are for --suite; EVAL_OUTPUT_DIR says the folder here"
         )
     found = loading.find(place, given=given)
+    loading.refuse_addresses(found, given)
     checkpoint, macros = found.checkpoint, found.macros
     task, data, examples = _examples(macros, args.split or "validation")
     if warning := loading.unlearnt(checkpoint, run_config.recorded(checkpoint), task.name):

@@ -87,7 +87,7 @@ class RunFolder:
         config = self.path / CONFIG_FILE
         if os.path.exists(config):
             # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
-            before = gin_files.parse([str(config.absolute())], foreign=True)
+            before = gin_files.parse([str(config.absolute())], foreign=True, includes=False)
             self.changes = _compare(self.path, before, macros)
 
     @contextlib.contextmanager

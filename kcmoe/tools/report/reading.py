@@ -222,7 +222,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(gin_files.parse([str(path.absolute())], foreign=True))
+        return dict(gin_files.parse([str(path.absolute())], foreign=True, includes=False))
     except UserError:
         return {}
 
