@@ -38,3 +38,12 @@ def test_mistakes_are_one_line_and_status_2(capsys, argv):
 def test_unknown_verb_names_the_nearest(capsys):
     cli.run(["trian"])
     assert "train" in capsys.readouterr().err
+
+
+def test_a_message_stays_one_readable_line(capsys):
+    """However long a name was, and whatever it would do to a terminal."""
+    cli.run(["x\x1b[2J" + "y" * 100_000])
+    message = capsys.readouterr().err
+    assert len(message) < 3200
+    assert "\x1b" not in message
+    assert "more characters" in message

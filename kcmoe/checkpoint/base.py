@@ -24,7 +24,7 @@ from kcmoe.checkpoint import checksums, run_config
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.storage import Damaged, Folder, step_of
 from kcmoe.errors import UserError
-from kcmoe.io.wording import first_line, human_bytes
+from kcmoe.io.wording import first_line, human_bytes, listed
 from kcmoe.tree import STEP, ShapeDtype, shape_dtype
 
 _AHEAD_BYTES = 128 << 20
@@ -233,6 +233,7 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | Da
 
 
 def describe_problems(what: str, problems: dict[str, str]) -> str:
-    """Returns one line that names every leaf and what is wrong with it."""
+    """Returns one line with the number of leaves, and of the first few what is wrong with them."""
     count = f"{len(problems)} {'leaf' if len(problems) == 1 else 'leaves'}"
-    return f"{what}, {count}: " + "; ".join(f"{path}: {text}" for path, text in problems.items())
+    texts = [f"{path}: {text}" for path, text in problems.items()]
+    return f"{what}, {count}: {listed(texts, 8, '; ')}"

@@ -124,9 +124,9 @@ class RunFolder:
         """Writes the whole operative config to `config.gin`, at once or not at all."""
         durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint."""
-        return checkpoints.latest(self.path)
+    def all(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return checkpoints.all_checkpoints(self.path)
 
     def check_space(self, state: Mapping[str, Any]) -> int:
         """Raises `UserError` unless one checkpoint of these leaves fits on the disk; returns its bytes."""
@@ -195,10 +195,16 @@ def read_extra(checkpoint: str | Path) -> dict[str, Any]:
     """`training.json` of a checkpoint; {} where T5X wrote it.
 
     Raises:
-      UserError: if the file differs from what was saved.
+      UserError: if the file differs from what was saved, or is no such file.
     """
     content = checkpoints.open_checkpoint(checkpoint).extras().get(EXTRA)
-    return json_text.parse(content) if content else {}
+    try:
+        found = json_text.parse(content) if content else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("validation", {}), dict):
+        raise UserError(f"{checkpoint} is damaged: its {EXTRA} is not what a run writes")
+    return found
 
 
 def read_best(model_dir: str | Path) -> dict[str, Any] | None:
