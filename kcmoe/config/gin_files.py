@@ -187,10 +187,13 @@ class _Reader:
     def _find(self, path: str, asked_by: str) -> str:
         if remote.is_remote(path) or os.path.isabs(path):
             return path
-        for folder in self._search_paths:
-            candidate = os.path.join(folder, path)
+        candidates = [os.path.join(folder, path) for folder in self._search_paths]
+        for candidate in candidates:
             if os.path.isfile(candidate):
                 return os.path.realpath(candidate)
+        for candidate in candidates:
+            if os.path.isdir(candidate):
+                return candidate  # refused when it is read
         if gone := run_files.successor(path):
             raise UserError(f"{asked_by}: {gone}")
         siblings = {
@@ -204,8 +207,11 @@ class _Reader:
         raise UserError(f"{asked_by}: no gin file {path} in {looked}.{hint}")
 
     def read_text(self, text: str, name: str, place: str | None = None) -> None:
+        import tokenize
+
         from gin import config_parser  # here, so that --help needs no gin
 
+        text = text.removeprefix("\ufeff")  # Windows' editors write a byte order mark
         try:
             for statement in config_parser.ConfigParser(text, _Delegate()):
                 where = place or f"{name}:{statement.location.line_num}"
@@ -214,12 +220,18 @@ class _Reader:
             detail = str(error.args[0]).strip().splitlines()[0]
             line = f":{error.lineno}" if error.lineno and not place else ""
             raise UserError(
-                f"{place or name}{line}: not gin syntax ({detail}); strings need quotes, "
-                "on a shell as --gin.NAME='\"text\"'"
+                f"{place or name}{line}: not gin syntax ({detail}); {_mend(text, error)}"
             ) from None
-        except UnicodeDecodeError as error:
+        except tokenize.TokenError:
             raise UserError(
-                f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+                f"{place or name}: not gin syntax (a bracket, brace or quote is opened and not closed)"
+            ) from None
+        except (TypeError, ValueError, RecursionError, MemoryError) as error:
+            reason = (
+                f"a key cannot be a {str(error).split()[-1]}" if "unhashable" in str(error) else ""
+            )
+            raise UserError(
+                f"{place or name}: not a value that gin can hold ({reason or 'too deep or too long'})"
             ) from None
 
     def _take(self, statement: Any, where: str, name: str, kinds: Any) -> None:
@@ -242,6 +254,18 @@ class _Reader:
             )
 
 
+def _mend(text: str, error: SyntaxError) -> str:
+    """Returns how to write the value in the line of the error."""
+    lines = text.splitlines() or [""]
+    line = lines[min(max(error.lineno or 1, 1), len(lines)) - 1]
+    value = line.partition("=")[2].partition("#")[0].strip()
+    python = {"true": "True", "yes": "True", "false": "False", "no": "False", "null": "None"}
+    meant = python.get(value.lower(), "None" if value.lower() == "none" else "")
+    if meant:
+        return f"write {meant} instead of {value}"
+    return "strings need quotes, on a shell as --gin.NAME='\"text\"'"
+
+
 class _Delegate:
     """What gin's parser calls for `@x` and `%x`."""
 
@@ -254,6 +278,8 @@ class _Delegate:
 
 
 def _read(path: str) -> str:
+    if not remote.is_remote(path) and os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a gin file in it")
     try:
         return remote.read_bytes(path).decode("utf-8")
     except (OSError, ImportError, ValueError) as error:
