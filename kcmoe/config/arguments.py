@@ -79,6 +79,11 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds `--overwrite`, without which no output that exists is replaced."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
+
+
 def between(kind: type[float], least: float, most: float) -> Callable[[str], float]:
     """Returns what a flag takes as its `type`: a number of that kind, int or float, in that range."""
     name = "a whole number" if kind is int else "a number"
