@@ -68,6 +68,9 @@ class Chooser:
         return new > old if self.higher_is_better else new < old
 
 
+BY_LOSS = Chooser("cross_ent_loss", higher_is_better=False)
+
+
 class RunFolder:
     """MODEL_DIR. Making one compares the settings with those it was begun with, and writes nothing.
 
@@ -171,24 +174,30 @@ class RunFolder:
         return best
 
     def _find_best(self) -> dict[str, Any] | None:
-        chooser, best = self.chooser, None
-        if chooser is None:
+        if self.chooser is None:
             return None
-        for path in checkpoints.all_checkpoints(self.path):
-            try:
-                values = read_extra(path).get("validation", {})
-            except UserError:
-                continue  # a damaged checkpoint cannot be the best one
-            value = values.get(chooser.metric)
-            if value is not None and (best is None or chooser.better(value, best["value"])):
-                best = {
-                    "checkpoint": path.name,
-                    "metric": chooser.metric,
-                    "value": value,
-                    "higher_is_better": chooser.higher_is_better,
-                    "validation": values,
-                }
-        return best
+        measured = {}
+        for path in self.all():
+            with contextlib.suppress(UserError):  # a damaged checkpoint cannot be the best one
+                measured[path.name] = read_extra(path).get("validation", {})
+        # A correlation does not exist where all answers are equal, and its place is not in the record then.
+        return _best_of(measured, self.chooser) or _best_of(measured, BY_LOSS)
+
+
+def _best_of(measured: Mapping[str, Mapping[str, Any]], by: Chooser) -> dict[str, Any] | None:
+    """What `best.json` holds; `measured`: name of a checkpoint -> its validation metrics, oldest first."""
+    best: dict[str, Any] | None = None
+    for name, values in measured.items():
+        value = values.get(by.metric)
+        if value is not None and (best is None or by.better(value, best["value"])):
+            best = {
+                "checkpoint": name,
+                "metric": by.metric,
+                "value": value,
+                "higher_is_better": by.higher_is_better,
+                "validation": values,
+            }
+    return best
 
 
 def read_extra(checkpoint: str | Path) -> dict[str, Any]:
