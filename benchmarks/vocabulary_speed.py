@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output) / "kcmoe_32k.model"
     seconds, busy, peak = _watch(
         [sys.executable, "-m", "kcmoe", "tokenizer", "train", f"--gin_file={_CONFIG}",
-         f'--gin.DATA_DIR="{args.data}"', f'--gin.TOKENIZER_OUTPUT="{output}"']
+         f'--gin.DATA_DIR="{args.data}"', f'--gin.TOKENIZER_OUTPUT="{output}"', "--overwrite"]
     )  # fmt: skip
     print(
         f"kcmoe tokenizer train: {seconds / 60:.1f} minutes, {busy:.0f} s of processor time, "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kcmoe import __version__
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io.wording import shortened
 from kcmoe.model.cpu.memory import restart_with_huge_pages
 
 # verb -> (module with `main(argv) -> int`, one line of help)
@@ -29,6 +30,8 @@ VERBS = {
     "plan": ("kcmoe.tools.plan.command", "memory, time and device-hours of a run before it starts"),
     "bench": ("kcmoe.tools.bench.command", "speed of training, prediction and the data pipeline"),
 }
+
+_MOST = 3000  # characters of a message
 
 # Verbs that multiply matrices for longer than a moment.
 COMPUTING = ("train", "evaluate", "predict", "serve", "bench")
@@ -60,21 +63,50 @@ def run(argv: Sequence[str]) -> int:
         return importlib.import_module(VERBS[verb][0]).main(rest)
     except UserError as error:
         name = f"kcmoe {verb}" if verb in VERBS else "kcmoe"
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `kcmoe … | head` is no failure
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _one_line(error: UserError) -> str:
+    """The message without line breaks and control characters; one of a hundred kilobytes tells nothing."""
+    text = " ".join(str(error).split())
+    return shortened("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text), _MOST)
+
+
+def _any_terminal() -> None:
+    """Lets every text be printed and every file be opened, whatever the locale says.
+
+    Where it is another encoding than UTF-8, signs that it lacks come out as "?".
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
 
 
 def main() -> None:
     """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
+    _any_terminal()
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
         restart_with_huge_pages(training=sys.argv[1] == "train")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        try:
+            status: int | str | None = run(sys.argv[1:])
+        except SystemExit as stop:  # argparse's way of ending
+            status = stop.code
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except BrokenPipeError:  # `kcmoe … | head` is no failure
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = 0
+    sys.exit(status)
 
 
 if __name__ == "__main__":

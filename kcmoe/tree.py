@@ -95,6 +95,36 @@ def flattened(
     return flat
 
 
+_ROOTS = ("target", "state", "flax_mutables")
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raises ValueError, naming the first, for paths that T5X's tree does not have or files cannot.
+
+    Checkpoints name folders and keys after paths, with dots for slashes, so no path may lead out of its
+    folder, hide in it, or share the name of another.
+    """
+    dotted: dict[str, str] = {}
+    for path in sorted(paths):
+        root, *names = path.split("/")
+        if root not in _ROOTS or not names:
+            raise ValueError(f"{path!r} does not begin with {PARAMETERS} or state/")
+        if not all(name and not name.startswith(".") and name.isprintable() for name in names):
+            raise ValueError(
+                f"{path!r} has a part that is empty, begins with a dot or cannot be printed"
+            )
+        other = dotted.setdefault(path.replace("/", "."), path)
+        if other != path:
+            raise ValueError(f"{other!r} and {path!r} would have the same name")
+    for path in dotted.values():
+        parts = path.split("/")
+        for length in range(1, len(parts)):
+            if dotted.get(".".join(parts[:length])) == "/".join(parts[:length]):
+                raise ValueError(
+                    f"{'/'.join(parts[:length])!r} cannot hold values and {path!r} as well"
+                )
+
+
 def is_parameter(path: str) -> bool:
     """Tells whether a leaf of a state is a parameter."""
     return path.startswith(PARAMETERS)

@@ -62,8 +62,11 @@ class Vocabulary:
         self.size: int = self._processor.GetPieceSize()
         found = [self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id()]
         if found != [self.pad_id, self.eos_id, self.unk_id]:
+            names = (("pad", found[0], 0), ("eos", found[1], 1), ("unk", found[2], 2))
+            flags = " ".join(f"--{name}_id={id}" for name, is_, id in names if is_ != id)
             raise UserError(
-                f"{self.path}: pad, eos and unk have the ids {found}, but the model needs [0, 1, 2]"
+                f"{self.path}: pad, eos and unk have the ids {found}, but the model needs [0, 1, 2]: "
+                f"SentencePiece has to train it with {flags} --bos_id=-1"
             )
         self.num_sentinels = self._count_sentinels()
         sentinels = range(self.size - self.num_sentinels, self.size)
@@ -90,7 +93,8 @@ class Vocabulary:
         """
         if not 0 <= number < self.num_sentinels:
             raise UserError(
-                f"{self.path} has {self.num_sentinels} sentinels, so there is no <extra_id_{number}>"
+                f"{self.path} has {self.num_sentinels} sentinels, so there is no <extra_id_{number}>; "
+                f"`kcmoe tokenizer add-sentinels {self.path} OUTPUT.model` appends some to one without"
             )
         return self.size - 1 - number
 

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from kcmoe import cli
@@ -38,3 +42,42 @@ def test_mistakes_are_one_line_and_status_2(capsys, argv):
 def test_unknown_verb_names_the_nearest(capsys):
     cli.run(["trian"])
     assert "train" in capsys.readouterr().err
+
+
+def test_a_message_stays_one_readable_line(capsys):
+    """However long a name was, and whatever it would do to a terminal."""
+    cli.run(["x\x1b[2J" + "y" * 100_000])
+    message = capsys.readouterr().err
+    assert len(message) < 3200
+    assert "\x1b" not in message
+    assert "more characters" in message
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "POSIX", "PYTHONIOENCODING": "euc_kr"},
+        {"PYTHONIOENCODING": "ascii"},
+    ],
+)
+def test_any_terminal(locale, tmp_path):
+    """Hangul, blocks and emoji in a message and in a name, where the terminal has no such signs."""
+    folder = tmp_path / "자료 🙂█"
+    folder.mkdir()
+    command = [sys.executable, "-m", "kcmoe", "checkpoint", "inspect", folder / "없음"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"kcmoe checkpoint: there is no checkpoint")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("arguments", ["--help", "checkpoint --help", "trian", "plan --help"])
+@pytest.mark.parametrize("close", [">&-", "2>&-", "| true", "2>&1 | true"])
+def test_closed_pipes(arguments, close):
+    command = f"{sys.executable} -m kcmoe {arguments} {close}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+    if "|" in close:
+        assert done.returncode == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from kcmoe.checkpoint import checksums, run_config
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.storage import Damaged, Folder, step_of
 from kcmoe.errors import UserError
+from kcmoe.io.wording import first_line, human_bytes, listed
 from kcmoe.tree import STEP, ShapeDtype, shape_dtype
 
 _AHEAD_BYTES = 128 << 20
@@ -145,7 +147,15 @@ class Reader(abc.ABC):
     def read_checked(self, path: str) -> np.ndarray:
         """Returns one leaf of `scan()` after all checks. Raises `Damaged`."""
         expected = self.scan()[0][path]
-        array = self._read(path)
+        if expected.nbytes > (memory := _memory_bytes()):
+            raise Damaged(
+                f"{expected} is {human_bytes(expected.nbytes)}, and this machine has "
+                f"{human_bytes(memory)} of memory"
+            )
+        try:
+            array = self._read(path)
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise Damaged(f"cannot be read: {first_line(error)}") from error
         if path == STEP and array.dtype.kind == "f":
             if not np.all((array == np.trunc(array)) & (np.abs(array) < 2**31)):
                 raise Damaged(f"{array} is no whole number of steps")
@@ -211,6 +221,10 @@ class Reader(abc.ABC):
         return found
 
 
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | Damaged]:
     try:
         return path, future.result()
@@ -219,6 +233,7 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | Da
 
 
 def describe_problems(what: str, problems: dict[str, str]) -> str:
-    """Returns one line that names every leaf and what is wrong with it."""
+    """Returns one line with the number of leaves, and of the first few what is wrong with them."""
     count = f"{len(problems)} {'leaf' if len(problems) == 1 else 'leaves'}"
-    return f"{what}, {count}: " + "; ".join(f"{path}: {text}" for path, text in problems.items())
+    texts = [f"{path}: {text}" for path, text in problems.items()]
+    return f"{what}, {count}: {listed(texts, 8, '; ')}"

@@ -21,6 +21,7 @@ import numpy as np
 from kcmoe.checkpoint.encodings import checked_shape, named_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.tree import ShapeDtype
 
 NAME = "kcmoe.json"
@@ -70,7 +71,7 @@ def load(folder: Folder) -> Saved | None:
     if not folder.exists(NAME):
         return None
     try:
-        fields = json.loads(folder.read(NAME))
+        fields = json_text.parse(folder.read(NAME))
         if fields["checksum"] != bytes_checksum(_canonical(fields)):
             raise Damaged("its own checksum differs")
         if fields["kcmoe_checkpoint"] != _VERSION:

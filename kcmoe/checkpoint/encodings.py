@@ -3,16 +3,16 @@
 
 Zarr reads a missing chunk as zeros without an error, and nothing in it notices a header that was
 changed. So every chunk is looked for by name, and every header is compared with the checkpoint's
-index, before a value is used. A msgpack file holds nested maps, text, numbers and arrays (Flax's
-extension type 1: shape, dtype name, bytes; source: flax `serialization.py`); only these are decoded,
-and nothing in a file can name a type to build. This file knows no trees and no steps.
+index and with the sizes of the files, before a value is used or memory is asked for. A msgpack file
+holds nested maps, text, numbers and arrays (Flax's extension type 1: shape, dtype name, bytes; source:
+flax `serialization.py`); only these are decoded, and nothing in a file can name a type to build. This
+file knows no trees and no steps.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Container, Mapping
+import math
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -21,7 +21,8 @@ import numpy as np
 import tensorstore as ts
 
 from kcmoe.checkpoint.storage import Damaged
-from kcmoe.io.wording import first_line
+from kcmoe.io import json_text
+from kcmoe.io.wording import first_line, human_bytes
 from kcmoe.tree import ShapeDtype
 
 CHUNK_BYTES = 16 << 20
@@ -31,6 +32,10 @@ WRITING = {"file_io_sync": False}
 """Context for writing: files are synced together when the folder is complete, see `durable`."""
 
 _ARRAY, _SCALAR = 1, 3  # Flax's extension types
+# How many times smaller than its content a compressed chunk can be. zstd: 4 bytes for a block of 128 KiB.
+_LARGEST_RATIO = {None: 1, "gzip": 1 << 11, "zlib": 1 << 11, "bz2": 1 << 21}
+_OTHER_RATIO = 1 << 16
+_MOST_MISSING = 1000
 _NAMED = {
     np.dtype(kind).name: np.dtype(kind)
     for kind in (
@@ -72,17 +77,24 @@ class Header(NamedTuple):
     leaf: ShapeDtype
     chunks: tuple[int, ...]
     separator: str
+    compressor: str | None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk when uncompressed; those at the edges are as large as the others."""
+        return math.prod(self.chunks) * self.leaf.dtype.itemsize
 
 
 def parse_header(content: bytes, where: str) -> Header:
     """Returns the checked content of a `.zarray`. Raises `Damaged` if it is not a plain array."""
     try:
-        fields = json.loads(content)
+        fields = json_text.parse(content)
         shape, chunks = checked_shape(fields["shape"]), checked_shape(fields["chunks"])
         header = Header(
             ShapeDtype(shape, zarr_dtype(fields["dtype"])),
             chunks,
             fields.get("dimension_separator", "."),
+            str(fields["compressor"]["id"]) if fields.get("compressor") else None,
         )
         plain = fields["zarr_format"] == 2 and fields["order"] == "C" and not fields.get("filters")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,16 +104,41 @@ def parse_header(content: bytes, where: str) -> Header:
     return header
 
 
-def missing_chunks(header: Header, folder: str, names: Container[str]) -> list[str]:
-    """Returns the names of the chunks of an array in `folder` that are not among `names`."""
+def check_chunks(
+    header: Header,
+    folder: str,
+    names: Container[str],
+    size_of: Callable[[str], int] | None = None,
+) -> None:
+    """Raises `Damaged` unless the chunks of an array in `folder` are there and can hold what it declares.
+
+    `names`: the files that are there. `size_of` gives the bytes of one, None where that is not known.
+    """
     counts = [
         -(-size // chunk) for size, chunk in zip(header.leaf.shape, header.chunks, strict=True)
     ]
-    return [
-        name
-        for index in itertools.product(*map(range, counts))
-        if (name := f"{folder}/{header.separator.join(map(str, index)) or '0'}") not in names
-    ]
+    largest = _LARGEST_RATIO.get(header.compressor, _OTHER_RATIO)
+    missing: list[str] = []
+    # A header may declare any number of chunks, so none of the names are kept but those missing.
+    for flat in range(total := math.prod(counts)):
+        index: list[str] = []
+        rest = flat
+        for size in reversed(counts):
+            rest, place = divmod(rest, size)
+            index.insert(0, str(place))
+        name = f"{folder}/{header.separator.join(index) or '0'}"
+        if name not in names:
+            missing.append(name)
+            if len(missing) == _MOST_MISSING:
+                break
+        elif size_of is not None and (held := size_of(name)) * largest < header.chunk_bytes:
+            raise Damaged(
+                f"{human_bytes(held)} in {name} cannot be the {human_bytes(header.chunk_bytes)} "
+                "that a chunk of it has"
+            )
+    if missing:
+        count = f"{len(missing)}" if len(missing) < _MOST_MISSING else f"{len(missing)} or more"
+        raise Damaged(f"{count} of its {total:,} chunks missing ({missing[0]})")
 
 
 def read_array(kvstore: dict[str, Any], context: ts.Context) -> np.ndarray:

@@ -93,9 +93,9 @@ class LegacyReader(Reader):
             raise Damaged(f"{header.leaf} is stored, the index says {dtype}{list(shape)}")
         if chunks is not None and header.chunks != chunks:
             raise Damaged(f"stored in chunks {list(header.chunks)}, the index says {list(chunks)}")
-        missing = encodings.missing_chunks(header, name, self.folder.names())
-        if missing:
-            raise Damaged(f"{len(missing)} of its chunks missing ({missing[0]})")
+        sizes = self.folder.sizes()
+        size_of = None if sizes is None else sizes.__getitem__
+        encodings.check_chunks(header, name, self.folder.names(), size_of)
         return header.leaf
 
     def _read(self, path: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from kcmoe.checkpoint.storage import Folder
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.io.remote import is_remote
 from kcmoe.tree import ShapeDtype, parameters
 from kcmoe.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ def read_json(checkpoint: str) -> dict[str, Any]:
     """Returns the macros in the `config.json` that a conversion wrote into the checkpoint, or {}."""
     folder = Folder(checkpoint)
     try:
-        fields = json.loads(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
+        fields = json_text.parse(folder.read(JSON_FILE)) if folder.exists(JSON_FILE) else {}
     except ValueError:
         return {}
     if not isinstance(fields, dict) or fields.get("model_type") != _MODEL_TYPE:
@@ -72,8 +73,37 @@ def recorded(checkpoint: str) -> dict[str, Any]:
         return read_json(checkpoint)
     if not macros.get(DIGEST):
         with contextlib.suppress(UserError):
-            macros[DIGEST] = Vocabulary(macros.get("VOCABULARY_FILE")).digest
+            macros[DIGEST] = Vocabulary(vocabulary_of(checkpoint, macros)).digest
     return macros
+
+
+def vocabulary_of(checkpoint: str, macros: Mapping[str, Any]) -> str | None:
+    """Returns the vocabulary file that the settings of `checkpoint` name, None for the shipped one.
+
+    Settings may come from anywhere, so they open no address and no pipe: the file is on this machine where
+    they say, or it lies beside them or beside the checkpoint.
+
+    Raises:
+      UserError: for any other, which the user has to name.
+    """
+    named = macros.get("VOCABULARY_FILE")
+    if named is None:
+        return None
+    text = str(named)
+    folders = (
+        () if is_remote(checkpoint) else (checkpoint, os.path.dirname(os.path.abspath(checkpoint)))
+    )
+    beside = [os.path.join(folder, os.path.basename(text)) for folder in folders]
+    for path in ([] if is_remote(text) else [text]) + beside:
+        if os.path.isfile(path):
+            return path
+    if macros.get(DIGEST) and macros[DIGEST] == Vocabulary().digest:
+        return None
+    raise UserError(
+        f"the settings of {checkpoint} name the vocabulary {text!r}, which is not on this machine: put it "
+        "beside the checkpoint, or, if you trust that place, add "
+        f"--gin.VOCABULARY_FILE='\"{text}\"'"
+    )
 
 
 def with_vocabulary(checkpoint: str, macros: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -95,13 +125,13 @@ def _config_macros(checkpoint: str) -> dict[str, Any] | None:
     if config is None:
         return None
     if not is_remote(checkpoint):
-        return dict(gin_files.parse([config], foreign=True))
+        return dict(gin_files.parse([config], foreign=True, includes=False))
     # Through TensorStore, as the checkpoint itself, so no fsspec is needed.
     above = Folder(os.path.dirname(config))
     if not above.exists(CONFIG_FILE):
         return None
     text = above.read(CONFIG_FILE).decode("utf-8", "replace")
-    return dict(gin_files.parse(texts={config: text}, foreign=True))
+    return dict(gin_files.parse(texts={config: text}, foreign=True, includes=False))
 
 
 def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from kcmoe.checkpoint.checksums import raw_bytes
 from kcmoe.checkpoint.encodings import checked_shape, named_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.tree import ShapeDtype, shape_dtype
 
 FILE = "model.safetensors"
@@ -126,7 +127,7 @@ def indexed_files(folder: Folder) -> tuple[list[str], dict[str, str]]:
             )
         return files, {}
     try:
-        weights = json.loads(folder.read(INDEX))["weight_map"]
+        weights = json_text.parse(folder.read(INDEX))["weight_map"]
         if not all(
             isinstance(file, str) and os.path.basename(file) == file for file in weights.values()
         ):
@@ -150,7 +151,7 @@ def parse_header(file: Path) -> dict[str, tuple[ShapeDtype, int]]:
             raise Damaged("its header is cut off or damaged")
         content = opened.read(length)
     try:
-        fields = json.loads(content)
+        fields = json_text.parse(content)
         fields.pop("__metadata__", None)
         found, end = {}, 0
         for name, entry in sorted(fields.items(), key=lambda item: item[1]["data_offsets"]):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorstore as ts
@@ -26,6 +27,17 @@ def step_of(checkpoint: str | os.PathLike[str]) -> int | None:
     """Returns N of `.../checkpoint_N`, or None for any other name."""
     found = _NAMED.fullmatch(os.fspath(checkpoint).rstrip("/").rsplit("/", 1)[-1])
     return int(found[1]) if found else None
+
+
+def _plain_size(path: str) -> int | None:
+    """Returns the bytes of a plain file; None where there is none, or what is there is something else."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 class Damaged(Exception):
@@ -55,6 +67,7 @@ class Folder:
         except ValueError as error:
             raise UserError(f"{text} cannot be opened: {first_line(error)}") from error
         self._names: frozenset[str] | None = None
+        self._sizes: dict[str, int] | None = None
 
     def names(self) -> frozenset[str]:
         """Returns the relative names of all files below the folder (listed once)."""
@@ -62,12 +75,28 @@ class Folder:
             if self.remote:
                 self._names = frozenset(key.decode() for key in self._list())
             else:
-                self._names = frozenset(
-                    os.path.relpath(os.path.join(parent, name), self.path)
-                    for parent, _, names in os.walk(self.path)
-                    for name in names
-                )
+                self._names = frozenset(self.sizes() or ())
         return self._names
+
+    def sizes(self) -> Mapping[str, int] | None:
+        """Returns name -> bytes of all files that are there to be read; None in a bucket.
+
+        A link that leads nowhere and whatever is not a plain file are not there.
+        """
+        if self.remote:
+            return None
+        if self._sizes is None:
+            self._sizes = {}
+            for parent, _, names in os.walk(self.path, onerror=self._refuse):
+                for name in names:
+                    path = os.path.join(parent, name)
+                    size = _plain_size(path)
+                    if size is not None:
+                        self._sizes[os.path.relpath(path, self.path)] = size
+        return self._sizes
+
+    def _refuse(self, error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     def _list(self) -> list[bytes]:
         try:
@@ -78,7 +107,7 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Tells whether the file `name` is there."""
         if not self.remote:
-            return os.path.isfile(os.path.join(self.path, name))
+            return _plain_size(os.path.join(self.path, name)) is not None
         return self._get(name) is not None
 
     def read(self, name: str) -> bytes:
@@ -90,11 +119,12 @@ class Folder:
 
     def _get(self, name: str) -> bytes | None:
         if not self.remote:
-            try:
-                with open(os.path.join(self.path, name), "rb") as file:
-                    return file.read()
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            path = os.path.join(self.path, name)
+            if _plain_size(path) is None:
                 return None
+            try:
+                with open(path, "rb") as file:
+                    return file.read()
             except OSError as error:
                 raise UserError(f"{self.path}/{name} cannot be read: {error.strerror}") from error
         try:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe import tree as trees
 from kcmoe.checkpoint import checksums, formats, run_config
 from kcmoe.checkpoint.base import Provenance, Reader, describe_problems
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.encodings import named_dtype
-from kcmoe.checkpoint.reading import checked_leaves, open_checkpoint
+from kcmoe.checkpoint.reading import checked_leaves, compare, open_checkpoint
 from kcmoe.checkpoint.run_config import sizes_of
+from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
@@ -66,7 +68,8 @@ def write_checkpoint(
     """Writes the leaves as one checkpoint `final` in `format` and returns its path.
 
     `leaves` yields every path of `tree` once. Raises `UserError`, with nothing written, for an
-    unknown format, a place that is not on this machine, or a disk that is full or refuses.
+    unknown format, paths that no format can hold, a place that is not on this machine, or a disk that
+    is full or refuses. What is converted is read back before it gets its name.
     """
     chosen = formats.named(format)
     if is_remote(final):
@@ -76,6 +79,10 @@ def write_checkpoint(
     for name in extras or {}:
         checksums.check_extra_name(name)
     target = Path(final)
+    try:
+        trees.check_paths(tree)
+    except ValueError as error:
+        raise UserError(f"{about.path or target} cannot be written in {format}: {error}") from error
     with durable.staged(target) as folder:
         writer = chosen.writer(folder, tree, about)
         sums: dict[str, tuple[ShapeDtype, str]] = {}
@@ -91,7 +98,22 @@ def write_checkpoint(
         if not chosen.foreign:
             _add_extras(folder, about.step, sums, extras or {})
         writer.finish(str(target))
+        if about.path is not None and not chosen.foreign:
+            _read_back(chosen.reader(Folder(folder)), tree, target)
     return target
+
+
+def _read_back(reader: Reader, tree: Mapping[str, ShapeDtype], target: Path) -> None:
+    """Reads all that was written, checksums included. Raises `UserError` unless it is `tree`."""
+    here, problems = reader.scan()
+    problems = compare(here, tree, problems)
+    for path, values in reader.read_all([path for path in tree if path not in problems]):
+        if isinstance(values, Damaged):
+            problems[path] = str(values)
+    if problems:
+        raise UserError(
+            describe_problems(f"{target} could not be read back and was not written", problems)
+        )
 
 
 def _add_extras(

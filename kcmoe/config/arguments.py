@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from kcmoe.config import gin_files, run_files
@@ -79,6 +79,27 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds `--overwrite`, without which no output that exists is replaced."""
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
+
+
+def between(kind: type[float], least: float, most: float) -> Callable[[str], float]:
+    """Returns what a flag takes as its `type`: a number of that kind, int or float, in that range."""
+    name = "a whole number" if kind is int else "a number"
+
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not {name} from {least:,} to {most:,}")
+        return value
+
+    return number
+
+
 class _Named(argparse.Action):
     """`--size=tiny`: the gin file of that name, at its place among those of `--gin_file`."""
 
@@ -121,11 +142,20 @@ def parse_with_gin(
     Returns:
       The namespace, and the macros of `base`, the files and the overrides, in that order.
     """
-    bindings = [arg.removeprefix("--gin.") for arg in argv if arg.startswith("--gin.")]
-    args = parser.parse_args([arg for arg in argv if not arg.startswith("--gin.")])
-    for binding in bindings:
+    bindings, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--gin."):
+            rest.append(word)
+            continue
+        binding = word.removeprefix("--gin.")
         if "=" not in binding:
-            raise UserError(f"--gin.{binding} needs a value: --gin.{binding}=VALUE")
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"--gin.{binding} needs a value: --gin.{binding}=VALUE")
+            binding = f"{binding}={value}"
+        bindings.append(binding)
+    args = parser.parse_args(rest)
     search_paths = [given.path(path) for path in args.gin_search_paths.split(",") if path]
     macros = gin_files.parse([*base, *args.gin_file], bindings, search_paths)
     return args, macros.changed({name: given.path for name in PATH_MACROS})

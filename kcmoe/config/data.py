@@ -7,7 +7,6 @@ import dataclasses
 import os
 
 from kcmoe.config.fields import GinConfig, macro
-from kcmoe.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,30 +28,26 @@ class DataConfig(GinConfig):
     )
     pack: bool = macro("PACK", default=False, help="several examples to a row, with segment ids")
     noise_density: float = macro(
-        "NOISE_DENSITY", default=0.15, help="share of the tokens that span corruption removes"
+        "NOISE_DENSITY",
+        above=0,
+        below=1,
+        default=0.15,
+        help="share of the tokens that span corruption removes",
     )
     mean_noise_span_length: float = macro(
-        "MEAN_NOISE_SPAN_LENGTH", default=3.0, help="mean length of a removed span, in tokens"
+        "MEAN_NOISE_SPAN_LENGTH",
+        least=1,
+        most=1000,
+        default=3.0,
+        help="mean length of a removed span, in tokens",
     )
     workers: int | None = macro(
         "DATA_WORKERS",
+        least=0,
+        most=256,
         default=None,
         help="processes that make batches ahead; None chooses, 0 is a thread",
     )
-
-    def check(self) -> None:
-        if not 0 < self.noise_density < 1:
-            raise UserError(
-                f"NOISE_DENSITY = {self.noise_density}, but it is a share, between 0 and 1"
-            )
-        if self.mean_noise_span_length < 1:
-            raise UserError(
-                f"MEAN_NOISE_SPAN_LENGTH = {self.mean_noise_span_length}, but a span has at least one token"
-            )
-        if self.workers is not None and not 0 <= self.workers <= 256:
-            raise UserError(
-                f"DATA_WORKERS = {self.workers}, but it is a number of processes, 0 to 256"
-            )
 
     @property
     def num_workers(self) -> int:

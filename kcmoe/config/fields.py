@@ -9,6 +9,8 @@ in a module of this package that `__init__` imports, by which every name is know
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from typing import Any, Self
 
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io.wording import shortened
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
 T5X_ONLY = {
@@ -30,9 +33,48 @@ T5X_ONLY = {
 _REGISTRY: dict[str, type[GinConfig]] = {}
 
 
-def macro(name: str, *, help: str, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field filled from the gin macro `name`; without a default the macro is required."""
-    return dataclasses.field(metadata={"macro": name, "help": help}, default=default)
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number can mean: from `least` to `most`, but `above` and `below` the last two."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def fault(self, value: float) -> str:
+        """Returns what `value` must be, "" if it is that."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+        for word, bound, kept in (
+            ("at least", self.least, operator.ge),
+            ("at most", self.most, operator.le),
+            ("above", self.above, operator.gt),
+            ("below", self.below, operator.lt),
+        ):
+            if bound is not None and not kept(value, bound):
+                return f"{word} {bound:,}"
+        return ""
+
+
+def macro(
+    name: str,
+    *,
+    help: str,
+    default: Any = dataclasses.MISSING,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field filled from the gin macro `name`; without a default the macro is required.
+
+    The bounds are those of a number, and of each number in a tuple or dictionary; here and nowhere else.
+    """
+    bounds = Range(least, most, above, below)
+    return dataclasses.field(
+        metadata={"macro": name, "help": help, "range": bounds}, default=default
+    )
 
 
 class GinConfig:
@@ -58,7 +100,9 @@ class GinConfig:
             if name not in macros and field.default is not dataclasses.MISSING:
                 continue
             value = macros.require(name)
-            values[field.name] = _typed(value, hints[field.name], name, macros.where(name))
+            where = macros.where(name)
+            values[field.name] = _typed(value, hints[field.name], name, where)
+            _check_content(values[field.name], field.metadata["range"], name, where)
         config = cls(**values)
         config.check()
         return config
@@ -84,7 +128,15 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(item, arguments[0], name, where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # which no range holds
+    if origin is dict and isinstance(value, dict):
+        return {
+            _typed(key, arguments[0], name, where): _typed(item, arguments[1], name, where)
+            for key, item in value.items()
+        }
     plain = origin or hint
     if plain is Any or (
         isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
@@ -98,6 +150,24 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
     }
     wanted = words.get(plain, f"a {plain.__name__}")
     raise UserError(f"{where}: {name} = {value!r}, but it must be {wanted}")
+
+
+def _check_content(value: Any, bounds: Range, name: str, where: str) -> None:
+    """Raises `UserError` for a number outside what it can mean, and for a text that no file can hold."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_content(key, Range(), name, where)
+            _check_content(item, bounds, name, where)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_content(item, bounds, name, where)
+    elif isinstance(value, str):
+        if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise UserError(f"{where}: {name} = {value!r} has a NUL or half a character in it")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    elif fault := bounds.fault(value):
+        raise UserError(f"{where}: {name} = {shortened(repr(value), 60)}, but it must be {fault}")
 
 
 def known_macros() -> Mapping[str, str]:

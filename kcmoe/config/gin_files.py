@@ -137,6 +137,7 @@ def parse(
     *,
     texts: Mapping[str, str] | None = None,
     foreign: bool = False,
+    includes: bool = True,
 ) -> Macros:
     """Reads gin files in order, then texts, then bindings; later settings win, as in gin.
 
@@ -146,11 +147,14 @@ def parse(
       search_paths: further folders for files and includes.
       texts: name for messages -> gin text, e.g. what `gin.config_str()` returns inside T5X.
       foreign: accept a T5X `config.gin`: keep its plain macros, pass over imports and bindings.
+      includes: False for settings that came with a checkpoint, which may lead to no other file.
 
     Raises:
       UserError: for a file that is not there, a syntax error or (unless foreign) a binding.
     """
-    reader = _Reader([*search_paths, ".", *(str(root) for root in resources.roots())], foreign)
+    reader = _Reader(
+        [*search_paths, ".", *(str(root) for root in resources.roots())], foreign, includes
+    )
     for file in files:
         reader.read_file(os.fspath(file), "--gin_file")
     for name, text in (texts or {}).items():
@@ -164,16 +168,18 @@ def parse(
 class _Reader:
     """Collects settings statement by statement; keeps the stack of includes to refuse circles."""
 
-    def __init__(self, search_paths: Sequence[str], foreign: bool):
+    def __init__(self, search_paths: Sequence[str], foreign: bool, includes: bool):
         self.settings: dict[str, Setting] = {}
         self._search_paths = search_paths
-        self._foreign = foreign
+        self._foreign, self._includes = foreign, includes
         self._open: list[str] = []
 
     def read_file(self, path: str, asked_by: str) -> None:
         found = self._find(path, asked_by)
         if found in self._open:
             raise UserError(f"{asked_by}: {path} includes itself")
+        if not (self._includes or remote.is_remote(found) or os.path.isfile(found)):
+            raise UserError(f"{path} is not a plain file")
         self._open.append(found)
         self.read_text(_read(found), path)
         self._open.pop()
@@ -181,10 +187,13 @@ class _Reader:
     def _find(self, path: str, asked_by: str) -> str:
         if remote.is_remote(path) or os.path.isabs(path):
             return path
-        for folder in self._search_paths:
-            candidate = os.path.join(folder, path)
+        candidates = [os.path.join(folder, path) for folder in self._search_paths]
+        for candidate in candidates:
             if os.path.isfile(candidate):
                 return os.path.realpath(candidate)
+        for candidate in candidates:
+            if os.path.isdir(candidate):
+                return candidate  # refused when it is read
         if gone := run_files.successor(path):
             raise UserError(f"{asked_by}: {gone}")
         siblings = {
@@ -198,26 +207,40 @@ class _Reader:
         raise UserError(f"{asked_by}: no gin file {path} in {looked}.{hint}")
 
     def read_text(self, text: str, name: str, place: str | None = None) -> None:
+        import tokenize
+
         from gin import config_parser  # here, so that --help needs no gin
 
+        text = text.removeprefix("\ufeff")  # Windows' editors write a byte order mark
         try:
             for statement in config_parser.ConfigParser(text, _Delegate()):
                 where = place or f"{name}:{statement.location.line_num}"
-                self._take(statement, where, config_parser)
+                self._take(statement, where, name, config_parser)
         except SyntaxError as error:
             detail = str(error.args[0]).strip().splitlines()[0]
             line = f":{error.lineno}" if error.lineno and not place else ""
             raise UserError(
-                f"{place or name}{line}: not gin syntax ({detail}); strings need quotes, "
-                "on a shell as --gin.NAME='\"text\"'"
+                f"{place or name}{line}: not gin syntax ({detail}); {_mend(text, error)}"
             ) from None
-        except UnicodeDecodeError as error:
+        except tokenize.TokenError:
             raise UserError(
-                f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+                f"{place or name}: not gin syntax (a bracket, brace or quote is opened and not closed)"
+            ) from None
+        except (TypeError, ValueError, RecursionError, MemoryError) as error:
+            reason = (
+                f"a key cannot be a {str(error).split()[-1]}" if "unhashable" in str(error) else ""
+            )
+            raise UserError(
+                f"{place or name}: not a value that gin can hold ({reason or 'too deep or too long'})"
             ) from None
 
-    def _take(self, statement: Any, where: str, kinds: Any) -> None:
+    def _take(self, statement: Any, where: str, name: str, kinds: Any) -> None:
         if isinstance(statement, kinds.IncludeStatement):
+            if not self._includes:
+                raise UserError(
+                    f"{where}: settings that came with a checkpoint may not include a file, and "
+                    f"this asks for {statement.filename}; write what you want of it into {name}"
+                )
             self.read_file(statement.filename, where)
         elif isinstance(statement, kinds.BindingStatement) and not (
             statement.scope or statement.arg_name
@@ -229,6 +252,18 @@ class _Reader:
                 "imports belong to configs/t5x/ and run with t5x. The same settings without them are "
                 "in the files of configs/runs/"
             )
+
+
+def _mend(text: str, error: SyntaxError) -> str:
+    """Returns how to write the value in the line of the error."""
+    lines = text.splitlines() or [""]
+    line = lines[min(max(error.lineno or 1, 1), len(lines)) - 1]
+    value = line.partition("=")[2].partition("#")[0].strip()
+    python = {"true": "True", "yes": "True", "false": "False", "no": "False", "null": "None"}
+    meant = python.get(value.lower(), "None" if value.lower() == "none" else "")
+    if meant:
+        return f"write {meant} instead of {value}"
+    return "strings need quotes, on a shell as --gin.NAME='\"text\"'"
 
 
 class _Delegate:
@@ -243,6 +278,8 @@ class _Delegate:
 
 
 def _read(path: str) -> str:
+    if not remote.is_remote(path) and os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a gin file in it")
     try:
         return remote.read_bytes(path).decode("utf-8")
     except (OSError, ImportError, ValueError) as error:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 
 from kcmoe.config.fields import GinConfig, macro
-from kcmoe.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,9 +23,9 @@ class InferenceConfig(GinConfig):
         help="folder of evaluation reports; None is evaluation/ beside the checkpoint (tiny: here)",
     )
     tokens: int | None = macro(
-        "PREDICT_TOKENS", default=None, help="tokens computed at once; None suits the device"
+        "PREDICT_TOKENS",
+        least=1,
+        most=2**31 - 1,
+        default=None,
+        help="tokens computed at once; None suits the device",
     )
-
-    def check(self) -> None:
-        if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"PREDICT_TOKENS = {self.tokens}, but it must be at least 1")

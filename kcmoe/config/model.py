@@ -17,42 +17,74 @@ Dtype = typing.Literal["float32", "bfloat16"]
 class ModelConfig(GinConfig):
     """Shape and routing of the model; macro names are Flaxformer's where it has one."""
 
-    num_encoder_layers: int = macro("NUM_ENCODER_LAYERS", help="encoder layers, dense and sparse")
-    num_decoder_layers: int = macro("NUM_DECODER_LAYERS", help="decoder layers, dense and sparse")
+    num_encoder_layers: int = macro(
+        "NUM_ENCODER_LAYERS", least=1, most=1000, help="encoder layers, dense and sparse"
+    )
+    num_decoder_layers: int = macro(
+        "NUM_DECODER_LAYERS", least=1, most=1000, help="decoder layers, dense and sparse"
+    )
     num_encoder_sparse_layers: int = macro(
         "NUM_ENCODER_SPARSE_LAYERS",
+        least=0,
+        most=1000,
         help="encoder layers with a MoE block, evenly spaced; 0 is dense",
     )
     num_decoder_sparse_layers: int = macro(
         "NUM_DECODER_SPARSE_LAYERS",
+        least=0,
+        most=1000,
         help="decoder layers with a MoE block, evenly spaced; 0 is dense",
     )
-    num_heads: int = macro("NUM_HEADS", help="attention heads")
-    head_dim: int = macro("HEAD_DIM", help="size of one head")
-    embed_dim: int = macro("EMBED_DIM", help="width of the model (d_model)")
-    mlp_dim: int = macro("MLP_DIM", help="hidden width of a dense MLP (d_ff)")
-    expert_mlp_dim: int = macro("EXPERT_MLP_DIM", help="hidden width of one expert")
+    num_heads: int = macro("NUM_HEADS", least=1, most=1 << 16, help="attention heads")
+    head_dim: int = macro("HEAD_DIM", least=1, most=1 << 16, help="size of one head")
+    embed_dim: int = macro("EMBED_DIM", least=1, most=1 << 20, help="width of the model (d_model)")
+    mlp_dim: int = macro(
+        "MLP_DIM", least=1, most=1 << 24, help="hidden width of a dense MLP (d_ff)"
+    )
+    expert_mlp_dim: int = macro(
+        "EXPERT_MLP_DIM", least=1, most=1 << 24, help="hidden width of one expert"
+    )
     num_embeddings: int = macro(
-        "NUM_EMBEDDINGS", help="rows of the embedding, at least the vocabulary"
+        "NUM_EMBEDDINGS",
+        least=1,
+        most=1 << 24,
+        help="rows of the embedding, at least the vocabulary",
     )
-    num_experts: int = macro("NUM_EXPERTS", help="experts per sparse layer")
+    num_experts: int = macro("NUM_EXPERTS", least=1, most=1 << 16, help="experts per sparse layer")
     num_selected_experts: int = macro(
-        "NUM_SELECTED_EXPERTS", help="experts chosen per token (top-k)"
+        "NUM_SELECTED_EXPERTS", least=1, most=1 << 16, help="experts chosen per token (top-k)"
     )
-    group_size: int = macro("GROUP_SIZE", help="largest number of tokens routed together")
+    group_size: int = macro(
+        "GROUP_SIZE", least=1, most=2**31 - 1, help="largest number of tokens routed together"
+    )
     train_expert_capacity_factor: float = macro(
-        "TRAIN_EXPERT_CAPACITY_FACTOR", help="slots per expert / fair share of tokens, in training"
+        "TRAIN_EXPERT_CAPACITY_FACTOR",
+        above=0,
+        most=1024,
+        help="slots per expert / fair share of tokens, in training",
     )
     eval_expert_capacity_factor: float = macro(
-        "EVAL_EXPERT_CAPACITY_FACTOR", help="slots per expert / fair share of tokens, otherwise"
+        "EVAL_EXPERT_CAPACITY_FACTOR",
+        above=0,
+        most=1024,
+        help="slots per expert / fair share of tokens, otherwise",
     )
-    scale: float = macro("SCALE", help="scale of the variance-scaling initializers")
-    dropout_rate: float = macro("DROPOUT_RATE", help="dropout everywhere but inside experts")
-    expert_dropout_rate: float = macro("EXPERT_DROPOUT_RATE", help="dropout inside experts")
+    scale: float = macro(
+        "SCALE", above=0, most=1000, help="scale of the variance-scaling initializers"
+    )
+    dropout_rate: float = macro(
+        "DROPOUT_RATE", least=0, below=1, help="dropout everywhere but inside experts"
+    )
+    expert_dropout_rate: float = macro(
+        "EXPERT_DROPOUT_RATE", least=0, below=1, help="dropout inside experts"
+    )
     activation_dtype: Dtype = macro("ACTIVATION_DTYPE", help="dtype of activations")
     moe_truncated_dtype: Dtype = macro("MOE_TRUNCATED_DTYPE", help="dtype inside experts")
     num_expert_replicas: int = macro(
-        "NUM_EXPERT_REPLICAS", help="copies of each expert that Flaxformer's group count assumes"
+        "NUM_EXPERT_REPLICAS",
+        least=1,
+        most=1 << 16,
+        help="copies of each expert that Flaxformer's group count assumes",
     )
     routing: typing.Literal["capacity", "dropless"] = macro(
         "ROUTING", help="'capacity' drops tokens as Flaxformer does, 'dropless' drops none"
@@ -78,13 +110,6 @@ class ModelConfig(GinConfig):
         return tuple(i for i in range(layers) if sparse and (i + 1) % every == 0)
 
     def check(self) -> None:
-        for field in dataclasses.fields(self):
-            value, name = getattr(self, field.name), field.metadata["macro"]
-            lowest = 0 if "sparse_layers" in field.name else 1
-            if isinstance(value, int) and not isinstance(value, bool) and value < lowest:
-                raise UserError(f"{name} = {value}, but it must be at least {lowest}")
-            if field.name.endswith("dropout_rate") and not 0.0 <= value < 1.0:
-                raise UserError(f"{name} = {value}, but a dropout rate is in [0, 1)")
         for stack in ("encoder", "decoder"):
             layers = getattr(self, f"num_{stack}_layers")
             sparse = getattr(self, f"num_{stack}_sparse_layers")

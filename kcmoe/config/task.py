@@ -45,7 +45,9 @@ class TaskSettings(GinConfig):
         help="True where a row has several labels: a list, or a text with commas between them",
     )
     target_step: float | None = macro(
-        "TASK_TARGET_STEP", default=None, help="answers are numbers, rounded to this step"
+        "TASK_TARGET_STEP",
+        default=None,
+        help="answers are numbers, rounded to this step",
     )
     target_range: Any = macro(
         "TASK_TARGET_RANGE", default=None, help="lowest and highest answer, e.g. (0.0, 5.0)"
@@ -57,7 +59,11 @@ class TaskSettings(GinConfig):
         "TASK_ID_COLUMN", default=None, help="column that names an example"
     )
     holdout: float | None = macro(
-        "TASK_HOLDOUT", default=None, help="share of train kept as validation where none is given"
+        "TASK_HOLDOUT",
+        least=0,
+        below=1,
+        default=None,
+        help="share of train kept as validation where none is given",
     )
     encoding: str | None = macro(
         "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"

@@ -39,20 +39,33 @@ class TokenizerConfig(GinConfig):
     output: str = macro(
         "TOKENIZER_OUTPUT", help="the .model file to write; its twin goes beside it"
     )
-    vocab_size: int = macro("TOKENIZER_VOCAB_SIZE", help="pieces, without the sentinels")
-    sentinels: int = macro("TOKENIZER_SENTINELS", help="<unusedN> pieces that the twin has on top")
+    vocab_size: int = macro(
+        "TOKENIZER_VOCAB_SIZE", least=4, most=1 << 24, help="pieces, without the sentinels"
+    )
+    sentinels: int = macro(
+        "TOKENIZER_SENTINELS",
+        least=0,
+        most=10_000,
+        help="<unusedN> pieces that the twin has on top",
+    )
     sample_lines: int = macro(
         "TOKENIZER_SAMPLE_LINES",
+        least=1,
+        most=10**12,
         help="most lines to learn from; more are sampled, which bounds memory",
     )
-    max_line_chars: int = macro("TOKENIZER_MAX_LINE_CHARS", help="longer lines are cut at a space")
-    seed: int = macro("TOKENIZER_SEED", help="chooses the sample")
+    max_line_chars: int = macro(
+        "TOKENIZER_MAX_LINE_CHARS", least=16, most=10**9, help="longer lines are cut at a space"
+    )
+    seed: int = macro("TOKENIZER_SEED", least=0, most=2**63 - 1, help="chooses the sample")
     segmentation: Segmentation = macro(
         "TOKENIZER_SEGMENTATION",
         help="'morphemes' (ours), 'delimiter' (SentencePiece's own), 'spaces' (the published way), 'none'",
     )
     min_inside_share: float = macro(
         "TOKENIZER_MIN_INSIDE_SHARE",
+        least=0,
+        most=1,
         help="least share of a piece's occurrences that lie inside one morpheme ('morphemes' only)",
     )
     normalization: Normalization = macro(
@@ -60,15 +73,24 @@ class TokenizerConfig(GinConfig):
     )
     character_coverage: float = macro(
         "TOKENIZER_CHARACTER_COVERAGE",
+        least=0,
+        most=1,
         help="share of the characters in running text that get a piece",
     )
     byte_fallback: bool = macro("TOKENIZER_BYTE_FALLBACK", help="spell other characters in bytes")
-    max_piece_chars: int = macro("TOKENIZER_MAX_PIECE_CHARS", help="longest piece in characters")
+    max_piece_chars: int = macro(
+        "TOKENIZER_MAX_PIECE_CHARS", least=1, most=10_000, help="longest piece in characters"
+    )
     workers: int = macro(
-        "TOKENIZER_WORKERS", help="MeCab processes; 0 is one per core; never shows"
+        "TOKENIZER_WORKERS",
+        least=0,
+        most=1024,
+        help="MeCab processes; 0 is one per core; never shows",
     )
     threads: int = macro(
         "TOKENIZER_THREADS",
+        least=1,
+        most=1024,
         help="threads of SentencePiece; sums are rounded by thread, so it may show",
     )
 
@@ -79,23 +101,6 @@ class TokenizerConfig(GinConfig):
         return path.with_name(f"{path.stem}.{self.sentinels}{TWIN_SUFFIX}{path.suffix}")
 
     def check(self) -> None:
-        for name, value, lowest in (
-            ("TOKENIZER_VOCAB_SIZE", self.vocab_size, 4),
-            ("TOKENIZER_SENTINELS", self.sentinels, 0),
-            ("TOKENIZER_SAMPLE_LINES", self.sample_lines, 1),
-            ("TOKENIZER_MAX_LINE_CHARS", self.max_line_chars, 16),
-            ("TOKENIZER_MAX_PIECE_CHARS", self.max_piece_chars, 1),
-            ("TOKENIZER_WORKERS", self.workers, 0),
-            ("TOKENIZER_THREADS", self.threads, 1),
-        ):
-            if value < lowest:
-                raise UserError(f"{name} = {value}, but it must be at least {lowest}")
-        for name, share in (
-            ("TOKENIZER_MIN_INSIDE_SHARE", self.min_inside_share),
-            ("TOKENIZER_CHARACTER_COVERAGE", self.character_coverage),
-        ):
-            if not 0.0 <= share <= 1.0:
-                raise UserError(f"{name} = {share}, but a share is between 0 and 1")
         if not self.output.endswith(".model"):
             raise UserError(f"TOKENIZER_OUTPUT = {self.output!r}, but it must end in .model")
         if is_remote(self.output):

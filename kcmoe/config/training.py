@@ -14,6 +14,8 @@ from kcmoe.config.fields import GinConfig, macro
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
 
+MOST_STEPS = 2**31 - 1  # the step is an int32 in every checkpoint
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(GinConfig):
@@ -22,17 +24,24 @@ class TrainConfig(GinConfig):
     model_dir: str = macro("MODEL_DIR", help="folder of checkpoints, records and config.gin")
     train_steps: int = macro(
         "TRAIN_STEPS",
+        least=1,
+        most=MOST_STEPS,
         help="last step, counted from 0; includes the steps of INITIAL_CHECKPOINT_PATH",
     )
     finetune_steps: int | None = macro(
         "FINETUNE_STEPS",
+        least=1,
+        most=MOST_STEPS,
         help="steps after those of INITIAL_CHECKPOINT_PATH; used where TRAIN_STEPS is None",
         default=None,
     )
-    batch_size: int = macro("BATCH_SIZE", help="rows per step")
+    batch_size: int = macro("BATCH_SIZE", least=1, most=1 << 20, help="rows per step")
     task: str = macro("MIXTURE_OR_TASK_NAME", help="what to train on; see configs/tasks")
     lengths: dict[str, int] = macro(
-        "TASK_FEATURE_LENGTHS", help="{'inputs': tokens, 'targets': tokens}, longer ones are cut"
+        "TASK_FEATURE_LENGTHS",
+        least=2,
+        most=1 << 20,
+        help="{'inputs': tokens, 'targets': tokens}, longer ones are cut",
     )
     initial_checkpoint_path: str | None = macro(
         "INITIAL_CHECKPOINT_PATH",
@@ -42,21 +51,38 @@ class TrainConfig(GinConfig):
     optimizer: str = macro(
         "OPTIMIZER", help="what turns gradients into updates: adafactor (as T5X) or adamw"
     )
-    random_seed: int = macro("RANDOM_SEED", help="seed of initial weights, data order and dropout")
+    random_seed: int = macro(
+        "RANDOM_SEED",
+        least=0,
+        most=2**32 - 1,
+        help="seed of initial weights, data order and dropout",
+    )
     num_microbatches: int | None = macro(
         "NUM_MICROBATCHES",
+        least=1,
+        most=1 << 20,
         help="parts a batch is computed in to save memory; None is 1",
         default=None,
     )
     num_expert_partitions: int = macro(
         "NUM_EXPERT_PARTITIONS",
+        least=1,
+        most=1 << 20,
         help="most devices that experts are divided over; scales their gradients",
     )
-    eval_period: int = macro("EVAL_PERIOD", help="steps between evaluations; 0 is never")
-    eval_steps: int = macro("EVAL_STEPS", help="batches of held-out data per evaluation")
-    checkpoint_period: int = macro("CHECKPOINT_PERIOD", help="steps between checkpoints")
+    eval_period: int = macro(
+        "EVAL_PERIOD", least=0, most=MOST_STEPS, help="steps between evaluations; 0 is never"
+    )
+    eval_steps: int = macro(
+        "EVAL_STEPS", least=1, most=MOST_STEPS, help="batches of held-out data per evaluation"
+    )
+    checkpoint_period: int = macro(
+        "CHECKPOINT_PERIOD", least=1, most=MOST_STEPS, help="steps between checkpoints"
+    )
     checkpoints_to_keep: int | None = macro(
         "CHECKPOINTS_TO_KEEP",
+        least=1,
+        most=MOST_STEPS,
         help="newest checkpoints kept, the best one apart; None keeps all",
         default=None,
     )
@@ -76,14 +102,6 @@ class TrainConfig(GinConfig):
 
     def check(self) -> None:
         """See `GinConfig.check`."""
-        for field, lowest in [
-            ("train_steps", 1), ("finetune_steps", 1), ("batch_size", 1), ("eval_period", 0),
-            ("eval_steps", 1), ("checkpoint_period", 1), ("checkpoints_to_keep", 1),
-            ("num_microbatches", 1), ("num_expert_partitions", 1), ("random_seed", 0),
-        ]:  # fmt: skip
-            value = getattr(self, field)
-            if value is not None and value < lowest:
-                raise UserError(f"{field.upper()} = {value}, but it must be at least {lowest}")
         fits.check_lengths(self.lengths)
 
 
@@ -119,18 +137,21 @@ def counted_from(macros: Macros, start_step: int) -> Macros:
 class LossConfig(GinConfig):
     """Weights of the parts of the loss."""
 
-    z_loss: float = macro("Z_LOSS", help="weight of log(Z)^2 of the output logits")
-    label_smoothing: float = macro("LABEL_SMOOTHING", help="probability spread over wrong targets")
+    z_loss: float = macro(
+        "Z_LOSS", least=0, most=1000, help="weight of log(Z)^2 of the output logits"
+    )
+    label_smoothing: float = macro(
+        "LABEL_SMOOTHING", least=0, below=1, help="probability spread over wrong targets"
+    )
     normalizing_factor: Literal["NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS"] = macro(
         "LOSS_NORMALIZING_FACTOR", help="what the summed loss is divided by"
     )
-    aux_loss_factor: float = macro("AUX_LOSS_FACTOR", help="weight of the load balance loss")
-    router_z_loss_factor: float = macro("ROUTER_Z_LOSS_FACTOR", help="weight of the router z-loss")
-
-    def check(self) -> None:
-        """See `GinConfig.check`."""
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(f"LABEL_SMOOTHING = {self.label_smoothing}, but it must be in [0, 1)")
+    aux_loss_factor: float = macro(
+        "AUX_LOSS_FACTOR", least=0, most=1000, help="weight of the load balance loss"
+    )
+    router_z_loss_factor: float = macro(
+        "ROUTER_Z_LOSS_FACTOR", least=0, most=1000, help="weight of the router z-loss"
+    )
 
 
 # Factor of the learning rate -> fields of `ScheduleConfig` it reads, besides those that are always there;
@@ -155,28 +176,51 @@ class ScheduleConfig(GinConfig):
         "LEARNING_RATE_FACTORS", help="factors joined by *: constant, linear_warmup, rsqrt_decay, …"
     )
     learning_rate: float = macro(
-        "LEARNING_RATE", help="value of 'constant' and, at its top, of 'linear_decay'"
+        "LEARNING_RATE",
+        above=0,
+        most=1000,
+        help="value of 'constant' and, at its top, of 'linear_decay'",
     )
     warmup_steps: int = macro(
         "WARMUP_STEPS",
+        least=1,
+        most=MOST_STEPS,
         help="steps of 'linear_warmup'; every decay but 'decay_every' begins after them",
     )
     decay_factor: float | None = macro(
         "DECAY_FACTOR",
+        above=0,
+        most=1,
         default=None,
         help="'decay_every' multiplies by it; 'linear_decay' falls by it in each step",
     )
     steps_per_decay: int | None = macro(
-        "STEPS_PER_DECAY", default=None, help="steps between two multiplications of 'decay_every'"
+        "STEPS_PER_DECAY",
+        least=1,
+        most=MOST_STEPS,
+        default=None,
+        help="steps between two multiplications of 'decay_every'",
     )
     steps_per_cycle: int | None = macro(
-        "STEPS_PER_CYCLE", default=None, help="steps in which 'cosine_decay' falls from 1 to 0"
+        "STEPS_PER_CYCLE",
+        least=1,
+        most=MOST_STEPS,
+        default=None,
+        help="steps in which 'cosine_decay' falls from 1 to 0",
     )
     cooldown_steps: int | None = macro(
-        "COOLDOWN_STEPS", default=None, help="last steps, in which 'linear_cooldown' falls to 0"
+        "COOLDOWN_STEPS",
+        least=1,
+        most=MOST_STEPS,
+        default=None,
+        help="last steps, in which 'linear_cooldown' falls to 0",
     )
     train_steps: int | None = macro(
-        "TRAIN_STEPS", default=None, help="last step, where 'linear_cooldown' ends"
+        "TRAIN_STEPS",
+        least=1,
+        most=MOST_STEPS,
+        default=None,
+        help="last step, where 'linear_cooldown' ends",
     )
 
     @property
@@ -198,10 +242,6 @@ class ScheduleConfig(GinConfig):
                         f"LEARNING_RATE_FACTORS has {name!r}, which needs {field.upper()}; "
                         f"add --gin.{field.upper()}=VALUE"
                     )
-        for field in ("warmup_steps", "steps_per_decay", "steps_per_cycle", "cooldown_steps"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"{field.upper()} = {value}, but it must be at least 1")
         if "linear_decay" in self.names and {"constant", "linear_warmup"} & set(self.names):
             raise UserError(
                 f"LEARNING_RATE_FACTORS = {self.factors!r}: 'linear_decay' has 'constant' and "
@@ -214,26 +254,22 @@ class AdafactorConfig(GinConfig):
     """What Adafactor leaves to choose."""
 
     decay_rate: float = macro(
-        "DECAY_RATE", help="second-moment decay at step t is 1 - t^-DECAY_RATE"
+        "DECAY_RATE", above=0, most=1, help="second-moment decay at step t is 1 - t^-DECAY_RATE"
     )
-    step_offset: int = macro("STEP_OFFSET", help="step that counts as the first for the decay")
+    step_offset: int = macro(
+        "STEP_OFFSET", least=0, most=MOST_STEPS, help="step that counts as the first for the decay"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamWConfig(GinConfig):
     """What AdamW leaves to choose; `kcmoe.training.optimizers.adamw` says what each does."""
 
-    beta1: float = macro("ADAMW_BETA1", help="share of the old first moment")
-    beta2: float = macro("ADAMW_BETA2", help="share of the old second moment")
-    weight_decay: float = macro("ADAMW_WEIGHT_DECAY", help="decay of kernels per unit of the rate")
-    clip_norm: float = macro("ADAMW_CLIP_NORM", help="longest gradient, all parameters together")
-
-    def check(self) -> None:
-        """See `GinConfig.check`."""
-        for name, value in (("ADAMW_BETA1", self.beta1), ("ADAMW_BETA2", self.beta2)):
-            if not 0.0 <= value < 1.0:
-                raise UserError(f"{name} = {value}, but it must be in [0, 1)")
-        if not 0.0 <= self.weight_decay <= 1.0:
-            raise UserError(f"ADAMW_WEIGHT_DECAY = {self.weight_decay}, but it must be in [0, 1]")
-        if not 0.0 < self.clip_norm < float("inf"):
-            raise UserError(f"ADAMW_CLIP_NORM = {self.clip_norm}, but it must be above zero")
+    beta1: float = macro("ADAMW_BETA1", least=0, below=1, help="share of the old first moment")
+    beta2: float = macro("ADAMW_BETA2", least=0, below=1, help="share of the old second moment")
+    weight_decay: float = macro(
+        "ADAMW_WEIGHT_DECAY", least=0, most=1, help="decay of kernels per unit of the rate"
+    )
+    clip_norm: float = macro(
+        "ADAMW_CLIP_NORM", above=0, most=1e9, help="longest gradient, all parameters together"
+    )

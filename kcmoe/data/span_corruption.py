@@ -99,7 +99,7 @@ def check_lengths(
     if counts.spans > num_sentinels:
         raise UserError(
             f"inputs of {inputs} have {counts.spans} noise spans, but the vocabulary has "
-            f"{num_sentinels} sentinels"
+            f"{num_sentinels} sentinels; `kcmoe tokenizer add-sentinels` appends them to one without"
         )
     return counts
 

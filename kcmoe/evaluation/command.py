@@ -62,7 +62,10 @@ def _parser() -> arguments.Parser:
     parser.add_argument("--split", choices=SPLITS, help="default: validation")
     parser.add_argument("--protocol", choices=(*PROTOCOLS, "both"), help="default: both")
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only N examples, evenly spread over the split"
+        "--limit",
+        type=arguments.between(int, 1, 10**12),
+        metavar="N",
+        help="only N examples, evenly spread over the split",
     )
     parser.add_argument(
         "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
@@ -91,8 +94,6 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.inference import loading
 
     configs.check_names(given)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit={args.limit} must be at least 1")
     place = args.checkpoint or given.require("CHECKPOINT_PATH")
     if args.checkpoint and given.get("CHECKPOINT_PATH", args.checkpoint) != args.checkpoint:
         raise UserError(
@@ -109,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             "--output and --markdown are for --suite; EVAL_OUTPUT_DIR says the folder here"
         )
     found = loading.find(place, given=given)
+    loading.refuse_addresses(found, given)
     checkpoint, macros = found.checkpoint, found.macros
     task, data, examples = _examples(macros, args.split or "validation")
     if warning := loading.unlearnt(checkpoint, run_config.recorded(checkpoint), task.name):

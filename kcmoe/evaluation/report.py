@@ -99,7 +99,10 @@ class Report:
 
 
 def _cell(estimate: Measurement) -> str:
-    return f"{100 * estimate.value:.2f} ± {100 * estimate.standard_error:.2f}"
+    if not math.isfinite(estimate.value):
+        return "none: all answers, or all true scores, are equal"
+    error = estimate.standard_error
+    return f"{100 * estimate.value:.2f} ± {f'{100 * error:.2f}' if math.isfinite(error) else 'unknown'}"
 
 
 def _json(estimate: Measurement) -> dict[str, float | None]:

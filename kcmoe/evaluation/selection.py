@@ -73,7 +73,9 @@ def selection(task: Task, macros: Mapping[str, Any], data: DataConfig, model_dir
     """Reads the held-out examples of `task` and the choice recorded in `model_dir`."""
     # What the run evaluated on is its own config.gin's to say; `macros` are those of this evaluation.
     with contextlib.suppress(UserError):
-        macros = gin_files.parse([os.path.join(model_dir, CONFIG_FILE)], foreign=True)
+        macros = gin_files.parse(
+            [os.path.join(model_dir, CONFIG_FILE)], foreign=True, includes=False
+        )
     own = str(macros.get("MIXTURE_OR_TASK_NAME") or task.name)
     if task.name not in (own, *(macros.get("MIXTURE") or ())):
         rule = f"nothing of {task.name}, for this run was trained on {own}"

@@ -56,8 +56,17 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--config", metavar="FILE", help="gin file with the sizes, if config.gin is not beside it"
     )
-    parser.add_argument("--beam_size", type=int, default=1, help="of --task=generate; 1 is greedy")
-    parser.add_argument("--max_tokens", type=int, help="longest answer of --task=generate")
+    parser.add_argument(
+        "--beam_size",
+        type=arguments.between(int, 1, 1024),
+        default=1,
+        help="of --task=generate; 1 is greedy",
+    )
+    parser.add_argument(
+        "--max_tokens",
+        type=arguments.between(int, 1, 1 << 16),
+        help="longest answer of --task=generate",
+    )
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="- is standard input")
     arguments.add_gin_arguments(parser)
     return parser

@@ -101,11 +101,14 @@ def read_settings(
     beside = run_config.read_json(checkpoint) if found is None else {}
     files = [BASE] if found is None else [BASE, found]
     # `foreign`: T5X's config.gin has imports and bindings beside the macros.
-    macros = gin_files.parse(files, foreign=True)
+    macros = gin_files.parse(files, foreign=True, includes=config is not None)
     if given:
         configs.check_names(gin_files.parse().replace(**given))
     dropped = _of_another_task(macros, given)
-    macros = macros.replace(**{**beside, "ROUTING": "dropless", **dropped, **given})
+    own = {**beside, "ROUTING": "dropless", **dropped}
+    if config is None:
+        own |= _harmless(checkpoint, {**macros, **beside}, given)
+    macros = macros.replace(**{**own, **given})
     names = [field.metadata["macro"] for field in dataclasses.fields(ModelConfig)]
     unknown = [name for name in names if name not in macros]
     if found is None and unknown:
@@ -114,6 +117,37 @@ def read_settings(
             "name a gin file that has it, e.g. configs/sizes/base.gin, as config"
         )
     return macros
+
+
+def _harmless(
+    checkpoint: str, recorded: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is used in place of the places that the settings beside a checkpoint name.
+
+    They may have been downloaded with it: they choose nothing to write to, and open no address.
+    """
+    places: dict[str, Any] = {
+        name: None for name in ("EVAL_OUTPUT_DIR", "CACHE_DIR") if recorded.get(name)
+    }
+    if "VOCABULARY_FILE" in recorded and "VOCABULARY_FILE" not in given:
+        places["VOCABULARY_FILE"] = run_config.vocabulary_of(checkpoint, recorded)
+    return places
+
+
+def refuse_addresses(found: Found, given: Mapping[str, Any]) -> None:
+    """Raises `UserError` if data are at an address that only the settings beside a checkpoint name."""
+    for name in ("DATA_DIR", "TASK_TRAIN_FILES", "TASK_VALIDATION_FILES", "TASK_TEST_FILES"):
+        value = None if name in given else found.macros.get(name)
+        for place in value if isinstance(value, list | tuple) else [value]:
+            if is_remote(str(place)) or (os.path.exists(str(place)) and not _on_disk(str(place))):
+                raise UserError(
+                    f"the settings of {found.checkpoint} say {name} = {value!r}, which is not a folder or "
+                    f"file of this machine; if you trust that place, add --gin.{name}='\"{place}\"'"
+                )
+
+
+def _on_disk(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def _of_another_task(macros: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, None]:

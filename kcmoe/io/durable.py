@@ -80,6 +80,20 @@ def user_errors(final: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(*paths: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raises `UserError` if a file that is to be written is there already, or is a folder.
+
+    `overwrite`: whether the user allows the former (`--overwrite`).
+    """
+    for path in paths:
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder: name a file in it")
+        if os.path.lexists(path) and not overwrite:
+            raise UserError(
+                f"{path} exists already: name another file, or add --overwrite to replace it"
+            )
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a small file so that it is either wholly there or as it was. Raises `UserError`."""
     temporary = _temporary(path)

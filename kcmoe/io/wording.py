@@ -16,6 +16,20 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Returns the first few of many names, and how many more there are: "a, b, c and 92 more"."""
+    shown = separator.join(shortened(item, 300) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"
+
+
+def shortened(text: str, most: int) -> str:
+    """Returns `text`, cut in the middle if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    cut = f" … ({len(text) - most:,} more characters) … "
+    return f"{text[: most * 2 // 3]}{cut}{text[len(text) - most // 3 :]}"
+
+
 def human_bytes(size: float) -> str:
     """Returns a size as people read it: "57.7 MB"."""
     for unit in ("bytes", "kB", "MB"):

@@ -48,16 +48,28 @@ def _parser() -> arguments.Parser:
         "--host", default="127.0.0.1", help="address to listen at; default: %(default)s"
     )
     parser.add_argument(
-        "--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one"
+        "--port",
+        type=arguments.between(int, 0, 65535),
+        default=8000,
+        help="default: %(default)s; 0 takes a free one",
     )
     parser.add_argument(
-        "--max_lines", type=int, metavar="N", help="texts in one request; default: 1024"
+        "--max_lines",
+        type=arguments.between(int, 1, 10**6),
+        metavar="N",
+        help="texts in one request; default: 1024",
     )
     parser.add_argument(
-        "--queue", type=int, metavar="N", help="lines that may wait before 429; default: 8192"
+        "--queue",
+        type=arguments.between(int, 1, 10**9),
+        metavar="N",
+        help="lines that may wait before 429; default: 8192",
     )
     parser.add_argument(
-        "--timeout_s", type=float, metavar="S", help="longest time to an answer; default: 60"
+        "--timeout_s",
+        type=arguments.between(float, 0.001, 86400),
+        metavar="S",
+        help="longest time to an answer; default: 60",
     )
     arguments.add_gin_arguments(parser)
     return parser

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`kcmoe tokenizer train|report`: parses, calls, prints."""
+"""`kcmoe tokenizer train|report|add-sentinels`: parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kcmoe.config import fields as config
-from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.config.arguments import (
+    Parser,
+    add_gin_arguments,
+    add_overwrite,
+    between,
+    parse_with_gin,
+)
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io import resources
+from kcmoe.io import durable, remote, resources
 
-_USAGE = """usage: kcmoe tokenizer train|report [options]
+_USAGE = """usage: kcmoe tokenizer train|report|add-sentinels [options]
 
   train    learn a vocabulary from a corpus, no piece larger than a morpheme
   report   measure vocabularies on held-out text, side by side
+  add-sentinels  append the sentinels that pretraining needs to a SentencePiece model of another project
 
 examples:
   kcmoe tokenizer train --gin_file=configs/tokenizer/unigram_32k.gin --gin.DATA_DIR='"data"'
   kcmoe tokenizer report vocab/kcmoe_32k.model other.model --text=data/comments/validation.parquet
 
-`kcmoe tokenizer train --help` and `kcmoe tokenizer report --help` explain more."""
+`kcmoe tokenizer train --help`, and so on, explain more."""
 
 _TRAIN_EPILOG = """example:
   kcmoe tokenizer train --gin_file=configs/tokenizer/unigram_32k.gin --gin.DATA_DIR='"data"' \\
@@ -39,17 +46,22 @@ A text is a file with or without the name of its column, which otherwise is "tex
 compared with MeCab's where it is installed (kcmoe[tokenizer])."""
 
 
+_SENTINELS_EPILOG = """example:
+  kcmoe tokenizer add-sentinels theirs.model vocabularies/theirs.100extra.model
+
+The ids of all pieces stay. The model has to have been trained with --pad_id=0 --eos_id=1 --unk_id=2
+--bos_id=-1. Use the result as VOCABULARY_FILE, with NUM_EMBEDDINGS at least its number of pieces."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs `kcmoe tokenizer`."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
-    actions = {"train": _train, "report": _report}
+    actions = {"train": _train, "report": _report, "add-sentinels": _add_sentinels}
     if argv[0] not in actions:
         hint = near_misses(argv[0], actions)
-        raise UserError(
-            f"no action {argv[0]}.{hint} Actions: `kcmoe tokenizer train` and `kcmoe tokenizer report`"
-        )
+        raise UserError(f"no action {argv[0]}.{hint} Actions: train, report and add-sentinels")
     return actions[argv[0]](argv[1:])
 
 
@@ -61,9 +73,7 @@ def _train(argv: Sequence[str]) -> int:
     )
     add_gin_arguments(parser)
     parser.add_argument("--encoding", metavar="NAME", help="of text files; short for TASK_ENCODING")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="write over a vocabulary that is there already"
-    )
+    add_overwrite(parser)
     args, macros = parse_with_gin(parser, argv)
     if not args.gin_file:
         raise UserError("no settings are given: add --gin_file=configs/tokenizer/unigram_32k.gin")
@@ -109,20 +119,25 @@ def _report(argv: Sequence[str]) -> int:
         help="held-out text; may be repeated",
     )
     parser.add_argument(
-        "--lines", type=int, default=0, metavar="N", help="first N lines of each text"
+        "--lines",
+        type=between(int, 0, 10**12),
+        default=0,
+        metavar="N",
+        help="first N lines of each text",
     )
     parser.add_argument(
         "--encoding", default="utf-8", metavar="NAME", help="of text files (default utf-8)"
     )
     parser.add_argument("--json", metavar="FILE", help="also write every measure here")
     parser.add_argument("--plot", metavar="FILE", help="also draw the measures, as .png or .svg")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     if not args.text:
         raise UserError(
             "no text is given: add --text=FILE, e.g. --text=data/comments/validation.parquet"
         )
-    if args.lines < 0:
-        raise UserError(f"--lines={args.lines}, but it must be 1 or more")
+    outputs = [path for path in (args.json, args.plot) if path]
+    durable.refuse_existing(*outputs, overwrite=args.overwrite)
 
     from kcmoe.tokenizer import report, report_output
 
@@ -134,4 +149,37 @@ def _report(argv: Sequence[str]) -> int:
         report_output.write_json(measures, Path(args.json))
     if args.plot:
         report_output.write_plot(measures, Path(args.plot))
+    return 0
+
+
+def _add_sentinels(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="kcmoe tokenizer add-sentinels",
+        description="Appends sentinels to a SentencePiece model that has none.",
+        epilog=_SENTINELS_EPILOG,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a SentencePiece model without sentinels")
+    parser.add_argument("output", metavar="OUTPUT", help="the .model file to write")
+    parser.add_argument(
+        "--count", type=between(int, 1, 10_000), default=100, help="sentinels (default: 100)"
+    )
+    add_overwrite(parser)
+    args = parser.parse_args(argv)
+
+    from kcmoe.tokenizer import model_file
+    from kcmoe.vocabulary import Vocabulary
+
+    if remote.is_remote(args.output) or not args.output.endswith(".model"):
+        raise UserError(f"{args.output} must be a file of this machine that ends in .model")
+    durable.refuse_existing(args.output, overwrite=args.overwrite)
+    before = Vocabulary(args.model)
+    if before.num_sentinels:
+        raise UserError(f"{args.model} has {before.num_sentinels} sentinels already")
+    content = model_file.add_sentinels(remote.read_bytes(args.model), args.count)
+    model_file.write_whole(Path(args.output), content)
+    after = Vocabulary(args.output)
+    print(
+        f"{args.output}: {after.size:,} pieces, the last {after.num_sentinels:,} of them sentinels; use "
+        f"it as VOCABULARY_FILE with NUM_EMBEDDINGS of at least {after.size:,}"
+    )
     return 0

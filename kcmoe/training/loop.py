@@ -78,7 +78,7 @@ def train(
         # --- The run's folder: begun with the same sizes, and room for a checkpoint.
         folder = RunFolder(settings.macros)
         checkpoint_bytes = folder.check_space(states.to_flat(shapes))
-        if folder.latest() is None and _INITIAL in settings.macros.required:
+        if not folder.all() and _INITIAL in settings.macros.required:
             settings.macros.require(_INITIAL)  # refused before any data are read
 
         # --- Data: training batches by step, held-out batches for validation.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text
 
 Values = Mapping[str, Any]  # name -> a number or an array of numbers
 
@@ -85,7 +85,7 @@ def _end_of_lines(path: Path, step: int) -> int:
     with open(path, "rb") as file:
         for line in file:
             try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                if not line.endswith(b"\n") or json_text.parse(line)["step"] > step:
                     break
             except (ValueError, KeyError, TypeError):
                 break
@@ -94,17 +94,21 @@ def _end_of_lines(path: Path, step: int) -> int:
 
 
 def _end_of_events(path: Path, step: int) -> int:
-    """Bytes of an event file up to the first event that is later than `step` or cut short."""
+    """Bytes of an event file up to the first event that is later than `step`, cut short or damaged."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
-    end = 0
+    end, size = 0, path.stat().st_size
     with open(path, "rb") as file:
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length = _HEADER.unpack(header)[0]
-            payload = file.read(length + _CRC_BYTES)
-            if len(payload) < length + _CRC_BYTES:
+            if length + _CRC_BYTES > size - file.tell():
                 break
-            if Event.FromString(payload[:length]).step > step:
+            try:
+                event = Event.FromString(file.read(length + _CRC_BYTES)[:length])
+            except DecodeError:
+                break
+            if event.step > step:
                 break
             end = file.tell()
     return end

@@ -32,7 +32,7 @@ from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text
 from kcmoe.io.remote import is_remote
 
 EXTRA = "training.json"
@@ -68,6 +68,9 @@ class Chooser:
         return new > old if self.higher_is_better else new < old
 
 
+BY_LOSS = Chooser("cross_ent_loss", higher_is_better=False)
+
+
 class RunFolder:
     """MODEL_DIR. Making one compares the settings with those it was begun with, and writes nothing.
 
@@ -87,7 +90,7 @@ class RunFolder:
         config = self.path / CONFIG_FILE
         if os.path.exists(config):
             # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
-            before = gin_files.parse([str(config.absolute())], foreign=True)
+            before = gin_files.parse([str(config.absolute())], foreign=True, includes=False)
             self.changes = _compare(self.path, before, macros)
 
     @contextlib.contextmanager
@@ -124,9 +127,9 @@ class RunFolder:
         """Writes the whole operative config to `config.gin`, at once or not at all."""
         durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint."""
-        return checkpoints.latest(self.path)
+    def all(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return checkpoints.all_checkpoints(self.path)
 
     def check_space(self, state: Mapping[str, Any]) -> int:
         """Raises `UserError` unless one checkpoint of these leaves fits on the disk; returns its bytes."""
@@ -171,40 +174,52 @@ class RunFolder:
         return best
 
     def _find_best(self) -> dict[str, Any] | None:
-        chooser, best = self.chooser, None
-        if chooser is None:
+        if self.chooser is None:
             return None
-        for path in checkpoints.all_checkpoints(self.path):
-            try:
-                values = read_extra(path).get("validation", {})
-            except UserError:
-                continue  # a damaged checkpoint cannot be the best one
-            value = values.get(chooser.metric)
-            if value is not None and (best is None or chooser.better(value, best["value"])):
-                best = {
-                    "checkpoint": path.name,
-                    "metric": chooser.metric,
-                    "value": value,
-                    "higher_is_better": chooser.higher_is_better,
-                    "validation": values,
-                }
-        return best
+        measured = {}
+        for path in self.all():
+            with contextlib.suppress(UserError):  # a damaged checkpoint cannot be the best one
+                measured[path.name] = read_extra(path).get("validation", {})
+        # A correlation does not exist where all answers are equal, and its place is not in the record then.
+        return _best_of(measured, self.chooser) or _best_of(measured, BY_LOSS)
+
+
+def _best_of(measured: Mapping[str, Mapping[str, Any]], by: Chooser) -> dict[str, Any] | None:
+    """What `best.json` holds; `measured`: name of a checkpoint -> its validation metrics, oldest first."""
+    best: dict[str, Any] | None = None
+    for name, values in measured.items():
+        value = values.get(by.metric)
+        if value is not None and (best is None or by.better(value, best["value"])):
+            best = {
+                "checkpoint": name,
+                "metric": by.metric,
+                "value": value,
+                "higher_is_better": by.higher_is_better,
+                "validation": values,
+            }
+    return best
 
 
 def read_extra(checkpoint: str | Path) -> dict[str, Any]:
     """`training.json` of a checkpoint; {} where T5X wrote it.
 
     Raises:
-      UserError: if the file differs from what was saved.
+      UserError: if the file differs from what was saved, or is no such file.
     """
     content = checkpoints.open_checkpoint(checkpoint).extras().get(EXTRA)
-    return json.loads(content) if content else {}
+    try:
+        found = json_text.parse(content) if content else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("validation", {}), dict):
+        raise UserError(f"{checkpoint} is damaged: its {EXTRA} is not what a run writes")
+    return found
 
 
 def read_best(model_dir: str | Path) -> dict[str, Any] | None:
     """What `best.json` of a model directory holds (checkpoint, metric, value and more); None without one."""
     try:
-        best = json.loads((Path(model_dir) / BEST).read_text(encoding="utf-8"))
+        best = json_text.parse((Path(model_dir) / BEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     complete = isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()

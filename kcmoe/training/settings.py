@@ -94,4 +94,4 @@ def _begun(macros: Macros) -> Mapping[str, Any]:
     config = os.path.join(str(macros.get("MODEL_DIR") or ""), CONFIG_FILE)
     if is_remote(config) or not os.path.exists(config):
         return {}
-    return gin_files.parse([os.path.abspath(config)], foreign=True)
+    return gin_files.parse([os.path.abspath(config)], foreign=True, includes=False)

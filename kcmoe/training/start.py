@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,7 +64,8 @@ def find(
         do after the steps of INITIAL_CHECKPOINT_PATH.
     """
     run = settings.run
-    newest = folder.latest()
+    own = folder.all()
+    newest = own[-1] if own else None
     origin = str(newest or shipped.resolve(run.initial_checkpoint_path or ""))
     if not origin:
         return Start(), None
@@ -77,8 +80,30 @@ def find(
                 f"set TRAIN_STEPS to {first_step} + N, so for {run.train_steps} more "
                 f"--gin.TRAIN_STEPS={first_step + run.train_steps}"
             )
-    state, kept = restore(origin, shardings, settings)
+    try:
+        state, kept = restore(origin, shardings, settings)
+        if newest:
+            read_extra(newest)
+    except UserError as error:
+        raise UserError(f"{error}{_way_on(newest, own[:-1], shardings, settings)}") from error
     return Start(int(state.step), origin, newest is not None, kept), state
+
+
+def _way_on(
+    damaged: Path | None, older: Sequence[Path], shardings: TrainState, settings: Settings
+) -> str:
+    """What to do where the newest checkpoint of a run cannot be used; "" where it is not the run's."""
+    if damaged is None:
+        return ""
+    for path in reversed(older):
+        with contextlib.suppress(UserError):
+            restore(str(path), shardings, settings)
+            read_extra(path)
+            return (
+                f". {path} before it is sound: to go on from there, move the damaged one away, "
+                f"mv {damaged} {damaged}.damaged"
+            )
+    return ". No checkpoint before it in this MODEL_DIR is sound: begin anew in another MODEL_DIR"
 
 
 def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[TrainState, bool]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from kcmoe.model.interface import Flat
 from kcmoe.training import sharding
 from kcmoe.training.inputs import Inputs
-from kcmoe.training.run_folder import Chooser
+from kcmoe.training.run_folder import BY_LOSS, Chooser
 from kcmoe.training.settings import Settings
 
 
@@ -58,7 +58,7 @@ class Validation:
         self._evaluate = evaluate
         self._batches = batches
         self._task_metric = task_metric
-        self.chooser = Chooser("cross_ent_loss", higher_is_better=False)
+        self.chooser = BY_LOSS
         if task_metric is not None:
             # Every task metric (accuracy, F1, correlations) is better when higher.
             self.chooser = Chooser(task_metric.names[0], higher_is_better=True)

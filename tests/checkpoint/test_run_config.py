@@ -67,3 +67,25 @@ def test_nothing_to_compare_with(checkpoint: Path) -> None:
     check_vocabulary(str(checkpoint), Vocabulary(PLAIN))
     (checkpoint.parent / "config.gin").write_text("VOCABULARY_FILE = '/elsewhere/other.model'\n")
     check_vocabulary(str(checkpoint), Vocabulary())
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:1/v.model", "gs://bucket/v.model", "/dev/zero"]
+)
+def test_settings_that_came_along_open_no_address(place: str, checkpoint: Path) -> None:
+    config = checkpoint.parent / "config.gin"
+    config.write_text(f"VOCABULARY_FILE = '{place}'\n")
+    check_vocabulary(str(checkpoint), Vocabulary())  # nothing to compare with, and nothing opened
+    recorded = run_config.recorded(str(checkpoint))
+    with pytest.raises(UserError, match=r"not on this machine: put it beside .*--gin.VOCABULARY_"):
+        run_config.vocabulary_of(str(checkpoint), recorded)
+    beside = checkpoint.parent / Path(place).name
+    beside.write_bytes(Path(PLAIN).read_bytes())
+    assert run_config.vocabulary_of(str(checkpoint), recorded) == str(beside)
+
+
+def test_settings_that_came_along_include_nothing(checkpoint: Path) -> None:
+    config = checkpoint.parent / "config.gin"
+    config.write_text("import os\ninclude 'http://127.0.0.1:1/x.gin'\n")
+    with pytest.raises(UserError, match=r"config.gin:2: .* may not include a file"):
+        run_config.recorded(str(checkpoint))

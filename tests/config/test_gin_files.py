@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kcmoe.config import arguments, gin_files
 from kcmoe.config import fields as config
-from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 
@@ -110,3 +110,53 @@ below = {"kcmoe.config", "kcmoe.errors", "kcmoe.fits", "kcmoe.io"}
 above = {m for m in ours if ".".join(m.split(".")[:2]) not in below}
 assert not above | ({"jax", "numpy", "pyarrow"} & set(sys.modules)), above"""
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{", "opened and not closed"),
+        ("[1, (2", "opened and not closed"),
+        ("'''a", "opened and not closed"),
+        ("{[1]: 2}", "a key cannot be a 'list'"),
+        ("[" * 3000, "not"),
+        ("true", "write True instead of true"),
+        ("NULL", "write None instead of NULL"),
+    ],
+)
+def test_values_that_are_none(value: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"--gin.X: .*{words}"):
+        gin_files.parse(bindings=[f"X={value}"])
+    with pytest.raises(UserError, match=f"f.*{words}"):
+        gin_files.parse(texts={"f": f"Y = 1\nX = {value}\n"})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.gin").write_bytes("\ufeffA = '가'\r\n".encode())
+    assert dict(gin_files.parse([str(tmp_path / "a.gin")])) == {"A": "가"}
+
+
+def test_a_folder_is_no_gin_file(tmp_path: Path) -> None:
+    (tmp_path / "sizes").mkdir()
+    for path, places in ((str(tmp_path), []), ("sizes", [str(tmp_path)])):
+        with pytest.raises(UserError, match="is a folder; name a gin file in it"):
+            gin_files.parse([path], search_paths=places)
+
+
+def test_a_value_may_stand_apart_as_the_help_spells_it() -> None:
+    parser = arguments.Parser(prog="x")
+    arguments.add_gin_arguments(parser)
+    argv = ["--gin.A", "1", "--gin.B='b'", "--gin.C", "'c = d'"]
+    assert dict(arguments.parse_with_gin(parser, argv)[1]) == {"A": 1, "B": "b", "C": "c = d"}
+    for argv in (["--gin.A"], ["--gin.A", "--gin.B=1"]):
+        with pytest.raises(UserError, match=r"--gin\.A needs a value"):
+            arguments.parse_with_gin(parser, argv)
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "0", "9", "nan", "-1", "1" * 5000])
+def test_a_flag_has_a_range(text: str) -> None:
+    parser = arguments.Parser(prog="x")
+    parser.add_argument("--n", type=arguments.between(int, 1, 8))
+    assert parser.parse_args(["--n=8"]).n == 8
+    with pytest.raises(UserError, match=r"argument --n: .*a whole number"):
+        parser.parse_args([f"--n={text}"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kcmoe.evaluation import metrics
+from kcmoe.evaluation.report import _cell
 
 
 def answers(seed: int, count: int = 400, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -103,3 +104,10 @@ def test_bootstrap_of_pearson_is_near_its_theory() -> None:
     theory = (1 - estimate.value**2) / 800**0.5  # of a bivariate normal
     assert estimate.standard_error == pytest.approx(theory, rel=0.15)
     assert metrics.number_metric("pearson", predicted, true) == estimate
+
+
+def test_a_number_that_does_not_exist_says_why() -> None:
+    constant = metrics.number_metric("spearman", np.ones(5), np.arange(5.0))
+    assert _cell(constant) == "none: all answers, or all true scores, are equal"
+    assert _cell(metrics.Measurement(0.5, float("nan"))) == "50.00 ± unknown"
+    assert _cell(metrics.Measurement(0.5, 0.01)) == "50.00 ± 1.00"

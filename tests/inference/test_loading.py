@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -58,3 +59,27 @@ def test_another_task_leaves_the_runs_own_behind(toy: ModuleType, tmp_path: Path
     model = LanguageModel.load(checkpoint)
     assert model.task(None).prompt == model.task("nsmc").prompt == "평: {document}"
     assert model.task("kornli") == TASKS["kornli"]
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:1/v.model", "PIPE"])
+def test_settings_beside_a_checkpoint_name_no_place_but_a_vocabulary(
+    place: str, toy: ModuleType, tmp_path: Path
+) -> None:
+    if place == "PIPE":
+        os.mkfifo(tmp_path / "pipe")
+        place = str(tmp_path / "pipe")
+    folder = toy.make_model_dir(tmp_path / "run")
+    config = folder / "config.gin"
+    config.write_text(
+        config.read_text()
+        + f"VOCABULARY_FILE = '{place}'\nDATA_DIR = '{place}'\nEVAL_OUTPUT_DIR = '/elsewhere'\n"
+    )
+    checkpoint = str(folder / "checkpoint_7")
+    with pytest.raises(UserError, match="not on this machine: put it beside"):
+        loading.read_settings(checkpoint)
+    given = {"VOCABULARY_FILE": PLAIN}
+    found = loading.find(checkpoint, given=given)
+    assert (found.macros["VOCABULARY_FILE"], found.macros["EVAL_OUTPUT_DIR"]) == (PLAIN, None)
+    with pytest.raises(UserError, match=r"say DATA_DIR = .*--gin.DATA_DIR"):
+        loading.refuse_addresses(found, given)
+    loading.refuse_addresses(found, {**given, "DATA_DIR": place})

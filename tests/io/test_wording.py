@@ -54,3 +54,12 @@ def test_of_an_error_the_part_that_helps() -> None:
     assert wording.first_line(error) == "NOT_FOUND: no file"
     assert wording.first_line(KeyError()) == "KeyError"
     assert len(wording.first_line(ValueError("x" * 999))) == 300
+
+
+def test_long_lists_and_texts_are_cut() -> None:
+    assert wording.listed(["a", "b"]) == "a, b"
+    assert wording.listed([str(n) for n in range(1000)], 3) == "0, 1, 2 and 997 more"
+    cut = wording.shortened("a" * 90_000 + "b" * 90_000, 3000)
+    assert cut.startswith("a" * 2000)
+    assert cut.endswith("b" * 1000)
+    assert "(177,000 more characters)" in cut

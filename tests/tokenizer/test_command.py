@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 
 from kcmoe import cli
+from kcmoe.config import gin_files
+from kcmoe.config.tokenizer import TokenizerConfig
+from kcmoe.errors import UserError
 from kcmoe.io import resources
-from kcmoe.tokenizer import report
+from kcmoe.tokenizer import model_file, report
+from kcmoe.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["report", "--help"]])
@@ -74,6 +78,10 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     models = [str(tmp_path / "mine.model"), str(resources.find("vocab/kcmoe_32k.model"))]
     assert cli.run(["tokenizer", "report", *models, f"--text={samples}", "--lines=50"]) == 0
     printed = capsys.readouterr().out
+    made = (tmp_path / "mine.model").read_bytes()
+    assert cli.run(["tokenizer", *arguments]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "mine.model").read_bytes() == made
     assert "tokens per character" in printed
     assert "| mine | kcmoe_32k |" in " ".join(printed.split())
 
@@ -150,3 +158,59 @@ def test_parsing_loads_no_tokenizer() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def test_no_default_output_is_what_ships() -> None:
+    macros = gin_files.parse(["configs/tokenizer/unigram_32k.gin"])
+    settings = TokenizerConfig.from_macros(macros)
+    for path in (settings.output, settings.twin):
+        assert not any((root / path).exists() for root in resources.roots()), path
+
+
+def test_a_report_does_not_replace_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("mine")
+    samples = resources.find("kcmoe/samples/comments.txt")
+    arguments = ["tokenizer", "report", f"--text={samples}", "--lines=5", f"--json={kept}"]
+    assert cli.run(arguments) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert kept.read_text() == "mine"
+    assert cli.run([*arguments, "--overwrite"]) == 0
+    assert kept.read_text() != "mine"
+    assert cli.run([*arguments[:-1], f"--json={tmp_path}", "--overwrite"]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_sentinels_are_appended_to_the_model_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = resources.find("vocab/kcmoe_32k.model")
+    output = tmp_path / "new" / "theirs.model"
+    command = ["tokenizer", "add-sentinels", str(plain), str(output)]
+    assert cli.run([*command, "--count=7"]) == 0
+    before, after = Vocabulary(plain), Vocabulary(output)
+    assert (before.num_sentinels, after.num_sentinels) == (0, 7)
+    assert after.size == before.size + 7
+    text = "정말 재밌어요 <unused3>"
+    assert after.encode(text) == before.encode(text)
+    capsys.readouterr()
+    for arguments, words in (
+        (command, "exists already"),
+        ([*command[:2], str(output), str(tmp_path / "b.model")], "7 sentinels already"),
+        ([*command[:3], str(tmp_path / "b.bin")], "ends in .model"),
+        ([*command[:2], str(Path(__file__)), str(tmp_path / "b.model")], "not a SentencePiece"),
+    ):
+        assert cli.run(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_model_with_other_ids_names_the_flags(tmp_path: Path) -> None:
+    proto = model_file.parse(resources.find("vocab/kcmoe_32k.model").read_bytes())
+    proto.pieces[0].type, proto.pieces[1].type = proto.pieces[1].type, proto.pieces[0].type
+    proto.pieces[0].piece, proto.pieces[1].piece = "</s>", "<pad>"
+    proto.trainer_spec.pad_id, proto.trainer_spec.eos_id = 1, 0
+    (tmp_path / "other.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError, match="--pad_id=0 --eos_id=1 --bos_id=-1"):
+        Vocabulary(tmp_path / "other.model")

@@ -186,7 +186,7 @@ def test_hostile_lines_are_learned_from(settings: TokenizerConfig, tmp_path: Pat
     ("changes", "message"),
     [
         ({"vocab_size": 3}, "TOKENIZER_VOCAB_SIZE = 3"),
-        ({"character_coverage": 1.5}, "a share is between 0 and 1"),
+        ({"character_coverage": 1.5}, "must be at most 1"),
         ({"output": "a.bin"}, r"must end in \.model"),
         ({"output": "gs://bucket/a.model"}, "is in a bucket"),
         ({"sample_lines": 0}, "TOKENIZER_SAMPLE_LINES = 0"),
@@ -196,4 +196,7 @@ def test_settings_that_cannot_work(
     settings: TokenizerConfig, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(settings, **changes).check()  # type: ignore[arg-type]
+        values = dataclasses.asdict(settings) | changes
+        names = {field.name: field.metadata["macro"] for field in dataclasses.fields(settings)}
+        macros = gin_files.parse().replace(**{names[name]: values[name] for name in names})
+        TokenizerConfig.from_macros(macros)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -321,3 +322,19 @@ def test_bfloat16_with_remat_and_microbatches(toy: ModuleType, tmp_path: Path) -
     losses = [[record["loss"] for record in toy.records(folder)] for folder in (plain, half)]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def test_a_damaged_newest_checkpoint_names_the_sound_one_before(
+    toy: ModuleType, tmp_path: Path, whole: Path
+) -> None:
+    for name in ("config.gin", "checkpoint_4", "checkpoint_6"):
+        copy = shutil.copytree if (whole / name).is_dir() else shutil.copy
+        copy(whole / name, tmp_path / name)
+    newest, before = tmp_path / "checkpoint_6", tmp_path / "checkpoint_4"
+    (newest / "training.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=rf"{before} before it is sound: .* mv {newest} "):
+        run(toy, tmp_path, TRAIN_STEPS=8)
+    (newest / "state/manifest.ocdbt").write_bytes(b"")
+    (before / "state/manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"No checkpoint before it .* is sound: begin anew"):
+        run(toy, tmp_path, TRAIN_STEPS=8)

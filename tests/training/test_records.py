@@ -91,3 +91,13 @@ def test_a_record_cut_short_by_a_kill_is_dropped(tmp_path: Path, lost_bytes: int
 def test_a_model_directory_without_records_is_fine(tmp_path: Path) -> None:
     cut_after(tmp_path, 5)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 24, b"\x10" + bytes(11) + b"\xff" * 20])
+def test_a_damaged_event_file_ends_before_the_damage(damage: bytes, tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4))
+    (file,) = (tmp_path / "train").glob("events*")
+    content = file.read_bytes()
+    file.write_bytes(content + damage)
+    cut_after(tmp_path, 3)
+    assert file.read_bytes() == content

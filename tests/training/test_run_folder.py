@@ -10,11 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kcmoe.errors import UserError
 from kcmoe.training.records import Recorder, cut_after
-from kcmoe.training.run_folder import RunFolder, read_best
+from kcmoe.training.run_folder import Chooser, RunFolder, read_best
 
 
 def nobody(line: str) -> None:
@@ -93,3 +94,21 @@ def test_a_best_checkpoint_that_is_not_named_is_none(tmp_path: Path, content: st
         (tmp_path / "best.json").write_text(content)
     assert read_best(tmp_path) is None
     assert read_best("gs://bucket/run") is None
+
+
+def test_without_the_chosen_metric_the_loss_names_the_best(tmp_path: Path, toy: ModuleType) -> None:
+    """A correlation does not exist where all scores are equal."""
+    macros = toy.settings(tmp_path).macros
+    folder = RunFolder(macros)
+    folder.chooser = Chooser("spearman", higher_is_better=True)
+    state = {"state/step": np.int32(0), "target/norm/scale": np.ones(2, np.float32)}
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 1.5)):
+        values = {"spearman": float("nan"), "cross_ent_loss": loss}
+        folder.save(step, {**state, "state/step": np.int32(step)}, {}, values)
+    best = read_best(tmp_path)
+    assert best is not None
+    assert (best["checkpoint"], best["metric"]) == ("checkpoint_2", "cross_ent_loss")
+    folder.save(4, {**state, "state/step": np.int32(4)}, {}, {"spearman": 0.1})
+    best = read_best(tmp_path)
+    assert best is not None
+    assert (best["checkpoint"], best["metric"]) == ("checkpoint_4", "spearman")

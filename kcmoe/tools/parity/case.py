@@ -9,7 +9,6 @@ of its formats. Keys are paths joined by "/". A case that lacks anything is refu
 from __future__ import annotations
 
 import dataclasses
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kcmoe.config.fields import check_names
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.training.optimizers.adafactor import Adafactor
 
 Arrays = dict[str, np.ndarray]
@@ -98,7 +98,7 @@ def load(folder: Path) -> Case:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_text.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the folder of a reference case") from None
     except (OSError, ValueError) as error:

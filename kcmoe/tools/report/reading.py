@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import struct
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 from kcmoe.tools.report.series import COLUMNS, INTERVALS, Intervals, Loads, Series
 from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
 
@@ -89,8 +89,8 @@ def read(folder: Path, name: str) -> Run:
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None if it is none."""
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = json_text.parse(line)
+    except ValueError:
         return None
     if not isinstance(found, dict):
         return None
@@ -222,7 +222,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(gin_files.parse([str(path.absolute())], foreign=True))
+        return dict(gin_files.parse([str(path.absolute())], foreign=True, includes=False))
     except UserError:
         return {}
 

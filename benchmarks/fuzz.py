@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutates every kind of input and looks at what the verbs make of it.
+
+    python benchmarks/fuzz.py --rounds=1000 [--kind=gin --kind=tsv] [--seed=0]
+
+A mutated input may be read, or refused with one line and status 2; nothing else: no traceback, no message
+of several lines or of thousands of characters, no new file beside the output, none at all after a refusal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import random
+import shutil
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kcmoe import cli
+from kcmoe.checkpoint.base import Provenance
+from kcmoe.checkpoint.writing import write_checkpoint
+from kcmoe.io import resources
+from kcmoe.tree import shape_dtype
+
+_SIGNS = "{}[]()'\"\\%@=:,.#\n\t \0\ufeff\r-+eE09a_/!;가\U0001f642|"
+_MOST_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of input.
+
+    Attributes:
+      folder: where all of it happens.
+      files: those that are mutated, one each time.
+      command: arguments of `kcmoe`.
+      output: what it writes, if anything.
+      whole_text: mutates signs of the text besides bytes.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    command: tuple[str, ...]
+    output: Path | None = None
+    text: bool = True
+
+
+def _mutated(content: bytes, text: bool, rng: random.Random) -> bytes:
+    if text and rng.random() < 0.7:
+        signs = list(content.decode("utf-8", "surrogateescape"))
+        for _ in range(rng.randrange(1, 4)):
+            place = rng.randrange(len(signs) + 1)
+            kind = rng.randrange(4)
+            if kind == 0:
+                signs.insert(place, rng.choice(_SIGNS))
+            elif kind == 1:
+                signs[place : place + 1] = rng.choice(_SIGNS)
+            elif kind == 2:
+                del signs[place : place + rng.randrange(1, 9)]
+            else:
+                signs[place:place] = signs[place : place + rng.randrange(1, 30)] * rng.randrange(
+                    1, 9
+                )
+        return "".join(signs).encode("utf-8", "surrogateescape")
+    data = bytearray(content)
+    place = rng.randrange(len(data)) if data else 0
+    kind = rng.randrange(6)
+    if kind == 0:
+        del data[place:]
+    elif kind == 1 and data:
+        data[place] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        data[place : place + 16] = bytes(16)
+    elif kind == 3:
+        data[place:place] = rng.randbytes(rng.randrange(1, 30))
+    elif kind == 4:
+        data[:] = rng.choice(
+            [b"", b"[" * 100_000, b"\xff\xfe", b"\0" * 99, b"{" * 5000, b"\n" * 50]
+        )
+    else:
+        del data[place : place + rng.randrange(1, 99)]
+    return bytes(data)
+
+
+def _listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def one(case: Case, rng: random.Random) -> str:
+    """Runs one mutation and returns what is wrong with the outcome, "" if nothing is."""
+    file = rng.choice(case.files)
+    content = file.read_bytes()
+    file.write_bytes(_mutated(content, case.text, rng))
+    before = _listing(case.folder)
+    said, printed = io.StringIO(), io.StringIO()
+    started_s = time.monotonic()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+            status = cli.run(case.command)
+        new = _listing(case.folder) - before
+        allowed = set()
+        if status == 0 and case.output is not None:
+            below = str(case.output.relative_to(case.folder))
+            allowed = {name for name in new if name.startswith(below)}
+        if status not in (0, 2):
+            return f"status {status}: {said.getvalue()}"
+        if new - allowed:
+            return f"left {sorted(new - allowed)[:5]} with status {status}"
+        lines = [line for line in said.getvalue().splitlines() if line.startswith("kcmoe ")]
+        if status == 2 and (len(lines) != 1 or len(lines[0]) > 4000):
+            return f"status 2 with {len(lines)} lines: {said.getvalue()[-500:]}"
+        seconds = time.monotonic() - started_s
+        return f"took {seconds:.0f} s" if seconds > _MOST_SECONDS else ""
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return "".join(traceback.format_exception(error)[-3:])
+    finally:
+        file.write_bytes(content)
+        if case.output is not None:
+            remove(case.output)
+
+
+def remove(output: Path) -> None:
+    """Removes what a command wrote."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    output.unlink(missing_ok=True)
+
+
+def _checkpoint(format: str, checksums: bool) -> Callable[[Path], Case]:
+    def make(folder: Path) -> Case:
+        rng = np.random.default_rng(0)
+        state = {
+            "state/step": np.asarray(7, np.int32),
+            "target/encoder/layers_0/mlp/wi_0/kernel": rng.normal(size=(16, 24)).astype("f4"),
+            "target/token_embedder/embedding": rng.normal(size=(48, 16)).astype("f4"),
+            "state/param_states/token_embedder/embedding/v": rng.normal(size=(48, 16)).astype("f4"),
+        }
+        path = folder / "run" / "checkpoint_7"
+        tree = {name: shape_dtype(array) for name, array in state.items()}
+        write_checkpoint(path, format, tree, state.items(), about=Provenance(7))
+        if not checksums:
+            (path / "kcmoe.json").unlink()
+        (folder / "run" / "config.gin").write_text(_GIN)
+        files = tuple(sorted(each for each in (folder / "run").rglob("*") if each.is_file()))
+        output = folder / "copy"
+        command = ("checkpoint", "convert", str(path), str(output), "--format=t5x_legacy")
+        return Case(folder, files, command, output, text=False)
+
+    return make
+
+
+_GIN = """# settings
+MIXTURE_OR_TASK_NAME = 'own'
+TASK_TRAIN_FILES = 'train.tsv'
+TASK_PROMPT = '평: {document}'
+TASK_TARGET_COLUMN = 'label'
+TASK_LABELS = {'0': '부정', '1': '긍정'}
+TASK_FEATURE_LENGTHS = {'inputs': 64, 'targets': 8}
+TASK_HOLDOUT = 0.2
+TASK_METRICS = ['accuracy']
+"""
+_ROWS = [
+    ("재밌어요 정말", "1"),
+    ('별로, "였다"', "0"),
+    ("최고 🙂", "1"),
+    ("지루함", "0"),
+    ("보통", "1"),
+]
+
+
+def _tables(name: str, content: str) -> Callable[[Path], Case]:
+    def make(folder: Path) -> Case:
+        (folder / "own.gin").write_text(_GIN.replace("train.tsv", name), encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8")
+        command = (
+            "data",
+            "inspect",
+            f"--gin_file={folder / 'own.gin'}",
+            f"--gin.DATA_DIR='{folder}'",
+        )
+        return Case(folder, (folder / "own.gin", folder / name), command)
+
+    return make
+
+
+def _vocabulary(folder: Path) -> Case:
+    model = folder / "v.model"
+    model.write_bytes(resources.find("vocab/kcmoe_32k.model").read_bytes())
+    output = folder / "out.model"
+    return Case(
+        folder, (model,), ("tokenizer", "add-sentinels", str(model), str(output)), output, False
+    )
+
+
+def _plan(folder: Path) -> Case:
+    (folder / "base.gin").write_text("include 'configs/sizes/tiny.gin'\n", encoding="utf-8")
+    file = folder / "run.gin"
+    settings = (
+        "BATCH_SIZE = 8\nGROUP_SIZE = 128\nMODEL_DIR = 'run'\nTRAIN_STEPS = 10\nPACK = False\n"
+    )
+    file.write_text(f"include '{folder / 'base.gin'}'\n{settings}", encoding="utf-8")
+    files = ("configs/runs/pretrain.gin", file)
+    command = (
+        "plan",
+        *(f"--gin_file={each}" for each in files),
+        "--task=pretrain",
+        "--hardware=cpu",
+    )
+    return Case(folder, (file,), command)
+
+
+def _separated(sign: str) -> str:
+    rows = [("document", "label"), *_ROWS]
+    if sign == ",":
+        rows = [('"' + text.replace('"', '""') + '"', label) for text, label in rows]
+    return "".join(f"{text}{sign}{label}\n" for text, label in rows)
+
+
+def _json_lines() -> str:
+    return "".join(
+        json.dumps({"document": a, "label": b}, ensure_ascii=False) + "\n" for a, b in _ROWS
+    )
+
+
+KINDS: dict[str, Callable[[Path], Case]] = {
+    "csv": _tables("train.csv", _separated(",")),
+    "gin": _plan,
+    "json": _tables("train.json", json.dumps([{"document": a, "label": b} for a, b in _ROWS])),
+    "jsonl": _tables("train.jsonl", _json_lines()),
+    "legacy": _checkpoint("t5x_legacy", False),
+    "orbax": _checkpoint("t5x_orbax", False),
+    "orbax with checksums": _checkpoint("t5x_orbax", True),
+    "safetensors": _checkpoint("safetensors", False),
+    "tsv": _tables("train.tsv", _separated("\t")),
+    "vocabulary": _vocabulary,
+}
+
+
+def main() -> None:
+    """Prints a line for every fault, and the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--rounds", type=int, default=1000, help="mutations of each kind")
+    parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    faults: Counter[str] = Counter()
+    for kind in args.kind or sorted(KINDS):
+        with tempfile.TemporaryDirectory() as folder:
+            case = KINDS[kind](Path(folder))
+            for number in range(args.rounds):
+                fault = one(case, random.Random(f"{args.seed} {kind} {number}"))
+                if fault:
+                    faults[kind] += 1
+                    print(f"{kind} {number}: {fault}")
+        print(f"{kind}: {args.rounds} mutations, {faults[kind]} faults", flush=True)
+    raise SystemExit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutated files and settings, by a seed: right, or one line and status 2, and nothing half-written.
+
+`benchmarks/fuzz.py` runs the same for as long as one likes.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import fuzz
+
+from kcmoe import cli
+
+
+@pytest.mark.parametrize("kind", sorted(fuzz.KINDS))
+def test_mutations_are_read_rightly_or_refused(kind: str, tmp_path: Path) -> None:
+    case = fuzz.KINDS[kind](tmp_path)
+    assert cli.run(case.command) == 0  # before it is mutated
+    if case.output is not None:
+        fuzz.remove(case.output)
+    for number in range(12):
+        fault = fuzz.one(case, random.Random(f"{kind} {number}"))
+        assert not fault, f"{kind} {number}: {fault}"
