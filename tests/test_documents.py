@@ -22,7 +22,7 @@ DOCUMENTS = [*ENGLISH, "README.ko.md", "how-to-train.ko.md"]
 # Run files carry commands in their headers.
 CONFIGS = sorted((ROOT / "configs").rglob("*.gin"))
 # Programs of others, which no test of ours understands.
-ELSEWHERE = (".", "echo", "find", "gcloud", "gsutil")
+ELSEWHERE = (".", "curl", "echo", "find", "gcloud", "gsutil")
 real_parse = gin_files.parse
 
 
