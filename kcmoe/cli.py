@@ -65,6 +65,11 @@ def run(argv: Sequence[str]) -> int:
         name = f"kcmoe {verb}" if verb in VERBS else "kcmoe"
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        place = f" {error.filename}" if error.filename else ""
+        refused = UserError(f"there is no permission to use{place}: {error.strerror}")
+        print(f"kcmoe {verb}: {_one_line(refused)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
         return 130

@@ -81,3 +81,35 @@ def test_closed_pipes(arguments, close):
     assert "Broken" not in done.stderr
     if "|" in close:
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["checkpoint", "inspect"],
+        ["report"],
+        ["predict", "--checkpoint"],
+        ["plan", "--hardware=cpu", "--gin_file"],
+    ],
+)
+def test_a_folder_one_may_not_look_into_is_one_line(arguments, tmp_path, monkeypatch, capsys):
+    """Also where the tests run as root, which may look into everything."""
+
+    def refusing(real):
+        def ask(path, *args, **options):
+            if "closed" in os.fspath(path):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *args, **options)
+
+        return ask
+
+    (tmp_path / "closed").mkdir()
+    for name in ("stat", "listdir", "scandir", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    place = str(tmp_path / "closed")
+    *words, last = arguments
+    given = [f"{last}={place}"] if last.startswith("--") else [last, place]
+    assert cli.run([*words, *given]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert place in message
