@@ -205,12 +205,12 @@ def test_aligned_answers_rank_the_same(model: str, data_dir: Path) -> None:
     assert lengths == {4}
 
 
-def test_the_tasks_exist_and_baselines_are_of_their_splits() -> None:
+def test_the_tasks_exist_and_every_one_has_its_baseline() -> None:
     assert all(set(splits) <= set(TASKS[name].splits) for name, splits in suite_tasks.SUITE.items())
     assert "test" not in suite_tasks.SUITE["kmhas"]
     measured = suite_tasks.read_baselines()
     wanted = {(name, split) for name, splits in suite_tasks.SUITE.items() for split in splits}
-    assert measured.keys() <= wanted and ("nsmc", "test") in measured
+    assert measured.keys() == wanted
     for (name, _), baseline in measured.items():
         assert [*baseline.metrics] == [*TASKS[name].metrics]
         assert all(0.2 < one.value < 1 for one in baseline.metrics.values())
