@@ -135,12 +135,15 @@ def test_commands_of_gin_files_are_understood(path: Path) -> None:
         understood(words)
 
 
-def test_calls_of_the_python_example_exist() -> None:
+def test_calls_of_the_python_examples_exist() -> None:
     for name in ("README.md", "README.ko.md"):
-        (example,) = re.findall(r"```python\n(.*?)```", read(name), re.DOTALL)
-        for call in re.findall(r"\blm\.(\w+)\(", example):
+        examples = re.findall(r"```python\n(.*?)```", read(name), re.DOTALL)
+        calls = re.findall(r"\blm\.(\w+)\(", "\n".join(examples))
+        assert calls
+        for call in calls:
             assert callable(getattr(LanguageModel, call)), call
-        ast.parse(example)
+        for example in examples:
+            ast.parse(example)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
