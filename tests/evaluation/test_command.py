@@ -122,7 +122,7 @@ def test_own_task_of_a_mixture(model_dir: Path, tmp_path: Path, capsys: Any) -> 
     [
         (["--split=test"], "sample_reviews has no test split; it has train, validation"),
         (["--split=tset"], "invalid choice"),
-        (["--limit=0"], "--limit=0"),
+        (["--limit=0"], "--limit: 0 is not"),
         (["--gin.CHECKPOINT_PAHT='x'"], "Did you mean CHECKPOINT_PATH"),
         (["--gin.CHECKPOINT_PATH='none/checkpoint_1'"], "there is no checkpoint none/checkpoint_1"),
         (["--gin.MIXTURE_OR_TASK_NAME='sample_pretrain'"], "no labels to evaluate"),

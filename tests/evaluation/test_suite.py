@@ -172,7 +172,7 @@ def test_other_weights_do_not_take_over(
         (["--split=train"], "no task of the suite is evaluated on its train split"),
         (["--gin.DATA_DIR='none'"], "kcmoe data download nsmc kornli"),
         (["--gin.CHECKPOINT_PATH='other'"], "give one"),
-        (["--limit=0"], "--limit=0"),
+        (["--limit=0"], "--limit: 0 is not"),
     ],
 )
 def test_mistakes(

@@ -119,7 +119,7 @@ def test_two_columns_stand_between_tabs(predict: Any, tmp_path: Path) -> None:
         (["--task=nsmc"], "좋다\n재미\n".encode("cp949"), "2 lines not in UTF-8 (lines 1, 2)"),
         (["--task=nsmd"], b"x\n", "no task is called nsmd. Did you mean nsmc?"),
         (["--task=pretrain"], b"x\n", "pretrain has no labels"),
-        (["--task=generate", "--beam_size=0"], b"x\n", "beam_size is 0"),
+        (["--task=generate", "--beam_size=0"], b"x\n", "--beam_size: 0 is not"),
         (["--task=generate"], b"ok\n<extra_id_777>\n", "no <extra_id_777>"),
         (["--tsk=nsmc"], b"x\n", "Did you mean --task?"),
     ],
