@@ -235,7 +235,7 @@ def test_slow_and_vanishing_clients_slow_nobody(server: Any) -> None:
 def test_broken_http_is_answered_as_json(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as one:
         one.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
-        answer = one.recv(10_000)
+        answer = one.makefile("rb").read()  # to the end: head and body may come apart
     assert b" 400 " in answer
     assert b'"mend"' in answer
 
