@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The whole test suite: format, lint, types, tests. About six minutes on two idle cores.
+# The whole test suite: format, lint, types, tests. About ten minutes on two idle cores.
 #
 #   bash scripts/test.sh                  everything
 #   bash scripts/test.sh -k router -x     further arguments go to pytest
