@@ -54,6 +54,8 @@ def python_m() -> Callable[..., subprocess.CompletedProcess[str]]:
     def runner(module: str, *arguments: str, **macros: object) -> subprocess.CompletedProcess[str]:
         bindings = [f"--gin.{name}={value!r}" for name, value in macros.items()]
         environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        # Flaxformer mixes dtypes; strict promotion is for our own code.
+        environment["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
         return subprocess.run(
             [sys.executable, "-m", module, *arguments, *bindings],
             cwd=ROOT,
