@@ -18,8 +18,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # float32 + bfloat16 is an error instead of a silent float32, which would hide a slow or wrong product.
 # Flaxformer mixes dtypes, so where T5X runs in this process promotion is JAX's usual one.
-promotion = "standard" if importlib.util.find_spec("t5x") else "strict"
-os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", promotion)
+os.environ.setdefault(
+    "JAX_NUMPY_DTYPE_PROMOTION", "standard" if importlib.util.find_spec("t5x") else "strict"
+)
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flag = "--xla_force_host_platform_device_count=2"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
