@@ -27,12 +27,10 @@ from kcmoe.training.inputs import Inputs, open_inputs
 from kcmoe.training.observing import Observer
 from kcmoe.training.records import cut_after
 from kcmoe.training.run_folder import RunFolder, read_best
-from kcmoe.training.settings import Settings
+from kcmoe.training.settings import INITIAL, Settings
 from kcmoe.training.state import TrainState, frozen_paths
 from kcmoe.training.stopping import StopRequest
 from kcmoe.training.validation import MakeTaskMetric, open_validation
-
-_INITIAL = "INITIAL_CHECKPOINT_PATH"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +76,8 @@ def train(
         # --- The run's folder: begun with the same sizes, and room for a checkpoint.
         folder = RunFolder(settings.macros)
         checkpoint_bytes = folder.check_space(states.to_flat(shapes))
-        if not folder.all() and _INITIAL in settings.macros.required:
-            settings.macros.require(_INITIAL)  # refused before any data are read
+        if not folder.all() and INITIAL in settings.macros.required:
+            settings.macros.require(INITIAL)  # refused before any data are read
 
         # --- Data: training batches by step, held-out batches for validation.
         inputs = inputs or open_inputs(settings)
