@@ -74,32 +74,42 @@ async def bad(port: int, task: str, texts: list[str], rng: random.Random) -> Non
 
 async def forever(
     act: Callable[[int, str, list[str], random.Random], Awaitable[None]],
-    port: int, task: str, texts: list[str], seed: int,
+    port: int, task: str, texts: list[str], seed: int, pause_s: float,
 ) -> None:  # fmt: skip
     """One client after the other."""
     rng = random.Random(seed)
     while True:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await act(port, task, texts, rng)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(rng.uniform(0, 2 * pause_s))
+
+
+async def probe(port: int, task: str) -> float:
+    """Milliseconds that one line takes, with its connection."""
+    started_s = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.closing(writer):
+        status, content = await ask(
+            reader, writer, "/v1/classify", {"texts": ["재미있다"], "task": task}
+        )
+    if status != 200:
+        print(content.decode(), file=sys.stderr)
+    return 1000 * (time.monotonic() - started_s)
 
 
 async def soak(port: int, pid: int, args: argparse.Namespace) -> list[float]:
     """Memory in MB at every interval."""
     texts = lines_of_reviews()
     jobs = [
-        asyncio.create_task(forever(act, port, args.task, texts, seed))
+        asyncio.create_task(forever(act, port, args.task, texts, seed, args.pause_s))
         for seed, act in enumerate([good] * args.clients + [bad] * args.clients)
     ]
     found, until_s = [], time.monotonic() + 60 * args.minutes
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     print(f"{'minute':>8}{'MB':>9}{'p50 ms':>9}{'worst ms':>10}")
     while time.monotonic() < until_s:
         latencies = []
         for _ in range(20):
-            started_s = time.monotonic()
-            await ask(reader, writer, "/v1/classify", {"texts": ["재미있다"], "task": args.task})
-            latencies.append(1000 * (time.monotonic() - started_s))
+            latencies.append(await probe(port, args.task))
             await asyncio.sleep(args.interval_s / 20)
         found.append(memory_mb(pid))
         minute = args.minutes - (until_s - time.monotonic()) / 60
@@ -119,6 +129,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--interval_s", type=float, default=15.0)
     parser.add_argument("--clients", type=int, default=4, help="of each sort, good and bad")
+    parser.add_argument(
+        "--pause_s", type=float, default=0.01, help="mean, between a client's requests"
+    )
     args = parser.parse_args()
     process, port = start(args.checkpoint)
     try:

@@ -34,7 +34,8 @@ examples:
   {"text": "오늘 <extra_id_0> 좋다", "generated": "<extra_id_0> 날씨가 <extra_id_1>"}
 
 Input is UTF-8, one text per line; tasks with several columns (kornli) take them separated by tabs. An empty
-line is an empty text, so output line N belongs to input line N.
+line is an empty text, so output line N belongs to input line N. Where several labels may be right (kmhas),
+"per_label" says of each how likely it is one of them.
 """
 
 
@@ -169,11 +170,7 @@ def _results(
             for text, prediction in zip(
                 lines[part], model.classify_ids(ids[part], task, bar.update), strict=True
             ):
-                yield {
-                    "text": text,
-                    "label": prediction.label,
-                    "probabilities": {k: round(p, 6) for k, p in prediction.probabilities.items()},
-                }
+                yield {"text": text, **prediction.as_json()}
 
 
 def _prompts(task: Any, lines: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
+from kcmoe.inference import answers as answers_lib
 from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.batching import Advance, BatchedModel
@@ -32,12 +33,25 @@ class Prediction:
     """One classified text.
 
     Attributes:
-      label: the likeliest label word.
-      probabilities: label word -> probability among the label words; they sum to 1.
+      label: the likeliest label word; where several labels may be right, the likeliest set of them.
+      probabilities: label word, or set of them -> probability among all of these; they sum to 1.
+      per_label: where several labels may be right, label word -> probability that it is one of them.
     """
 
     label: str
     probabilities: dict[str, float]
+    per_label: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def as_json(self, digits: int | None = 6) -> dict[str, Any]:
+        """As `kcmoe predict` prints it, all digits for None; `per_label` only where it says something."""
+        found: dict[str, Any] = {"label": self.label}
+        for name in ("probabilities", "per_label"):
+            if values := getattr(self, name):
+                found[name] = {
+                    word: value if digits is None else round(value, digits)
+                    for word, value in values.items()
+                }
+        return found
 
 
 class LanguageModel:
@@ -147,9 +161,7 @@ class LanguageModel:
 
     def answers(self, task: Task) -> tuple[str, ...]:
         """What `classify` chooses among; `UserError` if the task has no labels."""
-        from kcmoe.inference.answers import answers
-
-        found = answers(task)
+        found = answers_lib.answers(task)
         if not found:
             raise UserError(f"task {task.name} has no labels to choose from; use generate")
         return found
@@ -187,10 +199,13 @@ class LanguageModel:
         words = self.answers(task)
         labels = self.encode(words, longest=_LONGEST_TARGET)
         log_likelihoods = self.batched.rank(ids, labels, advance)
-        return [
-            Prediction(words[int(np.argmax(row))], dict(zip(words, row.tolist(), strict=True)))
-            for row in probabilities(log_likelihoods)
-        ]
+        found = []
+        for row in probabilities(log_likelihoods):
+            named = dict(zip(words, row.tolist(), strict=True))
+            found.append(
+                Prediction(words[int(np.argmax(row))], named, answers_lib.per_label(task, named))
+            )
+        return found
 
     def generate_ids(
         self,

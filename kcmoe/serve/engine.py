@@ -63,9 +63,11 @@ class Engine:
         for name in dict.fromkeys((*learnt, *TASKS)):
             words = self._words(name)
             if words:
-                columns = list(self.lm.task(name).input_columns)
-                entry = {"name": name, "columns": columns, "labels": list(words)}
-                found.append({**entry, "learnt": name in learnt})
+                task = self.lm.task(name)
+                several = task.multi_label
+                entry = {"name": name, "columns": list(task.input_columns), "several": several}
+                shown = task.label_words if several else words
+                found.append({**entry, "labels": list(shown), "learnt": name in learnt})
         return found
 
     def describe(self) -> dict[str, Any]:

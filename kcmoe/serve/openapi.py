@@ -116,6 +116,7 @@ _BEAM = _object(
     finished={"type": "boolean", "description": "whether it ended before max_tokens"},
 )
 _SECONDS = {**_NUMBER, "description": "from the last byte of the request to the answer"}
+_SHARES: Schema = {"type": "object", "additionalProperties": _NUMBER}
 _PAIRS = _list(_list({"type": "array", "items": {}}))
 _ANSWERS: Mapping[str, Schema] = {
     "classify": _object(
@@ -123,7 +124,8 @@ _ANSWERS: Mapping[str, Schema] = {
         predictions=_list(
             _object(
                 label=_TEXT,
-                probabilities={"type": "object", "additionalProperties": _NUMBER},
+                probabilities=_SHARES,
+                per_label={**_SHARES, "description": "where several labels may be right, of each of them"},
                 **_NOTES,
             )
         ),

@@ -114,12 +114,8 @@ class Service:
         def finish(answers: Sequence[Any]) -> dict[str, Any]:
             predictions = []
             for work, answer in zip(works, answers, strict=True):
-                probabilities = answer.probabilities
-                if not given["exact"]:
-                    probabilities = {k: round(p, _DIGITS) for k, p in probabilities.items()}
-                predictions.append(
-                    {"label": answer.label, "probabilities": probabilities, **work.notes}
-                )
+                one = answer.as_json(None if given["exact"] else _DIGITS)
+                predictions.append({**one, **work.notes})
             return {"task": task.name, "predictions": predictions}
 
         return works, finish

@@ -50,6 +50,22 @@ def test_labels_are_those_that_predict_prints(server: Any, model_dir: Path) -> N
     ]
 
 
+def test_where_several_labels_may_be_right_each_has_a_probability(
+    server: Any, model: LanguageModel
+) -> None:
+    answer = server.post("/v1/classify", {"texts": TEXTS[:1], "task": "kmhas", "exact": True})
+    (found,), (expected,) = answer["predictions"], model.classify(TEXTS[:1], task="kmhas")
+    assert found["per_label"] == expected.per_label
+    assert 1 < sum(found["per_label"].values()) < 2  # answers name one label or two
+    with_politics = [
+        p for words, p in found["probabilities"].items() if "정치" in words.split(", ")
+    ]
+    assert len(with_politics) == 9
+    assert found["per_label"]["정치"] == pytest.approx(sum(with_politics))
+    (task,) = [t for t in server.get("/v1/model")[1]["tasks"] if t["name"] == "kmhas"]
+    assert task["several"] and task["labels"] == list(found["per_label"])
+
+
 def test_many_clients_at_once_get_their_own_answers(server: Any, model: LanguageModel) -> None:
     texts = [
         f"{word} {number}" for number in range(8) for word in ("좋다", "나쁘다", "그저 그렇다")

@@ -203,10 +203,11 @@ function timing() {
 }
 
 function single(row) {
-  const pairs = Object.entries(row.probabilities).sort((a, b) => b[1] - a[1]);
+  const pairs = Object.entries(row.per_label ?? row.probabilities).sort((a, b) => b[1] - a[1]);
   const bars = pairs.slice(0, 8).map(([word, share], i) => make("div", { class: `answer ${i ? "" : "best"}` },
     make("span", { class: "answer-word" }, word), bar(share), make("span", { class: "answer-number" }, percent(share, 2))));
-  return make("article", { class: "card" }, make("p", { class: "big" }, row.label), ...bars, ...cutText(row), timing());
+  return make("article", { class: "card" }, make("p", { class: "big" }, row.label), ...bars,
+    row.per_label ? make("p", { class: "small muted" }, say("perLabel")) : null, ...cutText(row), timing());
 }
 
 function cutText(row) {
@@ -265,9 +266,12 @@ function table() {
     more || null);
 }
 
+// Where several labels may be right, an answer names them with a comma between.
+function labelsOf(row) { return results.task.several ? row.label.split(", ") : [row.label]; }
+
 function summary() {
   const counts = new Map(results.task.labels.map((word) => [word, 0]));
-  for (const row of results.rows) counts.set(row.label, (counts.get(row.label) ?? 0) + 1);
+  for (const row of results.rows) for (const word of labelsOf(row)) counts.set(word, (counts.get(word) ?? 0) + 1);
   const listed = [...counts].filter(([, n]) => n).sort((a, b) => b[1] - a[1]).slice(0, 6);
   return make("div", { class: "summary", role: "group", "aria-label": say("summary") }, ...listed.map(([word, n]) =>
     make("div", { class: "answer" }, make("span", { class: "answer-word" }, word), bar(n / results.rows.length),
@@ -276,7 +280,7 @@ function summary() {
 
 function save() {
   const head = [...results.task.columns, "label", ...results.task.labels.map((word) => `p(${word})`), "tokens", "read_characters"];
-  const rows = sorted().map((row) => [...row.columns, row.label, ...results.task.labels.map((word) => row.probabilities[word]),
+  const rows = sorted().map((row) => [...row.columns, row.label, ...results.task.labels.map((word) => (row.per_label ?? row.probabilities)[word]),
     row.tokens, row.cut ? row.cut.character : ""]);
   csv.download(`kcmoe-${results.task.name}.csv`, csv.write([head, ...rows]));
 }
