@@ -64,7 +64,9 @@ def _parser() -> Parser:
         help="dtype of the parameters (default: as they are)",
     )
     change.add_argument(
-        "--vocabulary", help="the vocabulary's file (default: the recorded one; only huggingface)"
+        "--vocabulary",
+        metavar="FILE",
+        help="the vocabulary's file (default: the recorded one; only huggingface)",
     )
     return parser
 

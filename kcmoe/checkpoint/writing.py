@@ -25,7 +25,7 @@ from kcmoe.checkpoint.reading import checked_leaves, compare, open_checkpoint
 from kcmoe.checkpoint.run_config import sizes_of
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
-from kcmoe.io import durable
+from kcmoe.io import durable, outputs
 from kcmoe.io.remote import is_remote
 from kcmoe.tree import STEP, ShapeDtype, is_optimizer, is_parameter, shape_dtype
 
@@ -152,6 +152,7 @@ def convert(
     chosen, final = formats.named(format), Path(destination)
     if os.path.lexists(final):
         raise UserError(f"{final} exists already: choose another place, or remove it first")
+    outputs.check_folder(final)
     reader = open_checkpoint(source)
     before = {
         path: leaf

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from kcmoe.config import gin_files, run_files
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io import given
+from kcmoe.io import given, outputs
 
 # Arguments and macros that are one path each; patterns and "FILE:COLUMN" are seen to where they are read.
 _PATH_METAVARS = ("FILE", "DIR", "MODEL", "MODEL_DIR")
@@ -18,6 +18,7 @@ PATH_MACROS = (
     "CACHE_DIR",
     "CHECKPOINT_PATH",
     "DATA_DIR",
+    "EVAL_OUTPUT_DIR",
     "INFER_OUTPUT_DIR",
     "INITIAL_CHECKPOINT_PATH",
     "MODEL_DIR",
@@ -33,6 +34,10 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.files: list[
+            tuple[argparse.Action, Collection[str]]
+        ] = []  # to write, and their endings
+        self.folders: list[argparse.Action] = []  # to write to
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As `ArgumentParser`; paths are those that are meant, see `given.path`."""
@@ -44,6 +49,13 @@ class Parser(argparse.ArgumentParser):
                     setattr(found, action.dest, given.path(value))
                 elif isinstance(value, list):
                     setattr(found, action.dest, [given.path(each) for each in value])
+        for action, endings in self.files:
+            if (place := getattr(found, action.dest)) is not None:
+                flag, over = "".join(action.option_strings), found.overwrite
+                outputs.check_file(place, flag, overwrite=over, endings=endings)
+        for action in self.folders:
+            if (place := getattr(found, action.dest)) is not None:
+                outputs.check_folder(place, "".join(action.option_strings))
         return found, rest
 
     def error(self, message: str) -> NoReturn:
@@ -82,6 +94,23 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Adds `--overwrite`, without which no output that exists is replaced."""
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
+
+
+def add_output(
+    parser: Parser, name: str, *, help: str, metavar: str = "FILE", endings: Collection[str] = ()
+) -> None:
+    """Adds an argument that names a file to write, and `--overwrite`.
+
+    That it can be written, and is not there already, is found while arguments are parsed.
+    """
+    parser.files.append((parser.add_argument(name, metavar=metavar, help=help), endings))
+    if all(action.dest != "overwrite" for action in parser._actions):
+        add_overwrite(parser)
+
+
+def add_output_folder(parser: Parser, name: str, *, help: str, required: bool = False) -> None:
+    """Adds an option that names a folder to write to, which may be there; checked as a file is."""
+    parser.folders.append(parser.add_argument(name, metavar="DIR", help=help, required=required))
 
 
 def between(kind: type[float], least: float, most: float) -> Callable[[str], float]:

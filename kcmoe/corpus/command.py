@@ -8,11 +8,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kcmoe.config.arguments import Parser, add_run_arguments, parse_with_gin
+from kcmoe.config.arguments import (
+    Parser,
+    add_output,
+    add_output_folder,
+    add_run_arguments,
+    between,
+    parse_with_gin,
+)
 from kcmoe.corpus.catalogue import DATA_SETS
 from kcmoe.corpus.cleaning import MIN_CHARACTERS, RULES
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io.remote import is_remote
+from kcmoe.io import outputs
+from kcmoe.io.outputs import PICTURES
 
 _EPILOG = """\
 examples:
@@ -96,6 +104,7 @@ def _download(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     sets = [data_set(name) for name in args.sets]
+    outputs.check_folder(args.data_dir, "--data_dir")
     for each in sets:
         download(each, Path(args.data_dir), args.mirror)
     return 0
@@ -125,14 +134,15 @@ def _prepare(argv: Sequence[str]) -> int:
         help="parquet, TSV, CSV, JSON lines or text; wildcards, gs://",
     )
     add("--sample", action="store_true", help="take the comments shipped with the package")
-    add("--output", required=True, metavar="DIR", help="folder of the shards")
+    add_output_folder(parser, "--output", required=True, help="folder of the shards")
     add("--column", default="text", help="the text (default text)")
     add("--encoding", default="utf-8", help="of text files (default utf-8)")
     add("--without", default="", metavar="RULE,…", help="rules not to apply")
-    add("--min_characters", type=int, default=MIN_CHARACTERS, help=f"default {MIN_CHARACTERS}")
+    count = between(int, 0, 10**12)
+    add("--min_characters", type=count, default=MIN_CHARACTERS, help=f"default {MIN_CHARACTERS}")
     add(
         "--validation",
-        type=int,
+        type=count,
         default=0,
         metavar="ROWS",
         help="rows set apart as validation.parquet",
@@ -145,12 +155,15 @@ def _prepare(argv: Sequence[str]) -> int:
         help="drop texts that, cleaned, equal exactly a cleaned text in these columns of FILE (default "
         "--column); may be repeated",
     )
-    add("--shard_rows", type=int, default=1_000_000, help="rows per shard (default 1,000,000)")
-    add("--seed", type=int, default=0, help="of the order (default 0)")
+    some = between(int, 1, 10**12)
+    add("--shard_rows", type=some, default=1_000_000, help="rows per shard (default 1,000,000)")
+    add(
+        "--seed", type=between(int, -(2**63), 2**63 - 1), default=0, help="of the order (default 0)"
+    )
     add("--memory", default="4GB", help="for the whole process (default 4GB)")
     add(
         "--workers",
-        type=int,
+        type=between(int, 1, 1024),
         default=os.cpu_count() or 1,
         help="cleaning processes (default: cores)",
     )
@@ -168,14 +181,9 @@ def _run_prepare(args: argparse.Namespace) -> int:
 
     if bool(args.inputs) == args.sample:
         raise UserError("give either input files or --sample")
-    if is_remote(args.output):
-        raise UserError(
-            f"--output={args.output} is in a bucket; write to a local folder and copy it"
-        )
     inputs = ["samples:comments.txt"] if args.sample else args.inputs
     rules = [rule for rule in args.without.split(",") if rule]
     cleaner = Cleaner.without(rules, min_characters=args.min_characters)
-    _check_least(args, shard_rows=1, workers=1, validation=0, min_characters=0)
     plan = Preparation(
         files=tables.expand(inputs),
         output=Path(args.output),
@@ -198,12 +206,6 @@ def _run_prepare(args: argparse.Namespace) -> int:
         print(f"  left out: {count:,} {reason}{of}")
     print(f"  {args.output}/manifest.json has counts, checksums and settings")
     return 0
-
-
-def _check_least(args: argparse.Namespace, **least: int) -> None:
-    for name, lowest in least.items():
-        if getattr(args, name) < lowest:
-            raise UserError(f"--{name} must be at least {lowest}")
 
 
 def parse_bytes(text: str) -> int:
@@ -231,15 +233,15 @@ def _inspect(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--split", default="train", help="train, validation or test (default train)"
     )
-    parser.add_argument("--examples", type=int, default=3, help="rows to show (default 3)")
-    parser.add_argument(
-        "--plot", metavar="FILE", help="write the length histograms as .png or .svg"
+    count = between(int, 0, 10**12)
+    parser.add_argument("--examples", type=count, default=3, help="rows to show (default 3)")
+    add_output(
+        parser, "--plot", help="write the length histograms as .png or .svg", endings=PICTURES
     )
     parser.add_argument(
-        "--scan_rows", type=int, default=1_000_000, help="rows per split searched for duplicates"
+        "--scan_rows", type=count, default=1_000_000, help="rows per split searched for duplicates"
     )
     args, macros = parse_with_gin(parser, argv)
-    _check_least(args, examples=0, scan_rows=0)
     from kcmoe.config import fields as config
     from kcmoe.config.data import DataConfig
     from kcmoe.corpus import inspection

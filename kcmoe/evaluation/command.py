@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
@@ -67,15 +68,19 @@ def _parser() -> arguments.Parser:
         metavar="N",
         help="only N examples, evenly spread over the split",
     )
-    parser.add_argument(
-        "--predictions", metavar="FILE", help="also write every answer there, as JSON lines"
+    arguments.add_output(
+        parser, "--predictions", help="also write every answer there, as JSON lines"
     )
     suite = parser.add_argument_group("all tasks")
     suite.add_argument(
         "--suite", action="store_true", help="every Korean task whose data are here, in one table"
     )
-    suite.add_argument(
-        "--output", metavar="DIR", help="where its JSON and picture go; default: EVAL_OUTPUT_DIR"
+    parser.folders.append(
+        suite.add_argument(
+            "--output",
+            metavar="DIR",
+            help="where its JSON and picture go; default: EVAL_OUTPUT_DIR",
+        )
     )
     suite.add_argument("--markdown", action="store_true", help="its table as Markdown")
     arguments.add_run_arguments(parser)
@@ -122,14 +127,14 @@ def main(argv: Sequence[str]) -> int:
         model_dir = os.curdir  # nothing is written beside the installed package
     chosen_folder = InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)
-    if args.predictions:
-        _check_writable(args.predictions)
-
-    loaded = loading.load(found)
     chosen = spread(examples, args.limit or len(examples))
+    split = args.split or "validation"
+    written = report_lib.place(folder, checkpoint, task.name, split, len(chosen), len(examples))
+    loaded = loading.load(found)
     report, questions = _evaluate(loaded, task, chosen, len(examples), args, data, model_dir)
     print(report.table())
-    print(f"written: {report_lib.write(report, folder)}")
+    report_lib.write(report, written)
+    print(f"written: {written}")
     if args.predictions:
         _write_predictions(args.predictions, chosen, questions, report.outcomes)
         print(f"answers: {args.predictions}")
@@ -208,24 +213,16 @@ def _protocols(wanted: str, can_rank: bool, task: Task) -> list[str]:
     return [one for one in PROTOCOLS if wanted in (one, "both") and (can_rank or one != "rank")]
 
 
-def _check_writable(path: str) -> None:
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise UserError(
-            f"--predictions={path} cannot be written; name a file in a folder that is there"
-        )
-
-
 def _write_predictions(
     path: str, examples: Sequence[Example], questions: Questions, outcomes: Any
 ) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for i, example in enumerate(examples):
-            answers = {name: outcome.answers[i] for name, outcome in outcomes.items()}
-            line = {
-                "id": example.id,
-                "inputs": example.inputs_text,
-                "target": questions.true[i],
-                **answers,
-            }
-            print(json.dumps(line, ensure_ascii=False), file=file)
+    lines = []
+    for i, example in enumerate(examples):
+        line = {
+            "id": example.id,
+            "inputs": example.inputs_text,
+            "target": questions.true[i],
+            **{name: outcome.answers[i] for name, outcome in outcomes.items()},
+        }
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    durable.write_file(Path(path), "".join(lines).encode())

@@ -15,7 +15,7 @@ from kcmoe.errors import UserError
 from kcmoe.evaluation.metrics import Measurement
 from kcmoe.evaluation.protocol import ProtocolResult
 from kcmoe.evaluation.selection import Selection
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text, outputs
 from kcmoe.io.remote import is_remote
 from kcmoe.io.wording import aligned
 
@@ -132,23 +132,42 @@ def output_folder(model_dir: str, chosen: str | None) -> Path:
         )
     folder = Path(chosen) if chosen is not None else Path(model_dir) / FOLDER
     try:
+        outputs.check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made ({error.strerror}); set EVAL_OUTPUT_DIR to another place"
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to; set EVAL_OUTPUT_DIR to another place")
+    except UserError as error:
+        raise UserError(f"{error}; set EVAL_OUTPUT_DIR to another place") from None
     return folder
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Writes the JSON at once or not at all; returns its path."""
-    part = "" if report.examples == report.of_examples else f"-{report.examples}"
-    name = f"{report.task}-{report.split}{part}-{os.path.basename(report.checkpoint)}.json"
+def place(folder: Path, checkpoint: str, task: str, split: str, examples: int, of: int) -> Path:
+    """The file of a report.
+
+    Raises:
+      UserError: if it is there and is no report on this checkpoint, which may be made anew.
+    """
+    part = "" if examples == of else f"-{examples}"
+    found = folder / f"{task}-{split}{part}-{os.path.basename(checkpoint)}.json"
+    try:
+        held = str(json_text.parse(found.read_bytes())["checkpoint"])
+    except FileNotFoundError:
+        return found
+    except (OSError, ValueError, KeyError, TypeError):
+        held = "something else"
+    # In the checkpoint's own folder names are enough, wherever one stood when it was written.
+    beside = os.path.realpath(folder.parent) == os.path.dirname(os.path.realpath(checkpoint))
+    same = os.path.basename(held) == os.path.basename(checkpoint) if beside else held == checkpoint
+    if not same and os.path.realpath(held) != os.path.realpath(checkpoint):
+        raise UserError(
+            f"{found} is there already and is about {held}, not {checkpoint}; move it away, or set "
+            "EVAL_OUTPUT_DIR to another place"
+        )
+    return found
+
+
+def write(report: Report, path: Path) -> None:
+    """Writes the JSON, and the ids of held-out examples beside it, each at once or not at all."""
     content = json.dumps(report.as_json(), ensure_ascii=False, indent=1).encode() + b"\n"
-    durable.write_file(folder / name, content)
+    durable.write_file(path, content)
     if report.selection.ids:
         ids = "".join(f"{one}\n" for one in report.selection.ids)
-        durable.write_file(folder / report.ids_file, ids.encode())
-    return folder / name
+        durable.write_file(path.with_name(report.ids_file), ids.encode())

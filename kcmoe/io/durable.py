@@ -43,7 +43,7 @@ def staged(final: Path) -> Iterator[Path]:
 
     An existing `final` is replaced in one step. Raises `UserError` if the disk is full or refuses.
     """
-    temporary = _temporary(final)
+    temporary = temporary_name(final)
     new_parents = [parent for parent in final.parents if not parent.exists()]
     with user_errors(final):
         try:
@@ -80,25 +80,15 @@ def user_errors(final: Path) -> Iterator[None]:
         raise
 
 
-def refuse_existing(*paths: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raises `UserError` if a file that is to be written is there already, or is a folder.
-
-    `overwrite`: whether the user allows the former (`--overwrite`).
-    """
-    for path in paths:
-        if os.path.isdir(path):
-            raise UserError(f"{path} is a folder: name a file in it")
-        if os.path.lexists(path) and not overwrite:
-            raise UserError(
-                f"{path} exists already: name another file, or add --overwrite to replace it"
-            )
-
-
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a small file so that it is either wholly there or as it was. Raises `UserError`."""
-    temporary = _temporary(path)
+    """Writes a small file, and its folder where there is none, so that it is wholly there or as it was.
+
+    Raises `UserError` if it cannot be written.
+    """
+    temporary = temporary_name(path)
     try:
         with user_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             finish_file(temporary, path)
     except BaseException:
@@ -118,7 +108,7 @@ def finish_file(partial: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder. If the process is killed half-way, what remains has another name."""
-    doomed = _temporary(folder)
+    doomed = temporary_name(folder)
     with user_errors(folder):
         folder.rename(doomed)
         shutil.rmtree(doomed)
@@ -140,7 +130,8 @@ def remove_leftovers(parent: Path) -> list[Path]:
     return found
 
 
-def _temporary(final: Path) -> Path:
+def temporary_name(final: Path) -> Path:
+    """The name that what becomes `final` has until it is finished."""
     return final.with_name(f"{final.name}{TEMPORARY}{os.getpid()}-{time.time_ns()}")
 
 
@@ -150,7 +141,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         _sync(final.parent)
         return
     if not _exchanged(temporary, final):
-        aside = _temporary(final)
+        aside = temporary_name(final)
         final.rename(aside)
         temporary.rename(final)
         aside.rename(temporary)

@@ -12,12 +12,14 @@ from kcmoe.config import fields as config
 from kcmoe.config.arguments import (
     Parser,
     add_gin_arguments,
+    add_output,
     add_overwrite,
     between,
     parse_with_gin,
 )
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import durable, remote, resources
+from kcmoe.io.outputs import PICTURES
 
 _USAGE = """usage: kcmoe tokenizer train|report|add-sentinels [options]
 
@@ -85,8 +87,7 @@ def _train(argv: Sequence[str]) -> int:
     if args.encoding:
         macros = macros.replace(TASK_ENCODING=args.encoding)
     settings = TokenizerConfig.from_macros(macros)
-    if not args.overwrite:
-        trainer.check_free(settings)
+    trainer.check_outputs(settings, args.overwrite)
     started = time.monotonic()
     # A stop by the system cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -128,16 +129,13 @@ def _report(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--encoding", default="utf-8", metavar="NAME", help="of text files (default utf-8)"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write every measure here")
-    parser.add_argument("--plot", metavar="FILE", help="also draw the measures, as .png or .svg")
-    add_overwrite(parser)
+    add_output(parser, "--json", help="also write every measure here")
+    add_output(parser, "--plot", help="also draw the measures, as .png or .svg", endings=PICTURES)
     args = parser.parse_args(argv)
     if not args.text:
         raise UserError(
             "no text is given: add --text=FILE, e.g. --text=data/comments/validation.parquet"
         )
-    outputs = [path for path in (args.json, args.plot) if path]
-    durable.refuse_existing(*outputs, overwrite=args.overwrite)
 
     from kcmoe.tokenizer import report, report_output
 
@@ -159,24 +157,22 @@ def _add_sentinels(argv: Sequence[str]) -> int:
         epilog=_SENTINELS_EPILOG,
     )
     parser.add_argument("model", metavar="MODEL", help="a SentencePiece model without sentinels")
-    parser.add_argument("output", metavar="OUTPUT", help="the .model file to write")
+    add_output(
+        parser, "output", metavar="OUTPUT", help="the .model file to write", endings=[".model"]
+    )
     parser.add_argument(
         "--count", type=between(int, 1, 10_000), default=100, help="sentinels (default: 100)"
     )
-    add_overwrite(parser)
     args = parser.parse_args(argv)
 
     from kcmoe.tokenizer import model_file
     from kcmoe.vocabulary import Vocabulary
 
-    if remote.is_remote(args.output) or not args.output.endswith(".model"):
-        raise UserError(f"{args.output} must be a file of this machine that ends in .model")
-    durable.refuse_existing(args.output, overwrite=args.overwrite)
     before = Vocabulary(args.model)
     if before.num_sentinels:
         raise UserError(f"{args.model} has {before.num_sentinels} sentinels already")
     content = model_file.add_sentinels(remote.read_bytes(args.model), args.count)
-    model_file.write_whole(Path(args.output), content)
+    durable.write_file(Path(args.output), content)
     after = Vocabulary(args.output)
     print(
         f"{args.output}: {after.size:,} pieces, the last {after.num_sentinels:,} of them sentinels; use "

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a SentencePiece model after training: the twin with sentinels, and durable writing.
+"""What is done to a SentencePiece model after training: the twin with sentinels.
 
 A model file is a protocol buffer, read with the definition that SentencePiece ships.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import durable
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 
@@ -77,14 +75,3 @@ def add_sentinels(model: bytes, count: int) -> bytes:
         proto.pieces.add(piece=name, score=0.0, type=kind)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString(deterministic=True)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, and its folder where there is none, so that it is complete or as it was.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
-    with durable.user_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_file(path, data)

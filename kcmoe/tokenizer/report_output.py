@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kcmoe.io import drawing, drawing_svg
+from kcmoe.io import drawing, drawing_svg, durable
 from kcmoe.io.wording import markdown
-from kcmoe.tokenizer import model_file
 from kcmoe.tokenizer.report import KINDS, Measures
 
 _ABSENT = "no MeCab"
@@ -80,7 +79,7 @@ def _examples(models: Sequence[Measures]) -> str:
 def write_json(measures: Sequence[Measures], path: Path) -> None:
     """Writes every measure, one object per model and text."""
     text = json.dumps([dataclasses.asdict(m) for m in measures], ensure_ascii=False, indent=2)
-    model_file.write_whole(path, f"{text}\n".encode())
+    durable.write_file(path, f"{text}\n".encode())
 
 
 def write_plot(measures: Sequence[Measures], path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from kcmoe.config.tokenizer import TokenizerConfig
 from kcmoe.data import tables
-from kcmoe.errors import UserError
+from kcmoe.io import durable, outputs
 from kcmoe.io.hashing import sha256
 from kcmoe.tokenizer import corpus, fit, forecast, model_file, morphemes, normalization, seeds
 
@@ -66,14 +66,11 @@ def train(config: TokenizerConfig, say: Callable[[str], None]) -> Trained:
         return learn(config, prepare(config, Path(folder), say), Path(folder), say)
 
 
-def check_free(config: TokenizerConfig) -> None:
-    """Raises `UserError` if one of the files that `train` writes is there already."""
+def check_outputs(config: TokenizerConfig, overwrite: bool) -> None:
+    """Raises `UserError` if a file that `train` writes is there already, or cannot be written."""
     model = Path(config.output)
     for path in (model, config.twin, model.with_suffix(".json")):
-        if path.exists():
-            raise UserError(
-                f"{path} is there already; choose another TOKENIZER_OUTPUT, or give --overwrite"
-            )
+        outputs.check_file(path, "TOKENIZER_OUTPUT", overwrite=overwrite)
 
 
 def prepare(config: TokenizerConfig, folder: Path, say: Callable[[str], None]) -> Prepared:
@@ -162,10 +159,10 @@ def learn(
     )
     _check(base, config.vocab_size)
     twin = model_file.add_sentinels(base, config.sentinels)
-    model_file.write_whole(model, base)
-    model_file.write_whole(config.twin, twin)
+    durable.write_file(model, base)
+    durable.write_file(config.twin, twin)
     record = model.with_suffix(".json")
-    model_file.write_whole(record, _record(config, prepared, base, twin))
+    durable.write_file(record, _record(config, prepared, base, twin))
     return Trained(model, config.twin, record, prepared.lines, peak)
 
 

@@ -154,12 +154,18 @@ def test_inspect_a_labelled_task_with_a_plot(capsys, tmp_path):
             ["prepare", "--sample", "--output=x", "--exclude=no.tsv:text"],
             "no file matches no.tsv.\n",
         ),
-        (["prepare", "--sample", "--output=gs://b/x"], "is in a bucket"),
+        (["prepare", "--sample", "--output=gs://b/x"], "not on this machine"),
         (["prepare", "--sample", "--output=x", "--memory=lots"], "--memory=lots is not a size"),
         (["prepare", "--sample", "--output=x", "--without=url"], "Did you mean urls"),
         (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--splt=test"], "--splt=test"),
-        (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--examples=-1"], "--examples must be"),
-        (["inspect", "--gin_file=configs/tasks/nsmc.gin", "--scan_rows=-1"], "--scan_rows must be"),
+        (
+            ["inspect", "--gin_file=configs/tasks/nsmc.gin", "--examples=-1"],
+            "--examples: -1 is not",
+        ),
+        (
+            ["inspect", "--gin_file=configs/tasks/nsmc.gin", "--scan_rows=-1"],
+            "--scan_rows: -1 is not",
+        ),
         (
             ["download", "nsmc", "--mirror=example.org/x"],
             "--mirror=example.org/x is not an address",

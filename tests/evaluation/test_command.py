@@ -128,8 +128,8 @@ def test_own_task_of_a_mixture(model_dir: Path, tmp_path: Path, capsys: Any) -> 
         (["--gin.MIXTURE_OR_TASK_NAME='sample_pretrain'"], "no labels to evaluate"),
         (["--gin.MIXTURE_OR_TASK_NAME='nsmc'", "--gin.DATA_DIR='none'"], "none"),
         (
-            ["--predictions=none/answers.jsonl"],
-            "--predictions=none/answers.jsonl cannot be written",
+            ["--predictions=README.md"],
+            "--predictions=README.md exists already",
         ),
         (["--gin.EVAL_OUTPUT_DIR='/dev/null/x'"], "set EVAL_OUTPUT_DIR to another place"),
         (["--gin.EVAL_OUTPUT_DIR='gs://bucket/x'"], "'gs://bucket/x' is not on this machine"),

@@ -73,7 +73,7 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "mine.100extra.model" in printed
     before = (tmp_path / "mine.model").read_bytes()
     assert cli.run(["tokenizer", *arguments]) == 2
-    assert "mine.model is there already; choose another" in capsys.readouterr().err
+    assert "mine.model exists already" in capsys.readouterr().err
     assert (tmp_path / "mine.model").read_bytes() == before
     models = [str(tmp_path / "mine.model"), str(resources.find("vocab/kcmoe_32k.model"))]
     assert cli.run(["tokenizer", "report", *models, f"--text={samples}", "--lines=50"]) == 0
@@ -199,7 +199,7 @@ def test_sentinels_are_appended_to_the_model_of_others(
     for arguments, words in (
         (command, "exists already"),
         ([*command[:2], str(output), str(tmp_path / "b.model")], "7 sentinels already"),
-        ([*command[:3], str(tmp_path / "b.bin")], "ends in .model"),
+        ([*command[:3], str(tmp_path / "b.bin")], "must end in .model"),
         ([*command[:2], str(Path(__file__)), str(tmp_path / "b.model")], "not a SentencePiece"),
     ):
         assert cli.run(arguments) == 2

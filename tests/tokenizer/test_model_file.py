@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 from kcmoe.tokenizer import model_file
 
 INJECTIONS = [
@@ -101,13 +102,13 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "a.model"
-    model_file.write_whole(path, b"old")
+    durable.write_file(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"no space left to write .*a\.model"):
-        model_file.write_whole(path, b"new")
+        durable.write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["a.model"]

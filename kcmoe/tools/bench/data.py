@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.arguments import Parser, add_run_arguments, parse_with_gin
+from kcmoe.config.arguments import Parser, add_output, add_run_arguments, between, parse_with_gin
 from kcmoe.errors import UserError
 from kcmoe.tools.bench import figures
 
@@ -39,20 +39,23 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     add_run_arguments(parser)
-    parser.add_argument("--steps", type=int, default=200, help="batches to time (default 200)")
-    parser.add_argument("--batch_size", type=int, default=64, help="rows per batch (default 64)")
     parser.add_argument(
-        "--workers", type=int, default=1, help="worker processes to try (default 1)"
+        "--steps", type=between(int, 20, 10**9), default=200, help="batches to time (default 200)"
+    )
+    parser.add_argument(
+        "--batch_size", type=between(int, 1, 10**6), default=64, help="rows per batch (default 64)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=between(int, 0, 1024),
+        default=1,
+        help="worker processes to try (default 1)",
     )
     parser.add_argument(
         "--seqio", action="store_true", help="time SeqIO as well; needs kcmoe[seqio]"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers here")
+    add_output(parser, "--json", help="also write the numbers here")
     args, macros = parse_with_gin(parser, argv)
-    if args.steps < 20 or args.batch_size < 1 or args.workers < 0:
-        raise UserError(
-            "--steps must be at least 20, --batch_size at least 1, --workers at least 0"
-        )
     if args.seqio and importlib.util.find_spec("seqio") is None:
         raise UserError("--seqio needs SeqIO and t5: pip install 'kcmoe[seqio]'")
     if "MIXTURE_OR_TASK_NAME" not in macros:

@@ -13,7 +13,7 @@ import statistics
 import time
 from typing import Any
 
-from kcmoe.config.arguments import Parser
+from kcmoe.config.arguments import Parser, add_output, between
 from kcmoe.errors import UserError
 
 _EPILOG = """\
@@ -34,15 +34,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", default="tiny", help="a file of configs/sizes (default: tiny)")
     parser.add_argument("--tokens", default="64,512,4096", help="numbers of tokens, by commas")
     parser.add_argument("--gin", metavar="NAME=VALUE", action="append", default=[], help="a macro")
-    parser.add_argument("--repeats", type=int, default=7, help="timings each (default: 7)")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument(
+        "--repeats", type=between(int, 1, 10**6), default=7, help="timings each (default: 7)"
+    )
+    add_output(parser, "--json", help="also write the figures to FILE")
     args = parser.parse_args(argv)
     try:
         tokens = [int(number) for number in args.tokens.split(",")]
     except ValueError:
         raise UserError(f"--tokens={args.tokens}, but it takes whole numbers by commas") from None
-    if args.repeats < 1 or min(tokens) < 1:
-        raise UserError("--tokens and --repeats must be at least 1")
+    if not all(1 <= count <= 1 << 24 for count in tokens):
+        raise UserError(f"--tokens={args.tokens}, but each is from 1 to {1 << 24:,}")
 
     import jax
 

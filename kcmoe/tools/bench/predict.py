@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.arguments import Parser
+from kcmoe.config.arguments import Parser, add_output, between
 from kcmoe.errors import UserError
 
 PUBLISHED_INPUTS, PUBLISHED_TARGETS, PUBLISHED_BATCH = 512, 8, 64
@@ -34,14 +34,21 @@ def main(argv: list[str]) -> int:
     """Runs `kcmoe bench predict`; returns the exit status."""
     parser = Parser(prog="kcmoe bench predict", description="speed of prediction", epilog=_EPILOG)
     parser.add_argument("--size", default="tiny", help="a file of configs/sizes (default: tiny)")
-    parser.add_argument("--file", help="text, one line per example (default: bundled reviews)")
-    parser.add_argument("--lines", type=int, default=10000, help="at most so many (default: 10000)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument(
+        "--file", metavar="FILE", help="text, one line per example (default: bundled reviews)"
+    )
+    parser.add_argument(
+        "--lines",
+        type=between(int, 1, 10**9),
+        default=10000,
+        help="at most so many (default: 10000)",
+    )
+    parser.add_argument(
+        "--rounds", type=between(int, 1, 10**6), default=3, help="rounds (default: 3)"
+    )
     parser.add_argument("--against", choices=("t5x",), help="measure T5X + Flaxformer in turn")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    add_output(parser, "--json", help="also write the figures to FILE")
     args = parser.parse_args(argv)
-    if min(args.lines, args.rounds) < 1:
-        raise UserError("--lines and --rounds must be at least 1")
     if args.against == "t5x":
         from kcmoe.t5x import requirements
 

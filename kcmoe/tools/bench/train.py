@@ -14,8 +14,7 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kcmoe.config.arguments import Parser
-from kcmoe.errors import UserError
+from kcmoe.config.arguments import Parser, add_output, between
 from kcmoe.model.cpu.memory import environments
 
 if TYPE_CHECKING:
@@ -44,16 +43,15 @@ def main(argv: list[str]) -> int:
         help="measure T5X + Flaxformer in turn, as launched and with our memory settings "
         "(KCMOE_HUGE_PAGES=0 KCMOE_KEEP_MEMORY=0: only as launched)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds per engine (default: 5)")
-    parser.add_argument("--steps", type=int, default=3, help="steps per round (default: 3)")
-    parser.add_argument("--batch", type=int, default=32, help="rows (default: 32)")
-    parser.add_argument("--inputs", type=int, default=128, help="input positions (default: 128)")
-    parser.add_argument("--targets", type=int, default=32, help="target positions (default: 32)")
+    some = between(int, 1, 10**6)
+    parser.add_argument("--rounds", type=some, default=5, help="rounds per engine (default: 5)")
+    parser.add_argument("--steps", type=some, default=3, help="steps per round (default: 3)")
+    parser.add_argument("--batch", type=some, default=32, help="rows (default: 32)")
+    parser.add_argument("--inputs", type=some, default=128, help="input positions (default: 128)")
+    parser.add_argument("--targets", type=some, default=32, help="target positions (default: 32)")
     parser.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a macro")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    add_output(parser, "--json", help="also write the figures to FILE")
     args = parser.parse_args(argv)
-    if min(args.rounds, args.steps, args.batch, args.inputs, args.targets) < 1:
-        raise UserError("--rounds, --steps, --batch, --inputs and --targets must be at least 1")
     if args.against == "t5x":
         from kcmoe.t5x import requirements
 

@@ -29,26 +29,25 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     parser.add_argument("folders", nargs="+", metavar="MODEL_DIR", help="of kcmoe train")
+    arguments.add_output(parser, "--output", help="default: report.html in the first MODEL_DIR")
+    arguments.add_output_folder(parser, "--png", help="also write each picture there as PNG")
+    arguments.add_output_folder(parser, "--svg", help="also write each picture there as SVG")
     parser.add_argument(
-        "--output", metavar="FILE", help="default: report.html in the first MODEL_DIR"
-    )
-    parser.add_argument("--png", metavar="DIR", help="also write each picture there as PNG")
-    parser.add_argument("--svg", metavar="DIR", help="also write each picture there as SVG")
-    parser.add_argument(
-        "--peak_gflops", type=float, metavar="N", help="matmul peak of the machine, for its share"
+        "--peak_gflops",
+        type=arguments.between(float, 1e-3, 1e12),
+        metavar="N",
+        help="matmul peak of the machine, for its share",
     )
     parser.add_argument(
         "--language", choices=("ko", "en"), default="ko", help="shown first, and in PNG and SVG"
     )
     args = parser.parse_args(list(argv))
-    if args.peak_gflops is not None and not args.peak_gflops > 0:
-        raise UserError(f"--peak_gflops={args.peak_gflops} must be above zero")
     if len(args.folders) > MOST_RUNS:
         raise UserError(
             f"{len(args.folders)} runs are too many to tell apart; give at most {MOST_RUNS}"
         )
 
-    from kcmoe.io import durable
+    from kcmoe.io import durable, outputs
     from kcmoe.io.drawing_svg import save
     from kcmoe.tools.report.page import page
     from kcmoe.tools.report.pictures import sections
@@ -58,21 +57,24 @@ def main(argv: Sequence[str]) -> int:
     runs = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     shown = sections(runs, args.peak_gflops * 1e9 if args.peak_gflops else None)
     output = Path(args.output) if args.output else runs[0].folder / "report.html"
-    if output.is_dir():
-        raise UserError(
-            f"--output={output} is a folder; name a file, e.g. {output / 'report.html'}"
-        )
-    with durable.user_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    if not args.output:  # of this run, and made anew as it goes on
+        outputs.check_file(output, overwrite=True)
+    pictures = [
+        (dataclasses.replace(one.picture, title=getattr(one, args.language)), folder, ending)
+        for folder, ending in ((args.png, "png"), (args.svg, "svg"))
+        for section in shown
+        for one in section.pictures
+        if folder
+    ]
+    for picture, folder, ending in pictures:
+        place = Path(folder) / f"{picture.name}.{ending}"
+        outputs.check_file(place, overwrite=args.overwrite, endings=outputs.PICTURES)
     durable.write_file(output, page(runs, shown, args.language).encode())
     print(output)
-    for folder, ending in ((args.png, "png"), (args.svg, "svg")):
-        for titled in (t for section in shown for t in section.pictures) if folder else ():
-            title = titled.ko if args.language == "ko" else titled.en
-            picture = dataclasses.replace(titled.picture, title=title)
-            save(picture, Path(folder) / f"{picture.name}.{ending}")
-        if folder:
-            print(folder)
+    for picture, folder, ending in pictures:
+        save(picture, Path(folder) / f"{picture.name}.{ending}")
+    for folder in filter(None, (args.png, args.svg)):
+        print(folder)
     return 0
 
 

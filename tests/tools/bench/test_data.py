@@ -52,5 +52,5 @@ def test_seqio_is_timed_on_the_same_task(capsys):
 def test_mistakes():
     with pytest.raises(UserError, match="say which task"):
         data.main([])
-    with pytest.raises(UserError, match="--steps must be"):
+    with pytest.raises(UserError, match="--steps: 1 is not"):
         data.main(["--steps=1"])
