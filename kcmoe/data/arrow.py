@@ -144,6 +144,14 @@ def chunks(
     Raises:
       UserError: if it is no Arrow file, or as `fields` does.
     """
+    for found in whole(path, columns, size, lists):
+        yield found if isinstance(found, Damaged) else found[0]
+
+
+def whole(
+    path: str, columns: Sequence[str], size: int, lists: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, list[Any]], Any] | Damaged]:
+    """As `chunks`, but each with the record batch of all columns that it comes from."""
     import pyarrow as pa
 
     asked: list[AskedColumn] = []
@@ -155,7 +163,8 @@ def chunks(
             for batch in _batches(reader):
                 batch.validate(full=True)
                 for start in range(0, batch.num_rows, size):
-                    yield values(batch.slice(start, size), asked)
+                    part = batch.slice(start, size)
+                    yield values(part, asked), part
                 number += 1
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
@@ -165,6 +174,19 @@ def chunks(
         if not asked:
             raise UserError(f"{path} is not a readable Arrow file: {first_line(error)}") from None
         yield Damaged(first_line(error), "record batch", number, 0)
+
+
+def schema_of(path: str) -> Any:
+    """The PyArrow schema of an Arrow file; `UserError` if it is none."""
+    import pyarrow as pa
+
+    try:
+        with remote.fsspec().open(path, "rb").open() as raw:
+            return _reader(pa, raw).schema
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path} is not a readable Arrow file: {first_line(error)}") from None
 
 
 def _reader(pa: Any, raw: Any) -> Any:

@@ -63,6 +63,43 @@ def jsonl(
             yield place, [None if cell != cell else cell for cell in cells]
 
 
+def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields places and whole rows: a dict, or a `BadRow`. `columns` helps to find the list of rows.
+
+    Raises:
+      UserError: if the first row has none of `columns`, with near misses.
+    """
+    seen = not columns
+    for place, row in _values(file, path, columns):
+        if isinstance(row, BadRow):
+            yield place, row
+        elif not isinstance(row, dict):
+            yield place, BadRow("not a JSON object")
+        elif _any_broken(row):
+            yield place, BadRow("half a surrogate pair in the text")
+        else:
+            if not seen and all(_cell(row, name) is _ABSENT for name in columns):
+                column_places(list(row), path, columns)
+            seen = True
+            yield place, row
+
+
+def cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any] | BadRow:
+    """Values of some columns of a row; None where one is absent, null or NaN."""
+    found = [_cell(row, name) for name in columns]
+    if any(isinstance(cell, list | dict) for cell in found):
+        return BadRow("a list or object where a text is needed")
+    return [None if cell is _ABSENT or cell != cell else cell for cell in found]
+
+
+def _any_broken(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and _broken(value)
+    if isinstance(value, dict):
+        return any(_any_broken(each) for pair in value.items() for each in pair)
+    return isinstance(value, list) and any(map(_any_broken, value))
+
+
 def _cell(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column, whatever the spelling of its name; `_ABSENT` where there is none."""
     if name in row:

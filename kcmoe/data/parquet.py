@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kcmoe.io import durable, remote
 from kcmoe.io.wording import first_line
 
 ROW_GROUP_ROWS = 20_000
+_WHOLE_BYTES = 16 << 20  # about as much of whole rows is decoded at once
 
 
 def open_file(path: str) -> Any:
@@ -54,29 +55,45 @@ def chunks(
     """
     with open_file(path) as file:
         fields = arrow.fields(file.schema_arrow, path, columns, lists)
+        names = list(dict.fromkeys(field.path[0] for field in fields))
         for group in range(file.metadata.num_row_groups):
-            yield from _group(file, group, fields, size)
+            yield from _group(file, group, names, size, lambda batch: arrow.values(batch, fields))
+
+
+def whole(
+    path: str, columns: Sequence[str], size: int
+) -> Iterator[tuple[dict[str, list[Any]], Any] | arrow.Damaged]:
+    """As `chunks`, but each with the record batch of all columns that it comes from."""
+    with open_file(path) as file:
+        fields = arrow.fields(file.schema_arrow, path, columns, ())
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group)
+            rows = _WHOLE_BYTES * about.num_rows // max(about.total_byte_size, 1)
+            yield from _group(
+                file, group, None, max(1, min(size, rows)), lambda b: (arrow.values(b, fields), b)
+            )
 
 
 def _group(
-    file: Any, group: int, fields: Sequence[arrow.AskedColumn], size: int
-) -> Iterator[dict[str, list[Any]] | arrow.Damaged]:
+    file: Any,
+    group: int,
+    columns: list[str] | None,
+    size: int,
+    convert: Callable[[Any], Any],
+) -> Iterator[Any]:
     import pyarrow as pa
 
     expected = file.metadata.row_group(group).num_rows
     rows = 0
     try:
         batches = file.iter_batches(
-            batch_size=size,
-            row_groups=[group],
-            columns=list(dict.fromkeys(field.path[0] for field in fields)),
-            use_threads=False,
+            batch_size=size, row_groups=[group], columns=columns, use_threads=False
         )
         for batch in batches:
             # A damaged string column can decode to bytes that are not UTF-8.
             batch.validate(full=True)
             rows += batch.num_rows
-            yield arrow.values(batch, fields)
+            yield convert(batch)
         if rows != expected:
             raise pa.ArrowInvalid(f"{rows} rows where the footer says {expected}")
     except (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError) as error:

@@ -112,6 +112,7 @@ def read_chunks(
     ways: Ways = TASK_WAYS,
     lists: Sequence[str] = (),
     quotes: bool = True,
+    characters: int = 0,
 ) -> Iterator[Chunk]:
     """Reads `columns` of one file as lists of Python values, at most `CHUNK_ROWS` rows at a time.
 
@@ -128,6 +129,8 @@ def read_chunks(
       ways: what a person does about a file that cannot be read.
       lists: columns whose values may be lists of texts or numbers, where the format has lists.
       quotes: whether a TSV file may have the quotes of pandas; else they are text, as in `.txt`.
+      characters: a chunk of a text file ends here even if it has fewer rows; 0 for no such bound. For
+        columns of texts alone.
 
     Raises:
       UserError: missing column, other encoding, unreadable file; in strict reading also a bad row.
@@ -145,19 +148,22 @@ def read_chunks(
         ".jsonl": functools.partial(json_rows.jsonl, lists=lists),
     }
     rows: list[list[Any]] = []
+    held = 0
     try:
         if kind == ".txt":
             kind = _kind_of_text(path, columns, encoding)
         with text_formats.open_text(path, encoding) as file:
             for place, row in readers[kind](file, path, columns):
                 if isinstance(row, text_formats.BadRow):
-                    _bad_row(row, path, place, file.encoding, strict, tally, ways)
+                    bad_row(row, path, place, file.encoding, strict, tally, ways)
                     continue
                 rows.append(row)
-                if len(rows) == CHUNK_ROWS:
+                if characters:
+                    held += sum(map(len, row))
+                if len(rows) == CHUNK_ROWS or held > characters:
                     tally.rows += len(rows)
                     yield _chunk(rows, columns)
-                    rows = []
+                    rows, held = [], 0
     except UnicodeError as error:
         raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
     except formats.UNREADABLE as error:
@@ -190,7 +196,7 @@ def _kind_of_text(path: str, columns: Sequence[str], encoding: str) -> str:
     )
 
 
-def _bad_row(
+def bad_row(
     row: text_formats.BadRow,
     path: str,
     place: str,
@@ -221,16 +227,23 @@ def _bad_row(
     tally.drop(reason.partition(" (")[0], f"{path}, {place}")
 
 
+def damaged_part(
+    part: arrow.Damaged, path: str, strict: bool, tally: Tally, ways: Ways
+) -> None:
+    """Counts a part of a file that does not decode; raises `UserError` in strict reading."""
+    place = f"{path}, {part.place}"
+    if strict:
+        way = f", or {ways.lenient} to leave such {part.kind}s out" if ways.lenient else ""
+        raise UserError(f"{place} is damaged ({part}); fetch the file again{way}")
+    tally.drop(f"damaged {part.kind}", place, part.rows)
+
+
 def _arrow_chunks(
     chunks: Iterator[Chunk | arrow.Damaged], path: str, strict: bool, tally: Tally, ways: Ways
 ) -> Iterator[Chunk]:
     for chunk in chunks:
         if isinstance(chunk, arrow.Damaged):
-            place = f"{path}, {chunk.place}"
-            if strict:
-                way = f", or {ways.lenient} to leave such {chunk.kind}s out" if ways.lenient else ""
-                raise UserError(f"{place} is damaged ({chunk}); fetch the file again{way}")
-            tally.drop(f"damaged {chunk.kind}", place, chunk.rows)
+            damaged_part(chunk, path, strict, tally, ways)
             continue
         tally.rows += len(next(iter(chunk.values())))
         yield chunk

@@ -136,6 +136,31 @@ def csv_rows(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator
     yield from _rows(_Records(enumerate(file, 1), ","), path, columns)
 
 
+def header(
+    file: Iterable[str], path: str, kind: str, columns: Sequence[str], quotes: bool = True
+) -> list[str] | BadByte:
+    """The names in the first line of a table, ".csv" or ".tsv"; `columns` is what it should name.
+
+    Raises:
+      UserError: if the first line is missing, blank, or no CSV.
+    """
+    if kind == ".csv":
+        records: Iterable[_Record] = _Records(enumerate(file, 1), ",")
+    else:
+        records = _tsv_records(file, path, quotes)
+    for _, cells, text in records:
+        return bad_byte(text) or _names(cells, path, columns)
+    raise _headless(path, "is empty", columns)
+
+
+def _names(cells: list[str] | BadRow, path: str, columns: Sequence[str]) -> list[str]:
+    if isinstance(cells, BadRow):
+        raise _headless(path, "has a first line that is not CSV", columns)
+    if not any(name.strip() for name in cells):
+        raise _headless(path, "has a blank first line", columns)
+    return [name.strip() for name in cells]
+
+
 # Line, cells, and the line or lines they are made of.
 _Record = tuple[int, "list[str] | BadRow", str]
 
@@ -187,7 +212,7 @@ def _tsv_records(file: Iterable[str], path: str, quotes: bool) -> Iterable[_Reco
     for number, line in numbered:
         if not known and '"' in line:
             known = True
-            if _is_quoted(path, getattr(file, "encoding", "utf-8")):
+            if is_quoted(path, getattr(file, "encoding", "utf-8")):
                 rest = _Records(_chain((number, line), numbered), "\t")
                 yield from rest
                 return
@@ -203,7 +228,7 @@ _QUOTED_CELL = r'"(?:[^"]|"")*"'
 _QUOTED_RECORD = re.compile(rf'(?:{_QUOTED_CELL}|[^"\t]*)(?:\t(?:{_QUOTED_CELL}|[^"\t]*))*')
 
 
-def _is_quoted(path: str, encoding: str) -> bool:
+def is_quoted(path: str, encoding: str) -> bool:
     """Whether every quote of a TSV file is one that a writer of quotes put there, as pandas does.
 
     A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted.
@@ -225,7 +250,7 @@ def _is_quoted(path: str, encoding: str) -> bool:
 
 
 def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iterator[Row]:
-    header: list[str] | None = None
+    names: list[str] | None = None
     positions: list[int] = []
     for number, cells, text in records:
         place = f"line {number}"
@@ -233,28 +258,24 @@ def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iter
             yield place, bad
         elif isinstance(cells, BadRow):
             yield place, cells
-        if header is None:
-            if isinstance(cells, BadRow):
-                raise _headless(path, "has a first line that is not CSV", columns)
-            if not any(name.strip() for name in cells):
-                raise _headless(path, "has a blank first line", columns)
-            header = [name.strip() for name in cells]
-            positions = column_places(header, path, columns)
+        if names is None:
+            names = _names(cells, path, columns)
+            positions = column_places(names, path, columns)
             continue
         if bad or isinstance(cells, BadRow):
             continue
         if cells in ([], [""]):
-            if len(header) > 1:
+            if len(names) > 1:
                 continue  # an empty line at the end, not a row
             cells = [""]
-        if len(cells) != len(header):
+        if len(cells) != len(names):
             if isinstance(records, _Records):
                 records.again()  # a quote that opened too early takes in the rows below
-            wrong = BadRow(f"wrong number of cells ({len(cells)}, the header has {len(header)})")
+            wrong = BadRow(f"wrong number of cells ({len(cells)}, the header has {len(names)})")
             yield place, wrong
         else:
             yield place, [cells[i] for i in positions]
-    if header is None:
+    if names is None:
         raise _headless(path, "is empty", columns)
 
 
