@@ -91,7 +91,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overwrite(parser: argparse.ArgumentParser) -> None:
+def add_overwrite(parser: argparse._ActionsContainer) -> None:
     """Adds `--overwrite`, without which no output that exists is replaced."""
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist already")
 

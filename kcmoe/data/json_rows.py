@@ -64,12 +64,7 @@ def jsonl(
 
 
 def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yields places and whole rows: a dict, or a `BadRow`. `columns` helps to find the list of rows.
-
-    Raises:
-      UserError: if the first row has none of `columns`, with near misses.
-    """
-    seen = not columns
+    """Yields places and whole rows: a dict, or a `BadRow`. `columns` helps to find the list of rows."""
     for place, row in _values(file, path, columns):
         if isinstance(row, BadRow):
             yield place, row
@@ -78,9 +73,6 @@ def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[
         elif _any_broken(row):
             yield place, BadRow("half a surrogate pair in the text")
         else:
-            if not seen and all(_cell(row, name) is _ABSENT for name in columns):
-                column_places(list(row), path, columns)
-            seen = True
             yield place, row
 
 

@@ -56,6 +56,7 @@ def writer(
     names: Sequence[str],
     more: Mapping[str, str],
     kinds: Mapping[str, Any],
+    nested: Mapping[str, tuple[str, str]],
 ) -> TableWriter:
     """Begins a file.
 
@@ -66,11 +67,12 @@ def writer(
       names: its columns, all that occur.
       more: the further columns, "text" or "number" each.
       kinds: PyArrow types of the columns of a JSON file, for parquet; see `ColumnKinds`.
+      nested: further columns that JSON has in an object -> its name, and theirs in it.
     """
     if kind == ".parquet":
         return _Parquet(partial, of, names, more, kinds)
     if kind == ".jsonl":
-        return _JsonLines(partial)
+        return _JsonLines(partial, nested)
     # Where quotes are text, as in what was read, they stay it: kornli's pairs are published so.
     raw = kind == ".txt" or (kind == ".tsv" and of.kind in (".tsv", ".txt") and not of.quoted)
     # Excel takes a CSV file without a mark for CP949, and files that are not plain UTF-8 come from Excel.
@@ -81,12 +83,21 @@ def writer(
 class _JsonLines:
     flattened = 0
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, nested: Mapping[str, tuple[str, str]]):
         self._file = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._nested = nested
 
     def write(self, chunk: WholeChunk, more: Columns) -> None:
         for record, values in zip(chunk.records(), zip(*more.values(), strict=True), strict=True):
-            row = {**record, **dict(zip(more, values, strict=True))}
+            row = dict(record)
+            for name, value in zip(more, values, strict=True):
+                within, key = self._nested.get(name, ("", ""))
+                if not within:
+                    row[name] = value
+                elif value is None:
+                    row[within] = None
+                else:
+                    row.setdefault(within, {})[key] = value
             self._file.write(f"{_json(row)}\n")
 
     def close(self) -> None:
@@ -250,8 +261,6 @@ def _unified(pa: Any, known: Any, values: Sequence[Any]) -> Any:
     try:
         here = pa.array(values).type
         fields = [pa.schema([pa.field("x", kind)]) for kind in (known, here)]
-        kind = pa.unify_schemas(fields, promote_options="permissive").field("x").type
-        # Text is what every kind can be; where a list or an object has several, all of it is text.
-        return pa.string() if pa.types.is_string(here) and not pa.types.is_null(known) else kind
+        return pa.unify_schemas(fields, promote_options="permissive").field("x").type
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return pa.string()

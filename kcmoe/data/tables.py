@@ -227,9 +227,7 @@ def bad_row(
     tally.drop(reason.partition(" (")[0], f"{path}, {place}")
 
 
-def damaged_part(
-    part: arrow.Damaged, path: str, strict: bool, tally: Tally, ways: Ways
-) -> None:
+def damaged_part(part: arrow.Damaged, path: str, strict: bool, tally: Tally, ways: Ways) -> None:
     """Counts a part of a file that does not decode; raises `UserError` in strict reading."""
     place = f"{path}, {part.place}"
     if strict:

@@ -123,10 +123,10 @@ def layout(path: str, encoding: str, wanted: Sequence[str]) -> Layout:
                 first = next((row for _, row in rows if isinstance(row, dict)), {})
                 return Layout(path, kind, tuple(first), known)
             if kind == ".txt":
-                header = text_formats.first_cells(path, encoding)
+                first_line = text_formats.first_cells(path, encoding)
                 asked = [composed(name) for name in wanted]
-                table = any(name in header for name in asked)
-                if not table or header == [tables.PLAIN_COLUMN]:
+                table = any(name in first_line for name in asked)
+                if not table or first_line == [tables.PLAIN_COLUMN]:
                     return Layout(path, kind, (tables.PLAIN_COLUMN,), known)
                 kind = ".tsv"
             quotes = formats.format_of(path) == ".tsv"
@@ -137,9 +137,9 @@ def layout(path: str, encoding: str, wanted: Sequence[str]) -> Layout:
             raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
         except formats.UNREADABLE as error:
             raise UserError(f"{path} cannot be read: {error}") from None
-    names: Any = cells
-    text_formats.column_places(names, path, names)
-    return Layout(path, kind, tuple(names), known)
+    header: Any = cells
+    text_formats.column_places(header, path, header)
+    return Layout(path, kind, tuple(header), known)
 
 
 def read(
@@ -238,6 +238,10 @@ def chosen(of: Layout, wanted: Sequence[str], named: Sequence[str], task: str) -
             raise UserError(
                 f"--columns names {len(named)}, but {task} reads {len(wanted)}: {', '.join(wanted)}"
             )
+        for name in named:
+            inside = "." in name and of.column(name.partition(".")[0])
+            if not inside and of.names:
+                text_formats.column_places(of.names, of.path, [name])
         return [of.column(name) or name for name in named]
     if of.kind == ".jsonl" and not of.names:
         return list(wanted)  # no row at all

@@ -19,6 +19,7 @@ from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
+    from kcmoe.inference.loading import Found
     from kcmoe.inference.predict import LanguageModel
 
 _log = logging.getLogger(__name__)
@@ -33,9 +34,16 @@ examples:
   echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny/checkpoint_10000 --task=generate
   {"text": "오늘 <extra_id_0> 좋다", "generated": "<extra_id_0> 날씨가 <extra_id_1>"}
 
-Input is UTF-8, one text per line; tasks with several columns (kornli) take them separated by tabs. An empty
-line is an empty text, so output line N belongs to input line N. Where several labels may be right (kmhas),
-"per_label" says of each how likely it is one of them.
+  kcmoe predict reviews.csv --task=nsmc --columns=review --output=labelled.csv
+  all columns of reviews.csv, then label, probability_부정적, probability_긍정적
+
+With --output FILE may be of any size: text, CSV, TSV, JSON lines or parquet (compressed as well), and the
+ending of OUT says which of these is written. Stopped in whatever way, the same command goes on where it was;
+OUT appears when it is complete. Rows without text get no answer.
+
+Without --output, input is UTF-8, one text per line; tasks with several columns (kornli) take them separated
+by tabs. An empty line is an empty text, so output line N belongs to input line N. Where several labels may be
+right (kmhas), "per_label" says of each how likely it is one of them.
 """
 
 
@@ -68,6 +76,30 @@ def _parser() -> arguments.Parser:
         type=arguments.between(int, 1, 1 << 16),
         help="longest answer of --task=generate",
     )
+    files = parser.add_argument_group("files of any size")
+    files.add_argument(
+        "--output", metavar="FILE", help="write all columns and the answers there, resumable"
+    )
+    files.add_argument(
+        "--columns",
+        default="",
+        metavar="A,B",
+        help="columns that the task reads, in its order; default: those of the task's names, or text",
+    )
+    files.add_argument(
+        "--encoding", default="utf-8", help="of a text file, e.g. cp949 (default utf-8)"
+    )
+    files.add_argument(
+        "--lenient", action="store_true", help="leave damaged places out and count them"
+    )
+    files.add_argument(
+        "--processes",
+        type=arguments.between(int, 1, 256),
+        default=1,
+        metavar="N",
+        help="processes that compute, each with the model (default 1)",
+    )
+    arguments.add_overwrite(files)
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="- is standard input")
     arguments.add_gin_arguments(parser)
     return parser
@@ -86,6 +118,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"kcmoe predict: {said}", file=sys.stderr)
     found = loading.find(args.checkpoint, args.config, macros)
     _check_choice(args, found.macros)
+    if args.output is not None:
+        return _to_file(args, found)
+    _refuse_file_options(args)
     if args.file == "-" and os.isatty(0):
         print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
@@ -101,6 +136,39 @@ def main(argv: Sequence[str]) -> int:
     for result in _results(model, lines, args):
         print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
     return 0
+
+
+def _to_file(args: argparse.Namespace, found: Found) -> int:
+    from kcmoe.inference import asking, file_job, files
+
+    if args.file == "-":
+        raise UserError("--output needs a FILE, which can be read again; for a pipe write > OUT")
+    job = file_job.Job(
+        found=found,
+        asked=asking.question(found.macros, args.task, args.beam_size, args.max_tokens),
+        file=args.file,
+        output=args.output,
+        columns=tuple(name for name in args.columns.split(",") if name),
+        encoding=args.encoding,
+        lenient=args.lenient,
+        overwrite=args.overwrite,
+        processes=args.processes,
+    )
+    print(files.run(job))
+    return 0
+
+
+def _refuse_file_options(args: argparse.Namespace) -> None:
+    defaults = {
+        "columns": "",
+        "encoding": "utf-8",
+        "lenient": False,
+        "overwrite": False,
+        "processes": 1,
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) != value:
+            raise UserError(f"--{name} is for a file with --output=OUT")
 
 
 def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:

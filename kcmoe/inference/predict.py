@@ -175,22 +175,30 @@ class LanguageModel:
         name: str = "texts",
     ) -> list[list[int]]:
         """Ids of each text with EOS, cut to `longest` tokens; says how many were cut."""
+        ids, cut = self.encode_counted(texts, sentinels=sentinels, longest=longest)
+        if cut:
+            first, tokens = next(iter(cut.items()))
+            _log.warning(
+                "%s of %s %s are longer than %s tokens and were cut, the first being number %s "
+                "with %s tokens",
+                *(f"{n:,}" for n in (len(cut), len(ids))),
+                name,
+                *(f"{n:,}" for n in (len(ids[first]) - 1, first + 1, tokens)),
+            )
+        return ids
+
+    def encode_counted(
+        self, texts: Sequence[str], *, sentinels: bool = False, longest: int | None = None
+    ) -> tuple[list[list[int]], dict[int, int]]:
+        """As `encode`, but says nothing: ids, and the places of texts that were cut -> their tokens."""
         vocabulary = self.loaded.vocabulary
         longest = longest or self.loaded.lengths["inputs"]
         if sentinels:
             ids = [vocabulary.encode_with_sentinels(text) for text in texts]
         else:
             ids = vocabulary.encode_batch(texts, threads=os.cpu_count() or 1)
-        cut = [i for i, one in enumerate(ids) if len(one) >= longest]
-        if cut:
-            _log.warning(
-                "%s of %s %s are longer than %s tokens and were cut, the first being number %s "
-                "with %s tokens",
-                *(f"{n:,}" for n in (len(cut), len(ids))),
-                name,
-                *(f"{n:,}" for n in (longest - 1, cut[0] + 1, len(ids[cut[0]]))),
-            )
-        return [[*one[: longest - 1], vocabulary.eos_id] for one in ids]
+        cut = {i: len(one) for i, one in enumerate(ids) if len(one) >= longest}
+        return [[*one[: longest - 1], vocabulary.eos_id] for one in ids], cut
 
     def classify_ids(
         self, ids: Sequence[Sequence[int]], task: Task, advance: Advance | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def sha256(content: bytes) -> str:
@@ -17,7 +17,15 @@ def sha256(content: bytes) -> str:
 def file_digest(path: str | os.PathLike[str], kind: str = "sha256") -> str:
     """Returns the digest of a local file, read in pieces. `kind` is a name that hashlib knows."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return stream_digest(file, kind)
+
+
+def stream_digest(file: BinaryIO, kind: str = "sha256") -> str:
+    """Returns the digest of what is left of an open file."""
+    digest = hashlib.new(kind)
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def facts_digest(facts: Any) -> str:
