@@ -108,6 +108,7 @@ def open_log(path: str, facts: Mapping[str, Any], *, anew: bool = False) -> Answ
     """
     exists(path)
     try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
         raise UserError(

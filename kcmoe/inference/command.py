@@ -121,6 +121,7 @@ def main(argv: Sequence[str]) -> int:
     if args.output is not None:
         return _to_file(args, found)
     _refuse_file_options(args)
+    _check_plain(args.file)
     if args.file == "-" and os.isatty(0):
         print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
@@ -169,6 +170,28 @@ def _refuse_file_options(args: argparse.Namespace) -> None:
     for name, value in defaults.items():
         if getattr(args, name) != value:
             raise UserError(f"--{name} is for a file with --output=OUT")
+
+
+def _check_plain(file: str) -> None:
+    """Refuses a table of bytes where lines are read, and says of one of text that its lines are."""
+    ending = os.path.splitext(file)[1].lower()
+    if ending in (
+        ".parquet",
+        ".pq",
+        ".arrow",
+        ".feather",
+        ".ipc",
+        ".gz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".zip",
+    ):
+        raise UserError(
+            f"{file} is not plain lines: add --output=OUT.csv, .tsv, .jsonl or .parquet"
+        )
+    if ending in (".csv", ".json", ".jsonl", ".ndjson"):
+        _log.warning("%s is read as plain lines; with --output=OUT its columns are read", file)
 
 
 def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:

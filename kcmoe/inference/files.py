@@ -25,7 +25,7 @@ from kcmoe.inference import answer_log, file_job, windows, workers
 from kcmoe.inference.answer_log import AnswerLog
 from kcmoe.inference.file_job import Job, Survey
 from kcmoe.inference.progress import Progress, duration
-from kcmoe.io import durable, remote
+from kcmoe.io import durable, outputs
 
 _PREFIXES = ("", "predicted_", "{task}_", "predicted_{task}_")
 
@@ -42,7 +42,7 @@ def run(job: Job) -> str:
     layout = whole.layout(job.file, job.encoding, job.columns or job.asked.columns)
     columns = whole.chosen(layout, job.asked.columns, job.columns, job.asked.name)
     for name, own in zip(columns, job.asked.columns, strict=True):
-        if name != own:
+        if name != own and not job.columns and layout.kind != ".txt":
             print(f"kcmoe predict: column {name} of {job.file} is read as {own}", file=sys.stderr)
     survey = file_job.survey(job, layout, columns, kind)
     facts = file_job.facts(job, survey)
@@ -52,7 +52,7 @@ def run(job: Job) -> str:
         if os.path.exists(job.output) and os.stat(job.output).st_ino == log.became:
             log.remove()
             return f"{job.output} is complete"  # stopped after the last step but one
-        durable.refuse_existing(job.output, overwrite=job.overwrite)
+        outputs.check_file(job.output, "--output", overwrite=job.overwrite)
         if before:
             print(
                 f"kcmoe predict: going on after {before:,} of {survey.rows:,} lines",
@@ -74,20 +74,14 @@ def run(job: Job) -> str:
 
 def _check_output(job: Job) -> None:
     """Refuses an output before anything is read."""
-    if remote.is_remote(job.output):
-        raise UserError(
-            f"--output={job.output} is in a bucket; write to a local folder and copy it"
-        )
-    folder = os.path.dirname(os.path.abspath(job.output))
-    if not os.path.isdir(folder):
-        raise UserError(f"--output={job.output}: there is no folder {folder}")
     if os.path.isdir(job.file):
         raise UserError(f"{job.file} is a folder; name a file in it")
     there = os.path.exists(job.output) and os.path.exists(job.file)
     if there and os.path.samefile(job.output, job.file):
         raise UserError(f"--output={job.output} is the input itself; name another file")
-    if not answer_log.exists(job.part) or os.path.isdir(job.output):
-        durable.refuse_existing(job.output, overwrite=job.overwrite)
+    # Beside a log it is seen later whether the output is what the log became.
+    log = os.path.lexists(job.part) and answer_log.exists(job.part)
+    outputs.check_file(job.output, "--output", overwrite=job.overwrite or log)
 
 
 def _answer(job: Job, survey: Survey, log: AnswerLog) -> None:

@@ -22,9 +22,11 @@ import pytest
 
 from kcmoe import cli
 from kcmoe.inference import answer_log, command, loading, windows
-from kcmoe.inference.predict import LanguageModel
+from kcmoe.inference.answers import per_label
+from kcmoe.inference.predict import LanguageModel, Prediction
 
 TEXTS = ['정말 "재미" 있다', "별로, 두 번은 못 본다", "배우 연기 좋다 " * 4, "<extra_id_0>\t최악"]
+ALIKE = ["재미 있다", "별로 다", "재미 없다"]  # of one length in tokens, so one program is compiled
 Predict = Callable[..., tuple[int, str, str]]
 
 
@@ -79,6 +81,39 @@ def records(path: str) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(file, delimiter=separator, **dialect)
 
 
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that cost nothing, each a function of its ids."""
+
+    def classify(lm: LanguageModel, ids: Any, task: Any, advance: Any = None) -> list[Prediction]:
+        found = []
+        for one in ids:
+            share = sum(one) % 1000 / 1000
+            words = lm.answers(task)
+            each = {
+                word: share if word == words[0] else (1 - share) / (len(words) - 1)
+                for word in words
+            }
+            found.append(Prediction(max(each, key=each.__getitem__), each, per_label(task, each)))
+        return found
+
+    def generate(lm: LanguageModel, ids: Any, beam_size: int, **_: Any) -> list[str]:
+        return [f"{beam_size} {len(one)}" for one in ids]
+
+    monkeypatch.setattr(LanguageModel, "classify_ids", classify)
+    monkeypatch.setattr(LanguageModel, "generate_ids", generate)
+
+
+def test_answers_are_those_of_the_model(predict: Predict, model: LanguageModel) -> None:
+    write("in.txt", ALIKE)
+    assert predict("in.txt", "--output=out.jsonl")[0] == 0
+    wanted = [one.as_json() for one in model.classify(ALIKE, task="nsmc")]
+    assert list(records("out.jsonl")) == [
+        {"text": text, **each} for text, each in zip(ALIKE, wanted, strict=True)
+    ]
+
+
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("given", ["in.csv", "in.tsv", "in.jsonl.gz", "in.parquet", "in.txt"])
 @pytest.mark.parametrize("out", ["out.csv", "out.tsv", "out.jsonl", "out.parquet", "out.txt"])
 def test_all_columns_and_then_the_answers(
@@ -103,6 +138,7 @@ def test_all_columns_and_then_the_answers(
         assert [int(row["id"]) for row in found] == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("fake")
 def test_columns_of_other_tasks_and_names_that_are_taken(predict: Predict) -> None:
     rows = [
         {"a": "비가 온다", "b": "날이 맑다", "score": 3.2},
@@ -124,17 +160,19 @@ def test_columns_of_other_tasks_and_names_that_are_taken(predict: Predict) -> No
     assert "Columns: a, b, score" in err
 
 
+@pytest.mark.usefixtures("fake")
 def test_generated_text(predict: Predict, model: LanguageModel) -> None:
     Path("gaps.txt").write_text("오늘 <extra_id_0> 좋다\n\n", "utf-8")
-    assert predict("gaps.txt", "--output=out.jsonl", task="generate")[0] == 0
-    (wanted,) = model.generate(["오늘 <extra_id_0> 좋다"])
-    assert [row["generated"] for row in records("out.jsonl")] == [wanted, None]
+    assert predict("gaps.txt", "--output=out.jsonl", "--beam_size=3", task="generate")[0] == 0
+    (ids,) = model.encode(["오늘 <extra_id_0> 좋다"], sentinels=True)
+    assert [row["generated"] for row in records("out.jsonl")] == [f"3 {len(ids)}", None]
     Path("gaps.txt").write_text("오늘\n<extra_id_777> 좋다\n", "utf-8")
     status, _, err = predict("gaps.txt", "--output=new.jsonl", task="generate")
     assert (status, os.path.exists("new.jsonl.part")) == (2, False)
     assert "gaps.txt, row 2: there is no <extra_id_777>" in err
 
 
+@pytest.mark.usefixtures("fake")
 def test_rows_without_text_and_very_long_ones(predict: Predict) -> None:
     write("in.csv", ["좋다", "", "가나다 " * 2_500_000, "  ", "별로"])
     status, said, _ = predict("in.csv", "--output=out.csv")
@@ -144,6 +182,7 @@ def test_rows_without_text_and_very_long_ones(predict: Predict) -> None:
     assert [bool(label) for label in labels] == [True, False, True, False, True]
 
 
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("name", ["in.csv", "in.txt", "in.jsonl", "in.parquet"])
 def test_no_rows(predict: Predict, name: str) -> None:
     write(name, [])
@@ -171,6 +210,7 @@ def stopped(predict: Predict, monkeypatch: pytest.MonkeyPatch, lines: int, *argu
     return err
 
 
+@pytest.mark.usefixtures("fake")
 @pytest.mark.parametrize("torn", [0, 1, 9, 60])
 def test_a_torn_log_goes_on_with_the_same_bytes(
     predict: Predict, monkeypatch: pytest.MonkeyPatch, torn: int
@@ -190,6 +230,7 @@ def test_a_torn_log_goes_on_with_the_same_bytes(
     assert not log.exists()
 
 
+@pytest.mark.usefixtures("fake")
 def test_a_log_goes_on_for_the_same_question_alone(
     predict: Predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +257,7 @@ def test_a_log_goes_on_for_the_same_question_alone(
     assert "probability_욕설" in Path("out.csv").read_text("utf-8")
 
 
+@pytest.mark.usefixtures("fake")
 def test_a_full_disk_is_one_line_and_goes_on(
     predict: Predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +284,7 @@ def test_a_full_disk_is_one_line_and_goes_on(
     assert len(list(records("out.csv"))) == 12
 
 
+@pytest.mark.usefixtures("fake")
 def test_stopped_between_the_last_name_and_the_end(
     predict: Predict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,10 +293,26 @@ def test_stopped_between_the_last_name_and_the_end(
     def killed(_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(answer_log.AnswerLog, "remove", killed)
-    assert predict("in.csv", "--output=out.csv")[0] == 130
-    monkeypatch.undo()
-    assert os.path.exists("out.csv") and os.path.exists("out.csv.part")
+    with monkeypatch.context() as patch:
+        patch.setattr(answer_log.AnswerLog, "remove", killed)
+        assert predict("in.csv", "--output=out.csv")[0] == 130
+    written = Path("out.csv").read_bytes()
+    assert predict("in.csv", "--output=out.csv")[:2] == (0, "out.csv is complete\n")
+    assert (os.listdir(), Path("out.csv").read_bytes()) == (["in.csv", "out.csv"], written)
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_was_there_is_not_taken_for_the_result(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("in.csv")
+    Path("out.csv").write_text("old", "utf-8")
+    assert "--output=out.csv exists already" in predict("in.csv", "--output=out.csv")[2]
+    stopped(predict, monkeypatch, 4, "in.csv", "--output=out.csv", "--overwrite")
+    assert "--output=out.csv exists already" in predict("in.csv", "--output=out.csv")[2]
+    assert Path("out.csv").read_text("utf-8") == "old"
+    assert "going on after 4" in predict("in.csv", "--output=out.csv", "--overwrite")[2]
+    assert len(list(records("out.csv"))) == 4
 
 
 def cut(path: str, size: int) -> None:
@@ -263,7 +322,7 @@ def cut(path: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "said"),
     [
-        ("in.csv", -3, "not CSV"),
+        ("in.csv", -2, "not CSV"),
         ("in.jsonl", -3, "not JSON"),
         ("in.jsonl.gz", -12, "cannot be read"),
         ("in.parquet", -40, "not a readable parquet file"),
@@ -285,9 +344,10 @@ def test_a_file_cut_anywhere_is_said_before_anything_is_computed(
     ("arguments", "said"),
     [
         (["in.csv", "--output=out.xml"], "the ending says what is written"),
-        (["in.csv", "--output=none/out.csv"], "there is no folder"),
+        (["in.csv", "--output=in.csv/out.csv"], "is a file where a folder is needed"),
+        (["in.csv", "--output=out.csv.gz"], "the ending says what is written"),
         (["in.csv", "--output=in.csv", "--overwrite"], "is the input itself"),
-        (["in.csv", "--output=gs://b/out.csv"], "write to a local folder"),
+        (["in.csv", "--output=gs://b/out.csv"], "is not on this machine"),
         (["none.csv", "--output=out.csv"], "none.csv"),
         (["in.csv", "--columns=documnt", "--output=out.csv"], "Did you mean document?"),
         (["in.csv", "--columns=a,b", "--output=out.csv"], "--columns names 2, but nsmc reads 1"),
@@ -303,6 +363,7 @@ def test_mistakes(predict: Predict, arguments: list[str], said: str) -> None:
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("fake")
 def test_lenient_leaves_damaged_places_out(predict: Predict) -> None:
     write("in.jsonl", ["좋다", "나쁘다"])
     with open("in.jsonl", "a", encoding="utf-8") as file:
@@ -317,7 +378,7 @@ def test_killed_with_several_processes(
     predict: Predict, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers of two workers, killed with their parent at some moment, completed by one process."""
-    write("in.csv", [f"{text} {n}" for n in range(700) for text in TEXTS])
+    write("in.csv", [ALIKE[n * n % 3] for n in range(12_000)])
     assert predict("in.csv", "--output=whole.csv")[0] == 0
     arguments = ["predict", f"--checkpoint={model_dir}/checkpoint_7", "--task=nsmc"]
     process = subprocess.Popen(
@@ -331,7 +392,7 @@ def test_killed_with_several_processes(
     process.kill()
     process.wait()
     assert not os.path.exists("out.csv")
-    assert 1 < log.read_bytes().count(b"\n") < 2800
+    assert 1 < log.read_bytes().count(b"\n") < 12_000
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
