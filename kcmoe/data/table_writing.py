@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from kcmoe.data import formats
 from kcmoe.data.parquet import ROW_GROUP_ROWS
-from kcmoe.data.whole import Layout, WholeChunk
+from kcmoe.data.whole import WholeFile, WholeChunk
 from kcmoe.errors import UserError
 
 WRITTEN = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
@@ -52,7 +52,7 @@ def kind_of(path: str) -> str:
 def writer(
     partial: str,
     kind: str,
-    of: Layout,
+    of: WholeFile,
     names: Sequence[str],
     more: Mapping[str, str],
     kinds: Mapping[str, Any],
@@ -171,7 +171,7 @@ class _Parquet:
     def __init__(
         self,
         path: str,
-        of: Layout,
+        of: WholeFile,
         names: Sequence[str],
         more: Mapping[str, str],
         kinds: Mapping[str, Any],

@@ -64,7 +64,7 @@ def _plain(batch: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class WholeFile:
     """What is known of a file before its rows are read.
 
     Attributes:
@@ -94,7 +94,7 @@ class Layout:
         return alike[0] if alike else None
 
 
-def layout(path: str, encoding: str, wanted: Sequence[str]) -> Layout:
+def look_at(path: str, encoding: str, wanted: Sequence[str]) -> WholeFile:
     """Looks at the beginning of a file.
 
     Args:
@@ -114,20 +114,20 @@ def layout(path: str, encoding: str, wanted: Sequence[str]) -> Layout:
             schema = arrow.schema_of(path)
         names = tuple(schema.names)
         text_formats.column_places(names, path, names)
-        return Layout(path, kind, names, schema=schema)
+        return WholeFile(path, kind, names, schema=schema)
     with text_formats.open_text(path, encoding) as file:
         known = file.encoding
         try:
             if kind == ".jsonl":
                 rows = json_rows.objects(file, path, wanted)
                 first = next((row for _, row in rows if isinstance(row, dict)), {})
-                return Layout(path, kind, tuple(first), known)
+                return WholeFile(path, kind, tuple(first), known)
             if kind == ".txt":
                 first_line = text_formats.first_cells(path, encoding)
                 asked = [composed(name) for name in wanted]
                 table = any(name in first_line for name in asked)
                 if not table or first_line == [tables.PLAIN_COLUMN]:
-                    return Layout(path, kind, (tables.PLAIN_COLUMN,), known)
+                    return WholeFile(path, kind, (tables.PLAIN_COLUMN,), known)
                 kind = ".tsv"
             quotes = formats.format_of(path) == ".tsv"
             cells = text_formats.header(file, path, kind, wanted, quotes)
@@ -139,11 +139,11 @@ def layout(path: str, encoding: str, wanted: Sequence[str]) -> Layout:
             raise UserError(f"{path} cannot be read: {error}") from None
     header: Any = cells
     text_formats.column_places(header, path, header)
-    return Layout(path, kind, tuple(header), known)
+    return WholeFile(path, kind, tuple(header), known)
 
 
 def read(
-    of: Layout, columns: Sequence[str], encoding: str, strict: bool, tally: tables.Tally
+    of: WholeFile, columns: Sequence[str], encoding: str, strict: bool, tally: tables.Tally
 ) -> Iterator[WholeChunk]:
     """Yields all rows, at most `tables.CHUNK_ROWS` at a time and fewer where they are long.
 
@@ -186,7 +186,7 @@ def read(
 
 
 def _json(
-    of: Layout, columns: Sequence[str], encoding: str, strict: bool, tally: tables.Tally
+    of: WholeFile, columns: Sequence[str], encoding: str, strict: bool, tally: tables.Tally
 ) -> Iterator[WholeChunk]:
     rows: list[dict[str, Any]] = []
     asked: list[list[Any]] = []
@@ -221,7 +221,7 @@ def _json(
         yield chunk()
 
 
-def chosen(of: Layout, wanted: Sequence[str], named: Sequence[str], task: str) -> list[str]:
+def chosen(of: WholeFile, wanted: Sequence[str], named: Sequence[str], task: str) -> list[str]:
     """The columns of a file that are the columns of a task, in its order.
 
     Args:

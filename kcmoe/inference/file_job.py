@@ -72,7 +72,7 @@ class Survey:
       left_out: what lenient reading left out, in words; "" for nothing.
     """
 
-    layout: whole.Layout
+    layout: whole.WholeFile
     columns: list[str]
     rows: int
     silent: int
@@ -82,12 +82,12 @@ class Survey:
     left_out: str
 
 
-def chunks(job: Job, of: whole.Layout, columns: Sequence[str]) -> Iterator[whole.WholeChunk]:
+def chunks(job: Job, of: whole.WholeFile, columns: Sequence[str]) -> Iterator[whole.WholeChunk]:
     """The rows of the file once more, after `survey`."""
     return whole.read(of, columns, job.encoding, not job.lenient, tables.Tally())
 
 
-def survey(job: Job, layout: whole.Layout, columns: list[str], kind: str) -> Survey:
+def survey(job: Job, layout: whole.WholeFile, columns: list[str], kind: str) -> Survey:
     """Reads the whole file, and raises `UserError` for what cannot be answered.
 
     Args:

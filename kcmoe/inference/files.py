@@ -39,7 +39,7 @@ def run(job: Job) -> str:
     """
     kind = table_writing.kind_of(job.output)
     _check_output(job)
-    layout = whole.layout(job.file, job.encoding, job.columns or job.asked.columns)
+    layout = whole.look_at(job.file, job.encoding, job.columns or job.asked.columns)
     columns = whole.chosen(layout, job.asked.columns, job.columns, job.asked.name)
     for name, own in zip(columns, job.asked.columns, strict=True):
         if name != own and not job.columns and layout.kind != ".txt":
