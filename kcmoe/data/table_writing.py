@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from kcmoe.data import formats
 from kcmoe.data.parquet import ROW_GROUP_ROWS
-from kcmoe.data.whole import WholeFile, WholeChunk
+from kcmoe.data.whole import WholeChunk, WholeFile
 from kcmoe.errors import UserError
 
 WRITTEN = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")

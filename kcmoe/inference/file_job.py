@@ -62,7 +62,7 @@ class Survey:
     """What the first pass found.
 
     Attributes:
-      layout: of the file.
+      about: the file.
       columns: those of the task, as the file spells them.
       rows: all rows.
       silent: rows in which a text is missing or blank.
@@ -72,7 +72,7 @@ class Survey:
       left_out: what lenient reading left out, in words; "" for nothing.
     """
 
-    layout: whole.WholeFile
+    about: whole.WholeFile
     columns: list[str]
     rows: int
     silent: int
@@ -87,12 +87,12 @@ def chunks(job: Job, of: whole.WholeFile, columns: Sequence[str]) -> Iterator[wh
     return whole.read(of, columns, job.encoding, not job.lenient, tables.Tally())
 
 
-def survey(job: Job, layout: whole.WholeFile, columns: list[str], kind: str) -> Survey:
+def survey(job: Job, about: whole.WholeFile, columns: list[str], kind: str) -> Survey:
     """Reads the whole file, and raises `UserError` for what cannot be answered.
 
     Args:
       job: what is to be done.
-      layout: of the file.
+      about: the file.
       columns: those of the task, as the file spells them.
       kind: format of the output.
     """
@@ -106,7 +106,7 @@ def survey(job: Job, layout: whole.WholeFile, columns: list[str], kind: str) -> 
     tally = tables.Tally()
     silent = row = 0
     with Progress(f"checking {job.file}", None) as progress:
-        for chunk in whole.read(layout, columns, job.encoding, not job.lenient, tally):
+        for chunk in whole.read(about, columns, job.encoding, not job.lenient, tally):
             for cells in zip(*(chunk.asked[name] for name in columns), strict=True):
                 row += 1
                 try:
@@ -119,7 +119,7 @@ def survey(job: Job, layout: whole.WholeFile, columns: list[str], kind: str) -> 
             progress(chunk.count)
     kinds = names.found()
     return Survey(
-        layout, columns, row, silent, list(kinds or layout.names), kinds, stamp, tally.summary()
+        about, columns, row, silent, list(kinds or about.names), kinds, stamp, tally.summary()
     )
 
 

@@ -39,12 +39,12 @@ def run(job: Job) -> str:
     """
     kind = table_writing.kind_of(job.output)
     _check_output(job)
-    layout = whole.look_at(job.file, job.encoding, job.columns or job.asked.columns)
-    columns = whole.chosen(layout, job.asked.columns, job.columns, job.asked.name)
+    about = whole.look_at(job.file, job.encoding, job.columns or job.asked.columns)
+    columns = whole.chosen(about, job.asked.columns, job.columns, job.asked.name)
     for name, own in zip(columns, job.asked.columns, strict=True):
-        if name != own and not job.columns and layout.kind != ".txt":
+        if name != own and not job.columns and about.kind != ".txt":
             print(f"kcmoe predict: column {name} of {job.file} is read as {own}", file=sys.stderr)
-    survey = file_job.survey(job, layout, columns, kind)
+    survey = file_job.survey(job, about, columns, kind)
     facts = file_job.facts(job, survey)
     log = answer_log.open_log(job.part, facts, anew=job.overwrite)
     began, before = time.monotonic(), log.rows
@@ -87,7 +87,7 @@ def _check_output(job: Job) -> None:
 def _answer(job: Job, survey: Survey, log: AnswerLog) -> None:
     if log.rows == survey.rows:
         return
-    chunks = file_job.chunks(job, survey.layout, survey.columns)
+    chunks = file_job.chunks(job, survey.about, survey.columns)
     todo = windows.Windows(chunks, survey.columns, log.rows)
     with Progress("lines", survey.rows, log.rows) as progress:
         if job.processes > 1:
@@ -138,10 +138,10 @@ def _write(job: Job, survey: Survey, log: AnswerLog, kind: str) -> tuple[int, in
     cut = 0
     try:
         writer = table_writing.writer(
-            partial, kind, survey.layout, survey.names, more, survey.kinds, nested
+            partial, kind, survey.about, survey.names, more, survey.kinds, nested
         )
         with contextlib.closing(writer), Progress(f"writing {job.output}", survey.rows) as progress:
-            for chunk in file_job.chunks(job, survey.layout, survey.columns):
+            for chunk in file_job.chunks(job, survey.about, survey.columns):
                 rows = [
                     none if one is None else one for one in itertools.islice(answers, chunk.count)
                 ]
