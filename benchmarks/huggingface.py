@@ -162,7 +162,7 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
     model = AutoModelForSeq2SeqLM.from_pretrained(
         folder / "exported", trust_remote_code=True
     ).eval()
-    tokens = default_tokens(sum(value.numel() for value in model.parameters()))
+    tokens = default_tokens(sum(value.numel() for value in model.parameters()), "cpu")
 
     def batches(lines: Ids) -> Iterator[dict[str, Any]]:
         ordered = sorted(lines, key=len)

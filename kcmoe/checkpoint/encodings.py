@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import msgpack
 import numpy as np
-import tensorstore as ts
 
 from kcmoe.checkpoint.storage import Damaged
 from kcmoe.io import json_text
 from kcmoe.io.wording import first_line, human_bytes
 from kcmoe.tree import ShapeDtype
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 CHUNK_BYTES = 16 << 20
 """Chunks are at most this large, so that two cores share the compression of a large array."""
@@ -143,6 +145,8 @@ def check_chunks(
 
 def read_array(kvstore: dict[str, Any], context: ts.Context) -> np.ndarray:
     """Reads a whole array. Raises `Damaged` if a chunk cannot be read or decoded."""
+    import tensorstore as ts
+
     try:
         spec = {"driver": "zarr", "kvstore": kvstore}
         store = ts.open(spec, open=True, read=True, context=context).result()

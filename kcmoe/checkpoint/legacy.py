@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from kcmoe import tree as trees
 from kcmoe.checkpoint import encodings
@@ -128,8 +127,11 @@ class LegacyWriter(Writer):
     """Writes a zarr folder per large array, the small ones into the index."""
 
     def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
+        import tensorstore as ts
+
         super().__init__(folder, tree, about)
         self._entries: dict[str, Any] = {}
+        self._ts = ts
         self._context = ts.Context(encodings.WRITING)
 
     def add(self, path: str, array: np.ndarray) -> None:
@@ -146,7 +148,7 @@ class LegacyWriter(Writer):
         }
         spec = {"driver": "zarr", "dtype": leaf.dtype.name, "metadata": metadata}
         # Every chunk is written, also one of zeros: a missing chunk then always means damage.
-        store = ts.open(
+        store = self._ts.open(
             {
                 **spec,
                 "kvstore": {"driver": "file", "path": f"{self.folder.resolve()}/{name}/"},

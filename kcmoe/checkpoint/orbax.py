@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from kcmoe.checkpoint import checksums, encodings
 from kcmoe.checkpoint.base import Format, Provenance, Reader, Writer
@@ -106,6 +105,8 @@ class OrbaxReader(Reader):
         if not self._ocdbt:
             prefix = f"{_ITEM}/"
             return frozenset(n[len(prefix) :] for n in self.folder.names() if n.startswith(prefix))
+        import tensorstore as ts
+
         try:
             self._store = ts.KvStore.open(self._kvstore(""), context=self.folder.context).result()
             return frozenset(key.decode() for key in self._store.list().result())
@@ -166,7 +167,10 @@ class OrbaxWriter(Writer):
     """Writes the arrays into one OCDBT database, a few dozen at a time."""
 
     def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
+        import tensorstore as ts
+
         super().__init__(folder, tree, about)
+        self._ts = ts
         self._item = folder / _ITEM
         self._item.mkdir()
         self._started = time.time_ns()
@@ -193,7 +197,7 @@ class OrbaxWriter(Writer):
             },
             "store_data_equal_to_fill_value": True,
         }
-        store = ts.open(
+        store = self._ts.open(
             spec, create=True, open=False, context=self._context, transaction=self._transaction
         ).result()
         store.write(array).result()
@@ -205,7 +209,7 @@ class OrbaxWriter(Writer):
 
     def _commit(self) -> None:
         self._transaction.commit_async().result()
-        self._transaction, self._waiting_bytes = ts.Transaction(), 0
+        self._transaction, self._waiting_bytes = self._ts.Transaction(), 0
 
     def finish(self, final: str) -> None:
         """Writes the index and the commit files; `final` is the path the checkpoint will have."""

@@ -3,22 +3,25 @@
 
 TensorStore's key-value stores serve both, so every format is read the same way from either. This
 file knows folders and bytes, nothing of formats. Buckets are read with the credentials TensorStore
-finds (`gcloud auth application-default login`); public ones need none.
+finds (`gcloud auth application-default login`); public ones need none. TensorStore is imported when it is
+needed: a folder of safetensors on this disk is read without it.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import tensorstore as ts
+from typing import TYPE_CHECKING, Any
 
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 from kcmoe.io.wording import first_line
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 _NAMED = re.compile(r"checkpoint_(0|[1-9]\d*)")
 
@@ -51,23 +54,33 @@ class Folder:
         text = os.fspath(path)
         self.remote = is_remote(text)
         self.path = text.rstrip("/") if self.remote else os.path.abspath(text)
+        self._spec = {"driver": "file", "path": self.path + "/"}
+        if self.remote:
+            self._open()
+        self._names: frozenset[str] | None = None
+        self._sizes: dict[str, int] | None = None
+
+    @functools.cached_property
+    def context(self) -> ts.Context:
+        """What TensorStore shares between all that is read from here."""
+        import tensorstore as ts
+
         # A few retries for a bucket that fails once; without a network an error comes within seconds.
-        self.context = ts.Context(
+        return ts.Context(
             {
                 "cache_pool": {"total_bytes_limit": 64_000_000},
                 "gcs_request_retries": {"max_retries": 5, "max_delay": "4s"},
             }
         )
+
+    def _open(self) -> None:
+        import tensorstore as ts
+
         try:
-            if self.remote:
-                self._spec = ts.KvStore.Spec(self.path + "/").to_json()
-            else:
-                self._spec = {"driver": "file", "path": self.path + "/"}
+            self._spec = ts.KvStore.Spec(self.path + "/").to_json()
             self._store = ts.KvStore.open(self._spec, context=self.context).result()
         except ValueError as error:
-            raise UserError(f"{text} cannot be opened: {first_line(error)}") from error
-        self._names: frozenset[str] | None = None
-        self._sizes: dict[str, int] | None = None
+            raise UserError(f"{self.path} cannot be opened: {first_line(error)}") from error
 
     def names(self) -> frozenset[str]:
         """Returns the relative names of all files below the folder (listed once)."""

@@ -172,10 +172,9 @@ def _evaluate(
     from kcmoe.evaluation.selection import selection
     from kcmoe.inference.answers import answers
     from kcmoe.inference.batching import BatchedModel
-    from kcmoe.model.encoder_decoder import EncoderDecoder
 
     longest = loaded.lengths["inputs"]
-    model = BatchedModel(EncoderDecoder(loaded.config), loaded.params, longest, loaded.tokens)
+    model = BatchedModel(loaded.compute, longest, loaded.tokens)
     questions = Questions(task, examples, loaded.vocabulary, longest)
     outcomes: dict[str, ProtocolResult] = {}
     seconds: dict[str, float] = {}

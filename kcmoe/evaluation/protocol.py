@@ -20,7 +20,9 @@ from kcmoe.data.labelled import Example, check_answers
 from kcmoe.evaluation import metrics, multi_label
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
+from kcmoe.inference.compute import Jitted
 from kcmoe.inference.predict import probabilities
+from kcmoe.model import current_platform
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tasks.registry import Task
 from kcmoe.training.inputs import Inputs
@@ -173,8 +175,8 @@ def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
     model = EncoderDecoder(inference_config(settings.model))
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
-        tokens = default_tokens(sum(x.size for x in params.values()))
-        outcome = questions.rank(BatchedModel(model, params, longest, tokens))
+        tokens = default_tokens(sum(x.size for x in params.values()), current_platform())
+        outcome = questions.rank(BatchedModel(Jitted(model, params), longest, tokens))
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 
     return TaskMetric(measure, task.metrics)

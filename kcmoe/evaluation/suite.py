@@ -159,11 +159,8 @@ def _rows(
 ) -> Iterator[Row]:
     """Each task's results in turn, computed or remembered."""
     from kcmoe.inference.batching import BatchedModel
-    from kcmoe.model.encoder_decoder import EncoderDecoder
 
-    model = BatchedModel(
-        EncoderDecoder(loaded.config), loaded.params, loaded.lengths["inputs"], loaded.tokens
-    )
+    model = BatchedModel(loaded.compute, loaded.lengths["inputs"], loaded.tokens)
     baselines = read_baselines()
     trained_on = run_config.learnt_tasks(run_config.recorded(loaded.checkpoint))
     for number, (task, split) in enumerate(here, 1):

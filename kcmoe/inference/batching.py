@@ -10,16 +10,13 @@ the same bit for bit. Ids in, numbers and ids out; texts are `predict.py`'s.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.model import current_platform
-
-if TYPE_CHECKING:
-    from kcmoe.model.encoder_decoder import EncoderDecoder
+from kcmoe.inference.compute import Call, Compute, fetched
 
 Ids = Sequence[Sequence[int]]
 Advance = Callable[[int], object]
@@ -68,9 +65,9 @@ def inference_config(
     return dataclasses.replace(config, routing=routing, remat=False)
 
 
-def default_tokens(parameters: int) -> int:
-    """Tokens per batch that suit the device and a model of so many parameters."""
-    if current_platform() != "cpu":
+def default_tokens(parameters: int, platform: str) -> int:
+    """Tokens per batch that suit the device ("cpu", "gpu", "tpu") and a model of so many parameters."""
+    if platform != "cpu":
         return _ACCELERATOR_TOKENS
     return _CPU_TOKENS if parameters < _LARGE_PARAMETERS else _CPU_TOKENS_LARGE
 
@@ -127,36 +124,32 @@ def run(
 
     Args:
       plan: the batches.
-      compute: dispatches the work and returns a tree of JAX arrays.
+      compute: dispatches the work, see `Compute`.
       advance: told how many lines are done after each batch.
     """
-    import jax
-
     pending: list[tuple[PaddedBatch, Any]] = []
     for batch in [*plan, *[None] * _IN_FLIGHT]:
         if batch is not None:
             pending.append((batch, compute(batch)))
         if pending and (batch is None or len(pending) > _IN_FLIGHT):
             done, result = pending.pop(0)
-            yield done, jax.device_get(result)
+            yield done, fetched(result)
             if advance is not None:
                 advance(len(done.indices))
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchedModel:
-    """A model with its parameters, and in which shapes it computes.
+    """A model in use, and in which shapes it computes.
 
     Attributes:
       model: expected to route without dropping, else a row's numbers depend on its neighbours.
-      params: flat parameters.
       longest: tokens of the longest input.
       tokens: about how many input tokens to compute at once.
       shapes: lengths to which sequences are filled up; few where compiling costs more than padding.
     """
 
-    model: EncoderDecoder
-    params: Mapping[str, Any]
+    model: Compute
     longest: int
     tokens: int
     shapes: Sequence[int] = LENGTHS
@@ -172,39 +165,28 @@ class BatchedModel:
         Returns:
           float32 [N, K].
         """
-        from kcmoe.inference.score import label_log_likelihoods
-
         joined = np.concatenate([np.asarray(ids, np.int32) for ids in labels])
         lengths = tuple(map(len, labels))
 
-        def compute(batch: PaddedBatch) -> Any:
-            return label_log_likelihoods(
-                self.model, self.params, batch.pad(inputs), joined, lengths
-            )
+        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
+            return batch.pad(inputs), joined
 
         scores = np.zeros((len(inputs), len(labels)), np.float32)
         plan = batches(_lengths(inputs), [self.longest], self.tokens, self.shapes)
-        for batch, values in run(plan, compute, advance):
+        for batch, values in self._results("rank", plan, arrays, advance, lengths=lengths):
             scores[batch.indices] = values[: len(batch.indices)]
         return scores
 
     def score(self, inputs: Ids, targets: Ids, longest_target: int) -> np.ndarray:
         """Log-likelihood of `targets[i]` (with EOS) for `inputs[i]` -> float32 [N]."""
-        from kcmoe.inference.score import target_log_likelihoods
 
-        def compute(batch: PaddedBatch) -> Any:
-            target = batch.pad(targets, kind=1)
-            features = {
-                "encoder_input_tokens": batch.pad(inputs),
-                "decoder_input_tokens": np.pad(target[:, :-1], ((0, 0), (1, 0))),
-                "decoder_target_tokens": target,
-            }
-            return target_log_likelihoods(self.model, self.params, features)
+        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
+            return batch.pad(inputs), batch.pad(targets, kind=1)
 
         scores = np.zeros(len(inputs), np.float32)
         lengths = np.concatenate([_lengths(inputs), _lengths(targets)], axis=1)
         plan = batches(lengths, (self.longest, longest_target), self.tokens, self.shapes)
-        for batch, values in run(plan, compute):
+        for batch, values in self._results("score", plan, arrays):
             scores[batch.indices] = values[: len(batch.indices)]
         return scores
 
@@ -218,25 +200,31 @@ class BatchedModel:
         advance: Advance | None = None,
     ) -> np.ndarray:
         """The best target of each input by beam search -> int32 [N, max_tokens], 0 after EOS."""
-        from kcmoe.inference.decode import beam_search
+        strength = np.asarray(alpha, np.float32)
 
-        def compute(batch: PaddedBatch) -> Any:
-            best_last, _ = beam_search(
-                self.model,
-                self.params,
-                batch.pad(inputs),
-                max_decode_len=max_tokens,
-                beam_size=beam_size,
-                alpha=alpha,
-            )
-            return best_last[:, -1]
+        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
+            return batch.pad(inputs), strength
 
         found = np.zeros((len(inputs), max_tokens), np.int32)
         tokens = max(1, self.tokens // beam_size)
         plan = batches(_lengths(inputs), [self.longest], tokens, self.shapes)
-        for batch, best in run(plan, compute, advance):
-            found[batch.indices] = best[: len(batch.indices)]
+        settings = {"max_decode_len": max_tokens, "beam_size": beam_size}
+        for batch, (best_last, _) in self._results("search", plan, arrays, advance, **settings):
+            found[batch.indices] = best_last[: len(batch.indices), -1]
         return found
+
+    def _results(
+        self,
+        name: str,
+        plan: Sequence[PaddedBatch],
+        arrays: Callable[[PaddedBatch], tuple[np.ndarray, ...]],
+        advance: Advance | None = None,
+        **settings: Any,
+    ) -> Iterator[tuple[PaddedBatch, Any]]:
+        """`run` of the function `name`, whose programs are made ready together."""
+        one_of_each = {batch.lengths: batch for batch in plan}.values()
+        self.model.prepare(Call.of(name, arrays(batch), settings) for batch in one_of_each)
+        return run(plan, lambda batch: self.model(name, *arrays(batch), **settings), advance)
 
 
 def _lengths(sequences: Ids) -> np.ndarray:

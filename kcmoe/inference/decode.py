@@ -49,7 +49,7 @@ def beam_search(
     *,
     max_decode_len: int,
     beam_size: int = 1,
-    alpha: float = 0.6,
+    alpha: float | Array = 0.6,
     eos_id: int = 1,
 ) -> tuple[Array, Array]:
     """Searches for likely targets.
@@ -106,6 +106,27 @@ def beam_search(
     return _left_align(tokens[:, :, 1:]), scores
 
 
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "beam_size"))
+def search(
+    model: EncoderDecoder,
+    params: Mapping[str, Any],
+    encoder_input_tokens: Array,
+    alpha: Array,
+    *,
+    max_decode_len: int,
+    beam_size: int,
+) -> tuple[Array, Array]:
+    """`beam_search` with the penalty's strength as an array, so that one program serves all of them."""
+    return beam_search(
+        model,
+        params,
+        encoder_input_tokens,
+        max_decode_len=max_decode_len,
+        beam_size=beam_size,
+        alpha=alpha,
+    )
+
+
 def _left_align(tokens: Array) -> Array:
     """Moves leading padding behind the sequence, as T5X does with what it returns (`_left_align_prompts`).
 
@@ -119,11 +140,11 @@ def _left_align(tokens: Array) -> Array:
     return jnp.where(source < length, moved, 0)
 
 
-def _brevity_penalty(alpha: float, length: Array | int) -> Array:
+def _brevity_penalty(alpha: float | Array, length: Array | int) -> Array:
     return jnp.power((5.0 + jnp.float32(length)) / 6.0, alpha)
 
 
-def _can_improve(state: _State, length: int, alpha: float) -> Array:
+def _can_improve(state: _State, length: int, alpha: float | Array) -> Array:
     """Whether a live beam of any input may still beat the worst finished one."""
     best_live = state.live_log_probs[:, -1:] / _brevity_penalty(alpha, length)
     worst_finished = jnp.min(state.finished_scores, axis=1, keepdims=True)
@@ -132,7 +153,9 @@ def _can_improve(state: _State, length: int, alpha: float) -> Array:
     return (state.position < length - 1) & ~settled
 
 
-def _advance(state: _State, log_probs: Array, cache: Cache, alpha: float, eos_id: int) -> _State:
+def _advance(
+    state: _State, log_probs: Array, cache: Cache, alpha: float | Array, eos_id: int
+) -> _State:
     """Extends every live beam by one token. log_probs: float32[B, beams, V]."""
     batch, beams, vocab = log_probs.shape
     keep = 2 * beams  # so that `beams` live ones remain even if `beams` of them end at once

@@ -9,10 +9,13 @@ is a line's answer its own. Optimizer state is not read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kcmoe import fits, tree
 from kcmoe.checkpoint import manage, run_config, shipped
@@ -22,7 +25,13 @@ from kcmoe.config.inference import InferenceConfig
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
+from kcmoe.inference import expected
+from kcmoe.inference.compute import Compute, Jitted, Programs
+from kcmoe.inference.runtime import Runtime, computes_on_cpu
+from kcmoe.io import compilation_cache
+from kcmoe.io.kept import Kept
 from kcmoe.io.remote import is_remote
+from kcmoe.model import current_platform
 from kcmoe.tasks.registry import TASKS
 from kcmoe.vocabulary import Vocabulary
 
@@ -54,7 +63,7 @@ class Loaded:
       step: training step.
       macros: all settings.
       config: the model as inference runs it.
-      params: path -> float32 array on the device.
+      weights: path -> float32 array in memory, not to be changed.
       vocabulary: of the texts.
       lengths: {"inputs": tokens, "targets": tokens}, EOS included; longer texts are cut.
       tokens: tokens to compute at once.
@@ -64,10 +73,35 @@ class Loaded:
     step: int
     macros: gin_files.Macros
     config: ModelConfig
-    params: dict[str, Any]
+    weights: dict[str, np.ndarray]
     vocabulary: Vocabulary
     lengths: Mapping[str, int]
     tokens: int
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """The weights on JAX's device: path -> float32 array."""
+        import jax
+
+        compilation_cache.enable()
+        params: dict[str, Any] = jax.device_put(self.weights)
+        return params
+
+    @functools.cached_property
+    def compute(self) -> Compute:
+        """What runs the model's functions; see `compute`."""
+        runtime = Runtime.of()
+        if runtime is None:
+            from kcmoe.model.encoder_decoder import EncoderDecoder
+
+            return Jitted(EncoderDecoder(self.config), self.params)
+        return Programs(self.config, self.weights, runtime, kept_programs())
+
+
+def kept_programs() -> Kept:
+    """What is kept of compiling, in the cache folder."""
+    folder = compilation_cache.folder()
+    return Kept(None if folder is None else folder / "programs")
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:
@@ -184,40 +218,41 @@ def load(found: Found) -> Loaded:
     Raises:
       UserError: for anything missing, damaged or unfit, with what and where.
     """
-    import jax
-
     from kcmoe.checkpoint.reading import open_checkpoint
     from kcmoe.inference.batching import default_tokens, inference_config
-    from kcmoe.io import compilation_cache
 
-    compilation_cache.enable()
     checkpoint, macros = found.checkpoint, found.macros
     model = ModelConfig.from_macros(macros)
     vocabulary = Vocabulary(macros.get("VOCABULARY_FILE"))
     fits.check_vocabulary(vocabulary.path, vocabulary.size, model.num_embeddings, checkpoint)
     run_config.check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
-    params = jax.device_put(_read_params(reader, model))
+    weights = _read_weights(reader, model)
     tokens = InferenceConfig.from_macros(macros).tokens
     return Loaded(
         checkpoint=checkpoint,
         step=reader.step,
         macros=macros,
         config=inference_config(model, model.routing),
-        params=params,
+        weights=weights,
         vocabulary=vocabulary,
         lengths=_lengths(macros),
-        tokens=tokens or default_tokens(sum(leaf.size for leaf in params.values())),
+        tokens=tokens or default_tokens(sum(leaf.size for leaf in weights.values()), _platform()),
     )
 
 
-def _read_params(reader: Reader, model: ModelConfig) -> dict[str, Any]:
+def _platform() -> str:
+    if computes_on_cpu():
+        return "cpu"
+    return current_platform()
+
+
+def _read_weights(reader: Reader, model: ModelConfig) -> dict[str, np.ndarray]:
     """path -> float32 array; a checkpoint in bfloat16 or float16 is widened."""
     from kcmoe.checkpoint.reading import restore
-    from kcmoe.model.interface import param_shapes
 
-    expected = tree.as_state(param_shapes(model))
-    return tree.parameters(restore(reader, expected, [tree.PARAMETERS], widen=True))
+    shapes = tree.as_state(expected.param_shapes(model, kept_programs()))
+    return tree.parameters(restore(reader, shapes, [tree.PARAMETERS], widen=True))
 
 
 def unlearnt(checkpoint: str, macros: Mapping[str, Any], task: str) -> str:

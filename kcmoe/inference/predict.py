@@ -8,10 +8,11 @@ one fixed shape (`batching.py`) and routing drops no token. Imports no TensorFlo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from kcmoe.inference import answers as answers_lib
 from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.batching import Advance, BatchedModel
-from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.tasks.registry import Task, named_task, one_task
+
+if TYPE_CHECKING:
+    from kcmoe.model.encoder_decoder import EncoderDecoder
 
 _log = logging.getLogger(__name__)
 _LONGEST_TARGET = 512  # tokens that `score` takes; training never saw longer ones
@@ -59,16 +62,19 @@ class LanguageModel:
 
     Attributes:
       loaded: settings, parameters and vocabulary.
-      model: the Flax module.
-      batched: the same with its parameters, for ids.
+      batched: the model with its parameters, for ids.
     """
 
     def __init__(self, loaded: loading.Loaded):
         self.loaded = loaded
-        self.model = EncoderDecoder(loaded.config)
-        self.batched = BatchedModel(
-            self.model, loaded.params, loaded.lengths["inputs"], loaded.tokens
-        )
+        self.batched = BatchedModel(loaded.compute, loaded.lengths["inputs"], loaded.tokens)
+
+    @functools.cached_property
+    def model(self) -> EncoderDecoder:
+        """The Flax module."""
+        from kcmoe.model.encoder_decoder import EncoderDecoder
+
+        return EncoderDecoder(self.loaded.config)
 
     @classmethod
     def load(

@@ -42,6 +42,22 @@ def target_log_likelihoods(
     return jnp.sum(log_likelihoods * loss_weights(batch), axis=-1)
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
+def target_scores(
+    model: EncoderDecoder,
+    params: Mapping[str, Any],
+    encoder_input_tokens: Array,
+    decoder_target_tokens: Array,
+) -> Array:
+    """`target_log_likelihoods` of int32[B, S] and int32[B, L]; the targets are shifted here."""
+    batch = {
+        "encoder_input_tokens": encoder_input_tokens,
+        "decoder_input_tokens": jnp.pad(decoder_target_tokens[:, :-1], ((0, 0), (1, 0))),
+        "decoder_target_tokens": decoder_target_tokens,
+    }
+    return target_log_likelihoods(model, params, batch)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "lengths"))
 def label_log_likelihoods(
     model: EncoderDecoder,

@@ -10,11 +10,17 @@ from kcmoe.io import given
 
 
 def folder() -> Path | None:
-    """KCMOE_CACHE_DIR (empty turns the cache off), else ~/.cache/kcmoe."""
+    """KCMOE_CACHE_DIR (empty turns the cache off), else $XDG_CACHE_HOME/kcmoe, else ~/.cache/kcmoe."""
     chosen = os.environ.get("KCMOE_CACHE_DIR")
     if chosen == "":
         return None
-    return Path(given.path(chosen)) if chosen else Path.home() / ".cache" / "kcmoe"
+    if chosen:
+        return Path(given.path(chosen))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kcmoe"
+    except RuntimeError:  # nobody's home
+        return None
 
 
 def enable() -> None:

@@ -16,6 +16,7 @@ from kcmoe.errors import UserError
 from kcmoe.evaluation import protocol
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import BatchedModel
+from kcmoe.inference.compute import Jitted
 from kcmoe.tasks.registry import TASKS, Task
 from kcmoe.training.inputs import Inputs
 from kcmoe.training.settings import Settings
@@ -24,7 +25,7 @@ from kcmoe.vocabulary import Vocabulary
 VOCABULARY = Vocabulary()
 PARAMS = {"weight": np.zeros(3)}
 NO_MODULE: Any = None
-MODEL = BatchedModel(NO_MODULE, PARAMS, longest=32, tokens=64)
+MODEL = BatchedModel(Jitted(NO_MODULE, PARAMS), longest=32, tokens=64)
 
 
 def examples(targets: Sequence[str]) -> list[Example]:

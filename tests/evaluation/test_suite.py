@@ -22,7 +22,6 @@ from kcmoe.evaluation.protocol import Questions
 from kcmoe.evaluation.suite import _parts
 from kcmoe.inference import loading
 from kcmoe.inference.batching import BatchedModel
-from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import init_params
 from kcmoe.tasks.registry import TASKS
 
@@ -188,7 +187,7 @@ def test_mistakes(
 
 def test_aligned_answers_rank_the_same(model: str, data_dir: Path) -> None:
     loaded = loading.load(loading.find(model))
-    batched = BatchedModel(EncoderDecoder(loaded.config), loaded.params, 32, 64)
+    batched = BatchedModel(loaded.compute, 32, 64)
     examples = labelled_examples(TASKS["nsmc"], "test", str(data_dir))
     lengths = set()
     for name in ("apeach", "three_i_four_k"):

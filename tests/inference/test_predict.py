@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -230,14 +228,3 @@ def test_mistakes_in_load(model_dir: Path, tmp_path: Path) -> None:
         kcmoe.load(str(model_dir), VOCABULARY_FILE=str(tmp_path / "none.model"))
     with pytest.raises(UserError, match=r"32,100 pieces, but the embedding .* has 50 rows"):
         kcmoe.load(str(model_dir), NUM_EMBEDDINGS=50)
-
-
-def test_predicting_imports_nothing_it_does_not_need(model_dir: Path) -> None:
-    code = (
-        f"import kcmoe, sys; kcmoe.load({str(model_dir)!r}).classify(['좋다']); "
-        "print([m for m in ('tensorflow', 'MeCab', 'orbax', 'grain', 'pyarrow') if m in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"

@@ -133,15 +133,17 @@ class _Engine:
         import jax
 
         from kcmoe.inference.batching import BatchedModel, default_tokens, inference_config
+        from kcmoe.inference.compute import Jitted
+        from kcmoe.model import current_platform
         from kcmoe.model.encoder_decoder import EncoderDecoder
         from kcmoe.model.interface import init_params
         from kcmoe.tools.bench.worker import StepShape, model_config
 
         config = model_config(StepShape(size, 1, 1, 1))
         self._params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)
-        tokens = default_tokens(sum(x.size for x in self._params.values()))
+        tokens = default_tokens(sum(x.size for x in self._params.values()), current_platform())
         model = EncoderDecoder(inference_config(config))
-        self._model = BatchedModel(model, self._params, PUBLISHED_INPUTS, tokens)
+        self._model = BatchedModel(Jitted(model, self._params), PUBLISHED_INPUTS, tokens)
         self._published = EncoderDecoder(config)  # capacity routing, as published
         self._ids, self._labels = ids, labels
         rows = [ids[i % len(ids)] for i in range(PUBLISHED_BATCH)]

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions of a model that are compiled, and who runs them: JAX at once, or programs kept on disk.
+
+`Jitted` is the plain way, on any device. `Programs` is for CPUs: what was once compiled on this machine lies
+in the cache folder, ready to run, so that a new process traces and compiles nothing and need not import JAX.
+Both compute the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from kcmoe import __version__
+from kcmoe.config.model import ModelConfig
+from kcmoe.inference.runtime import Runtime
+from kcmoe.io import hashing
+from kcmoe.io.kept import Kept
+
+if TYPE_CHECKING:
+    from kcmoe.model.encoder_decoder import EncoderDecoder
+
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)  # what is said here is rare, and about seconds of waiting
+
+# name -> where the jitted function is: (model, params, *arrays, **settings) -> array or tuple of arrays.
+FUNCTIONS = {
+    "rank": "kcmoe.inference.score.label_log_likelihoods",
+    "score": "kcmoe.inference.score.target_scores",
+    "search": "kcmoe.inference.decode.search",
+}
+# Beside the model's, whatever the programs are made of.
+_SOURCES = ("inference/score.py", "inference/decode.py", "inference/compute.py", "config/model.py")
+
+
+class Call(NamedTuple):
+    """A function on arrays of some shapes: what is compiled at once.
+
+    name: of `FUNCTIONS`. shapes: (shape, dtype) per array. settings: static arguments, sorted by name.
+    """
+
+    name: str
+    shapes: tuple[tuple[tuple[int, ...], str], ...]
+    settings: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, name: str, arrays: Iterable[np.ndarray], settings: Mapping[str, Any]) -> Call:
+        """The call of `name` with these arrays."""
+        shapes = tuple((array.shape, array.dtype.name) for array in arrays)
+        return cls(name, shapes, tuple(sorted(settings.items())))
+
+
+class Compute(Protocol):
+    """Who runs the functions."""
+
+    def __call__(self, name: str, *arrays: np.ndarray, **settings: Any) -> Any:
+        """Begins the computation; what comes back is for `fetched`."""
+
+    def prepare(self, calls: Iterable[Call]) -> None:
+        """Makes calls ready that will come, where that saves time."""
+
+
+def _function(name: str) -> Any:
+    module, _, attribute = FUNCTIONS[name].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def fetched(result: Any) -> Any:
+    """A result as NumPy arrays, waiting for it."""
+    if isinstance(result, tuple | list):
+        return tuple(np.asarray(each) for each in result)
+    return np.asarray(result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitted:
+    """A module and its parameters, run through `jax.jit`."""
+
+    model: EncoderDecoder
+    params: Mapping[str, Any]
+
+    def __call__(self, name: str, *arrays: np.ndarray, **settings: Any) -> Any:
+        """See `Compute`."""
+        return _function(name)(self.model, self.params, *arrays, **settings)
+
+    def prepare(self, calls: Iterable[Call]) -> None:
+        """Nothing: JAX compiles when it is called."""
+
+
+class Programs:
+    """A model whose programs are kept on disk. May be used from several threads.
+
+    Args:
+      config: the model as inference runs it.
+      weights: path -> array, which must not change.
+      runtime: what runs the programs.
+      kept: where they are.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, np.ndarray], runtime: Runtime, kept: Kept
+    ):
+        self._config, self._runtime, self._kept = config, runtime, kept
+        self._weights = dict(sorted(weights.items()))  # the order in which JAX hands them over
+        self._arrays = [runtime.put(array) for array in self._weights.values()]
+        self._ready: dict[Call, Callable[..., Any]] = {}
+        self._locks: dict[Call, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._jitted: Jitted | None = None
+
+    def __call__(self, name: str, *arrays: np.ndarray, **settings: Any) -> Any:
+        """See `Compute`."""
+        call = Call.of(name, arrays, settings)
+        if call not in self._ready:
+            self.prepare([call])
+        return self._ready[call](*arrays)
+
+    def prepare(self, calls: Iterable[Call]) -> None:
+        """Loads or compiles the programs that are not ready; says so if it takes a while."""
+        missing = [call for call in dict.fromkeys(calls) if not self._loaded(call)]
+        if not missing:
+            return
+        started = time.monotonic()
+        count = "a program" if len(missing) == 1 else f"{len(missing)} programs"
+        _log.info("compiling %s for this machine, once, about 5 s each …", count)
+        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
+            try:
+                list(pool.map(self._compiled, missing))
+            except BaseException:  # Ctrl-C waits for what is being compiled, not for the rest
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        place = (
+            f"kept in {self._kept.folder}" if self._kept.folder else "KCMOE_CACHE_DIR keeps none"
+        )
+        seconds = time.monotonic() - started
+        _log.info("compiled in %.1f s; %s", seconds, self._kept.fault or place)
+
+    def _lock_of(self, call: Call) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(call, threading.Lock())
+
+    def _loaded(self, call: Call) -> bool:
+        """Whether the program is ready, now that it was looked for on disk."""
+        with self._lock_of(call):
+            if call in self._ready:
+                return True
+            content = self._kept.find(self._facts(call))
+            if content is None:
+                return False
+            try:
+                self._ready[call] = self._program(content)
+            except Exception as error:  # made anew, whatever jaxlib has against it
+                _log.debug("a kept program cannot be used: %r", error)
+                return False
+            return True
+
+    def _compiled(self, call: Call) -> None:
+        with self._lock_of(call):
+            if call in self._ready:
+                return
+            try:
+                content = self._compile(call)
+                self._ready[call] = self._program(content)
+            except (
+                Exception
+            ) as error:  # another JAX: its own way still works, or says what is wrong
+                _log.debug("a program cannot be made ready to be kept: %r", error)
+                self._ready[call] = functools.partial(
+                    self._plainly, call.name, **dict(call.settings)
+                )
+                return
+            self._kept.keep(self._facts(call), content)
+
+    def _plainly(self, name: str, *arrays: np.ndarray, **settings: Any) -> Any:
+        with self._lock:
+            if self._jitted is None:
+                import jax
+
+                from kcmoe.io import compilation_cache
+                from kcmoe.model.encoder_decoder import EncoderDecoder
+
+                compilation_cache.enable()
+                model = EncoderDecoder(self._config, platform="cpu")
+                self._jitted = Jitted(model, jax.device_put(self._weights))
+        return self._jitted(name, *arrays, **settings)
+
+    def _facts(self, call: Call) -> dict[str, Any]:
+        """All that a program depends on."""
+        return {
+            "what": "program",
+            "model": dataclasses.asdict(self._config),
+            "weights": [[path, [*a.shape], a.dtype.name] for path, a in self._weights.items()],
+            "call": call,
+            **surroundings(),
+        }
+
+    def _program(self, content: bytes) -> Callable[..., Any]:
+        header, _, serialized = content.partition(b"\n")
+        about = json.loads(header)
+        run = self._runtime.load(serialized, about["outputs"])
+        single, put = about["single"], self._runtime.put
+
+        def program(*arrays: np.ndarray) -> Any:
+            found = run([*self._arrays, *map(put, arrays)])
+            return found[0] if single else tuple(found)
+
+        return program
+
+    def _compile(self, call: Call) -> bytes:
+        import jax
+
+        from kcmoe.model.encoder_decoder import EncoderDecoder
+
+        function = _function(call.name).__wrapped__
+        model, settings = EncoderDecoder(self._config, platform="cpu"), dict(call.settings)
+
+        def program(params: Any, *arrays: Any) -> Any:
+            return function(model, params, *arrays, **settings)
+
+        # An executable that JAX takes from its own cache cannot be serialized again. This name is not in it.
+        program.__name__ = f"kcmoe_{call.name}_{os.urandom(8).hex()}"
+        params = {
+            path: jax.ShapeDtypeStruct(array.shape, array.dtype)
+            for path, array in self._weights.items()
+        }
+        arrays = [jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for shape, dtype in call.shapes]
+        with _not_in_jax_cache():
+            compiled = jax.jit(program, keep_unused=True).lower(params, *arrays).compile()
+        outputs, tree = jax.tree_util.tree_flatten(compiled.out_info)
+        about = {
+            "outputs": [[[*leaf.shape], leaf.dtype.name] for leaf in outputs],
+            "single": jax.tree_util.treedef_is_leaf(tree),
+        }
+        executable: Any = compiled.runtime_executable()
+        return json.dumps(about).encode() + b"\n" + executable.serialize()
+
+
+@contextlib.contextmanager
+def _not_in_jax_cache() -> Iterator[None]:
+    """JAX keeps nothing that is compiled meanwhile: it is kept here."""
+    import jax
+
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@functools.cache
+def surroundings() -> dict[str, Any]:
+    """What a program depends on besides the model and the call: versions, code, machine, settings of JAX."""
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "model").rglob("*.py")), *(package / name for name in _SOURCES)]
+    code = hashing.sha256(b"\0".join(file.read_bytes() for file in files))
+    prefixes = ("JAX_", "XLA_", "KCMOE_OWN_GRADIENTS", "NPROC")
+    no_matter = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_LOG", "JAX_PLATFORM")
+    return {
+        "kcmoe": __version__,
+        "code": code,
+        "versions": [_version(name) for name in ("jax", "jaxlib", "flax")],
+        "machine": _machine(),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(prefixes) and not name.startswith(no_matter)
+        },
+    }
+
+
+def _version(package: str) -> str:
+    """Digest of the file in which a package has its version; importing it would take longer."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        return ""
+    file = Path(found.origin).with_name("version.py")
+    return hashing.file_digest(file) if file.is_file() else ""
+
+
+def _machine() -> list[str]:
+    """Processor, what it can do, and how many of it there are for this process."""
+    facts: dict[str, str] = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if not name.strip():
+                    break
+                facts[name.strip()] = value.strip()
+    except OSError:
+        pass
+    wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU part")
+    counted = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    machine = [platform.system(), platform.machine(), str(len(counted))]
+    return [*machine, *(facts.get(name, "") for name in wanted)]
