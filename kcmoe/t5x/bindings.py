@@ -28,16 +28,11 @@ from kcmoe.config.fields import check_names  # noqa: E402
 from kcmoe.data import splits as data_splits  # noqa: E402
 from kcmoe.data.pipeline import noise_of  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
-from kcmoe.t5x import checks  # noqa: E402
+from kcmoe.t5x import checks, hosts, submesh  # noqa: E402
 from kcmoe.t5x import tasks as seqio_tasks  # noqa: E402
 from kcmoe.t5x import vocabulary as vocabularies  # noqa: E402
 from kcmoe.tasks import registry as tasks  # noqa: E402
 from kcmoe.training.settings import count_steps  # noqa: E402
-
-if os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0"):
-    # Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs
-    # alone, and this import is the last moment: afterwards T5X asks JAX for its devices.
-    jax.distributed.initialize()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -54,6 +49,19 @@ def _one_line(function: _F) -> _F:
             raise SystemExit(2) from error
 
     return wrapped  # type: ignore[return-value]
+
+
+@_one_line
+def _join_the_other_hosts() -> None:
+    """Starts JAX's distributed service where KCMOE_DISTRIBUTED says so, and watches over the hosts."""
+    asked = os.environ.get("KCMOE_DISTRIBUTED", "0") not in ("", "0")
+    if asked or jax.distributed.is_initialized():  # by T5X's --multiprocess_gpu
+        hosts.join()
+
+
+# Orbax saves from several hosts only through JAX's distributed service. T5X starts it for GPUs alone, and
+# this import is the last moment: afterwards T5X asks JAX for its devices.
+_join_the_other_hosts()
 
 
 def settings() -> gin_files.Macros:
@@ -99,10 +107,23 @@ def vocabulary() -> seqio.SentencePieceVocabulary:
 
 @_one_line
 def model_partitions() -> int | None:
-    """NUM_MODEL_PARTITIONS, refused where it divides neither devices nor matrices."""
+    """NUM_MODEL_PARTITIONS, refused where it divides neither devices nor matrices.
+
+    None where `model_submesh` has the answer: T5X takes one of the two.
+    """
     macros = settings()
     checks.partitions_divide(macros, jax.device_count())
-    return macros.get("NUM_MODEL_PARTITIONS")
+    return None if model_submesh() else macros.get("NUM_MODEL_PARTITIONS")
+
+
+@_one_line
+def model_submesh() -> tuple[int, ...] | None:
+    """MODEL_PARALLEL_SUBMESH, or a tile of NUM_MODEL_PARTITIONS devices where T5X knows none."""
+    macros = settings()
+    partitions = macros.get("NUM_MODEL_PARTITIONS")
+    if partitions is None:
+        return macros.get("MODEL_PARALLEL_SUBMESH")
+    return submesh.for_these_devices(partitions)
 
 
 @_one_line

@@ -21,7 +21,12 @@ from kcmoe.io.remote import is_remote
 from kcmoe.vocabulary import Vocabulary
 
 # Where T5X would silently do something else: macro -> the only value it agrees with.
-_ENGINE_ONLY: Mapping[str, Any] = {"ROUTING": "capacity", "FREEZE": (), "STEP_OFFSET": 0}
+_ENGINE_ONLY: Mapping[str, Any] = {
+    "ROUTING": "capacity",
+    "FREEZE": (),
+    "STEP_OFFSET": 0,
+    "OPTIMIZER": "adafactor",
+}
 
 
 def refuse_engine_only(macros: Mapping[str, Any]) -> None:

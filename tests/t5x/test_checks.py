@@ -47,7 +47,13 @@ def saved(macros: gin_files.Macros, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "change", [{"ROUTING": "dropless"}, {"FREEZE": ["encoder/.*"]}, {"STEP_OFFSET": 9}]
+    "change",
+    [
+        {"ROUTING": "dropless"},
+        {"FREEZE": ["encoder/.*"]},
+        {"STEP_OFFSET": 9},
+        {"OPTIMIZER": "adamw"},
+    ],
 )
 def test_settings_that_t5x_would_ignore_are_refused(
     change: dict[str, object], checks: ModuleType, macros: gin_files.Macros

@@ -47,6 +47,9 @@ RUNS = {
 SHARED = [
     file for name in ("sizes", "runs", "tasks") for file in (ROOT / "configs" / name).glob("*.gin")
 ]
+SHARED.append(
+    ROOT / "configs/engine/engine.gin"
+)  # a macro of that name would be lost to the engine
 # Macros that a file of configs/t5x may set though a shared file sets them too, with the reason.
 TAKEN_BACK = {
     "MODEL_DIR": "required for training, meaningless for evaluation",
