@@ -5,6 +5,7 @@
 # shellcheck shell=bash
 
 TPU='' ZONE='' PROJECT='' DRY_RUN=''
+export ENGINE=t5x
 export TREE=kcmoe # folder of the repository, below the home folder of each worker
 
 fail() {
@@ -18,6 +19,8 @@ common_option() {
   --tpu=*) TPU=${1#*=} ;;
   --zone=*) ZONE=${1#*=} ;;
   --project=*) PROJECT=${1#*=} ;;
+  --engine=t5x | --engine=kcmoe) ENGINE=${1#*=} ;;
+  --engine=*) fail "${1} is none of --engine=t5x and --engine=kcmoe" ;;
   --dry-run) DRY_RUN=1 ;;
   *) return 1 ;;
   esac
@@ -47,11 +50,34 @@ run() {
   fi
 }
 
-# tpu_vm VERB ARGUMENT…  e.g.  tpu_vm describe "$TPU"
-tpu_vm() {
-  run gcloud compute tpus tpu-vm "$@" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"}
+# tpus ARGUMENT…  e.g.  tpus tpu-vm describe "$TPU"; "alpha" may stand first
+tpus() {
+  local track=()
+  [[ $1 != alpha ]] || { track=(alpha) && shift; }
+  run gcloud "${track[@]}" compute tpus "$@" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"}
 }
 
 on_worker() {
-  tpu_vm ssh "$TPU" "--worker=$1" "--command=$2"
+  tpus tpu-vm ssh "$TPU" "--worker=$1" "--command=$2" "${@:3}"
+}
+
+# on_each COMMAND: runs it on all workers at once and prints what each printed, "NUMBER: line". Status 1 if one
+# of them was not reached or failed.
+on_each() {
+  local folder file worker status=0
+  if [[ -n $DRY_RUN ]]; then
+    on_worker all "$1"
+    return
+  fi
+  folder=$(mktemp -d)
+  # gcloud writes a file for each worker, where ssh may say things too: our lines have a mark.
+  on_worker all "{ $1; } 2>&1 | sed 's/^/kcmoe> /'; exit \"\${PIPESTATUS[0]}\"" "--output-directory=$folder" \
+    >/dev/null || status=1
+  for file in $(find "$folder" -name '*.log' | sort -V); do
+    worker=$(basename "$file" .log)
+    sed -n "s/^kcmoe> /$worker: /p" "$file"
+    [[ $status -eq 0 ]] || sed "/^kcmoe> /d; s/^/$worker: /" "$file" >&2
+  done
+  rm -rf "$folder"
+  return "$status"
 }

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # What tpu_launch.sh asks of each worker: run a command that outlives the connection, look at it, end it.
 #
-#   bash scripts/tpu_worker.sh start|state|tail|stop RUN [COMMAND…]
+#   bash scripts/tpu_worker.sh start|state|check|tail|log|stop RUN [COMMAND…]
 #
-# Works on any Linux machine. A run keeps RUN.log, RUN.pid and RUN.status (its exit status) in ~/kcmoe-runs.
+# Works on any Linux machine. A run keeps RUN.log, RUN.id and RUN.status (its exit status) in ~/kcmoe-runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,10 +12,21 @@ VERB=$1 RUN=$2
 shift 2
 FOLDER=~/kcmoe-runs
 mkdir -p "$FOLDER"
-LOG="$FOLDER/$RUN.log" PID="$FOLDER/$RUN.pid" STATUS="$FOLDER/$RUN.status"
+LOG="$FOLDER/$RUN.log" ID="$FOLDER/$RUN.id" STATUS="$FOLDER/$RUN.status"
+STOP_S=${KCMOE_STOP_S:-120}   # for a run to save and end after SIGTERM, before SIGKILL
+KILLED_S=${KCMOE_KILLED_S:-20} # for the system to clear away what SIGKILL ended
 
-# The process group, so that a run counts as alive while any of its processes is.
-is_alive() { [[ -s $PID ]] && kill -0 -- "-$(cat "$PID")" 2>/dev/null; }
+# Numbers of all processes of the run, also those that left its process group: each has RUN's mark.
+processes() {
+  local path
+  [[ -s $ID ]] || return 0
+  grep -lzxsF "KCMOE_RUN_ID=$(cat "$ID")" /proc/[0-9]*/environ | while read -r path; do
+    path=${path#/proc/}
+    echo "${path%/environ}"
+  done
+}
+
+is_alive() { [[ -n $(processes) ]]; }
 
 start() {
   if is_alive; then
@@ -23,12 +34,18 @@ start() {
     return 1
   fi
   rm -f "$STATUS"
+  echo "$RUN.$$.$(date +%s)" >"$ID"
   PATH=$PWD/.venv/bin:$PATH
-  # Orbax saves from several hosts only where JAX's distributed service runs; kcmoe.t5x starts it then.
-  export PATH KCMOE_DISTRIBUTED=${KCMOE_DISTRIBUTED-1}
+  # KCMOE_DISTRIBUTED: Orbax saves from several hosts only where JAX's distributed service runs. 8476 is the port
+  # for it that Google's own firewall rule opens between slices. JAX's preemption service would swallow SIGTERM.
+  export PATH KCMOE_DISTRIBUTED=${KCMOE_DISTRIBUTED-1} JAX_COORDINATOR_PORT=${JAX_COORDINATOR_PORT-8476} \
+    JAX_ENABLE_PREEMPTION_SERVICE=${JAX_ENABLE_PREEMPTION_SERVICE-false}
   # shellcheck disable=SC2016  # the inner shell expands these
-  setsid nohup bash -c '"${@:2}"; echo $? >"$1"' run "$STATUS" "$@" >>"$LOG" 2>&1 </dev/null &
-  echo $! >"$PID"
+  KCMOE_RUN_ID=$(cat "$ID") setsid nohup bash -c '"${@:2}"; status=$?; case $status in
+    134) echo "tpu_worker.sh: JAX gave up, most often because another host was lost. tpu_launch.sh resume starts all again" ;;
+    137) echo "tpu_worker.sh: the run was killed (SIGKILL): by stop, or by Linux, which was short of memory" ;;
+  esac; echo $status >"$1"' run "$STATUS" "$@" >>"$LOG" 2>&1 </dev/null &
+  until is_alive || [[ -s $STATUS ]]; do sleep 0.05; done
 }
 
 state() {
@@ -36,26 +53,59 @@ state() {
     echo running
   elif [[ -s $STATUS ]]; then
     echo "ended $(cat "$STATUS")"
-  elif [[ -e $PID ]]; then
+  elif [[ -e $ID ]]; then
     echo killed
   else
     echo absent
   fi
 }
 
+# One line: what must be the same on all workers, then what must be enough on each, then the run.
+check() {
+  local chips=0 made='' free device
+  for device in "${KCMOE_DEV:-/dev}"/accel[0-9]* "${KCMOE_DEV:-/dev}"/vfio/[0-9]*; do
+    [[ -e $device ]] && chips=$((chips + 1))
+  done
+  made=$(cat .venv/made-of 2>/dev/null) || true
+  free=$(df -BG --output=avail ~ | tail -n 1 | tr -dc 0-9)
+  echo "${made:-nothing installed}; $chips chips; $free GB free; $(state)"
+}
+
+# Waits until nothing of the run is left; status 1 if that takes longer.
+gone_within() {
+  local end=$((SECONDS + $1))
+  while is_alive; do
+    [[ $SECONDS -lt $end ]] || return 1
+    sleep 0.2
+  done
+}
+
+# shellcheck disable=SC2046  # numbers
 stop() {
-  if is_alive; then
-    kill -TERM -- "-$(cat "$PID")"
-    echo "stopped $RUN"
-  else
+  if ! is_alive; then
     echo "$RUN is $(state), nothing to stop"
+    return
   fi
+  kill -TERM $(processes) 2>/dev/null || true
+  if gone_within "$STOP_S"; then
+    echo "stopped $RUN"
+    return
+  fi
+  kill -KILL $(processes) 2>/dev/null || true
+  if gone_within "$KILLED_S"; then
+    echo "stopped $RUN by SIGKILL: it did not end within $STOP_S s of SIGTERM"
+    return
+  fi
+  echo "$RUN is STILL RUNNING as $(processes | tr '\n' ' '): not even SIGKILL ended it; restart the machine" >&2
+  return 1
 }
 
 case $VERB in
 start) start "$@" ;;
 state) state ;;
+check) check ;;
 tail) tail -n 50 -F "$LOG" ;;
+log) cat "$LOG" ;;
 stop) stop ;;
 *) echo "tpu_worker.sh: unknown verb $VERB" >&2 && exit 2 ;;
 esac

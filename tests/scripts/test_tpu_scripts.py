@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts").glob("tpu_*.sh"))
-NEW = "--accelerator-type=v3-8 --version=image --spot"
+NEW = "--accelerator-type=v3-8 --version=image"
+NO_CAPACITY = "ERROR: there is no more capacity in the zone"
+NO_NETWORK = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) There was a problem refreshing tokens"
+NO_SSH = "ERROR: [0] ssh exited with return code [255]."
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -53,6 +56,10 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
             "tpu_launch.sh",
             f"resume --tpu=t --zone=z --project=p --dry-run {NEW} -- python -m t5x.train",
         ),
+        ("tpu_launch.sh", "create --tpu=t --zone=z --project=p --dry-run --accelerator-type=v4-8"),
+        ("tpu_launch.sh", "check --tpu=t --zone=z --project=p --dry-run"),
+        ("tpu_launch.sh", "logs --tpu=t --zone=z --project=p --dry-run"),
+        ("tpu_launch.sh", "delete --tpu=t --zone=z --project=p --dry-run"),
         ("tpu_launch.sh", "status --tpu=t --zone=z --project=p --dry-run"),
         ("tpu_launch.sh", "tail --tpu=t --zone=z --project=p --dry-run"),
         ("tpu_launch.sh", "stop --tpu=t --zone=z --project=p --dry-run"),
@@ -84,7 +91,7 @@ def test_what_a_dry_run_prints_can_be_pasted(cloud: Any) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("tpu_launch.sh", "", "say what to do: start, resume, status, tail or stop"),
+        ("tpu_launch.sh", "", "say what to do: create, check, start"),
         ("tpu_launch.sh", "begin --tpu=t", "say what to do"),
         ("tpu_launch.sh", "start -- echo", "--tpu=NAME"),
         ("tpu_launch.sh", "start --tpu=t", "say what to run"),
@@ -92,6 +99,14 @@ def test_what_a_dry_run_prints_can_be_pasted(cloud: Any) -> None:
         ("tpu_launch.sh", "start --tpu=t --bucket=b -- echo", "unknown option --bucket=b"),
         ("tpu_launch.sh", "start --tpu=t --run=../x -- echo", "may only have letters"),
         ("tpu_launch.sh", "resume --tpu=t --watch=soon -- echo", "must be a number of seconds"),
+        ("tpu_launch.sh", "create --tpu=t --accelerator-type=v5e-8", "(v5e is called v5litepod-8)"),
+        ("tpu_launch.sh", "create --tpu=t", "say which kind: --accelerator-type"),
+        ("tpu_launch.sh", "create --tpu=t --spot --flex-start", "take one"),
+        ("tpu_launch.sh", "create --tpu=t --flex-start=soon", "must be a time such as 24h"),
+        ("tpu_launch.sh", "create --tpu=t --flex-start --accelerator-type=v4-8", "not v4-8"),
+        ("tpu_launch.sh", "start --tpu=t --engine=torch -- echo", "none of --engine=t5x and"),
+        ("tpu_launch.sh", "start --tpu=t -- kcmoe train", "add --engine=kcmoe"),
+        ("tpu_launch.sh", "start --tpu=t --engine=kcmoe -- python -m t5x.train", "leave --engine"),
         ("tpu_setup.sh", "", "--tpu=NAME"),
         ("tpu_setup.sh", "--tpu=t --commit=x", "unknown option --commit=x"),
     ],
@@ -134,7 +149,10 @@ def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
     command = "bash -c 'echo $KCMOE_DISTRIBUTED $PWD \"$0\"; sleep 1; exit 7' 'two words'"
     done = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
     assert done.returncode == 0, done.stderr
-    assert "READY\nrunning\n" in cloud.run("tpu_launch.sh", "status --tpu=t --run=first").stdout
+    assert (
+        "TPU VM READY\n0: running\n"
+        in cloud.run("tpu_launch.sh", "status --tpu=t --run=first").stdout
+    )
     again = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
     assert again.returncode == 1
     assert "first is already running" in again.stderr
@@ -143,11 +161,41 @@ def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
     assert log == f"1 {cloud.home}/kcmoe two words\n"
 
 
-def test_stop_ends_every_process_of_the_run(cloud: Any) -> None:
-    cloud.run("tpu_launch.sh", "start --tpu=t -- bash -c 'sleep 60 & sleep 60'")
-    assert "stopped train" in cloud.run("tpu_launch.sh", "stop --tpu=t").stdout
-    wait_for(lambda: "killed" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout)
+STUBBORN = "bash -c 'trap : TERM; setsid sleep 60 & while :; do sleep 0.1; done'"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("bash -c 'sleep 60 & sleep 60'", "stopped train\n"),
+        (STUBBORN, "stopped train by SIGKILL: it did not end within 1 s of SIGTERM"),
+    ],
+    ids=["heeds SIGTERM", "ignores SIGTERM"],
+)
+def test_stop_leaves_nothing_running(command: str, words: str, cloud: Any) -> None:
+    """Nor what went into a session of its own; and it says what it did once it is done."""
+    cloud.set_workers(2)
+    cloud.run("tpu_launch.sh", f"start --tpu=t -- {command}")
+    wait_for(lambda: all(len(cloud.processes(worker)) > 1 for worker in range(2)))
+    done = cloud.run("tpu_launch.sh", "stop --tpu=t")
+    assert not cloud.processes(0) + cloud.processes(1)
+    assert done.returncode == 0
+    assert done.stdout.count(words) == 2
+    assert "killed" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout
     assert "nothing to stop" in cloud.run("tpu_launch.sh", "stop --tpu=t").stdout
+
+
+def test_stop_tells_of_a_worker_that_it_did_not_reach(cloud: Any) -> None:
+    cloud.set_workers(2)
+    cloud.run("tpu_launch.sh", "start --tpu=t -- sleep 60")
+    cloud.fail("ssh_1", NO_SSH)
+    done = cloud.run("tpu_launch.sh", "stop --tpu=t")
+    assert done.returncode == 1
+    assert "was not ended on every worker" in done.stderr
+    assert cloud.processes(1)
+    assert not cloud.processes(0)
+    assert cloud.run("tpu_launch.sh", "stop --tpu=t").returncode == 0
+    assert not cloud.processes(1)
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "TERMINATED", ""])
@@ -158,7 +206,7 @@ def test_resume_makes_a_preempted_tpu_again(state: str, cloud: Any) -> None:
     done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- echo back")
     assert done.returncode == 0, done.stderr
     deleted = ["delete"] if state else []
-    assert cloud.verbs == ["describe", *deleted, "create", "scp", "ssh", "ssh"]
+    assert cloud.verbs == ["describe", "queue-describe", *deleted, "create", "scp", *["ssh"] * 3]
     assert f"create t {NEW}" in cloud.calls
     log = cloud.home / "kcmoe-runs/train.log"
     wait_for(lambda: log.exists() and log.read_text() == "back\n")
@@ -174,10 +222,10 @@ def test_resume_needs_the_type_to_make_a_tpu_again(cloud: Any) -> None:
 
 def test_resume_leaves_a_run_that_goes_on_alone(cloud: Any) -> None:
     cloud.run("tpu_launch.sh", "start --tpu=t -- sleep 60")
-    before = (cloud.home / "kcmoe-runs/train.pid").read_text()
+    before = (cloud.home / "kcmoe-runs/train.id").read_text()
     done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- sleep 60")
     assert "train is running" in done.stdout
-    assert (cloud.home / "kcmoe-runs/train.pid").read_text() == before
+    assert (cloud.home / "kcmoe-runs/train.id").read_text() == before
     cloud.run("tpu_launch.sh", "stop --tpu=t")
 
 
@@ -196,11 +244,6 @@ def test_watching_gives_up_when_the_run_itself_fails(cloud: Any) -> None:
     assert "train failed 3 times on a healthy TPU VM" in done.stderr
 
 
-NO_CAPACITY = "ERROR: there is no more capacity in the zone"
-NO_NETWORK = "ERROR: (gcloud.compute.tpus.tpu-vm.describe) There was a problem refreshing tokens"
-NO_SSH = "ERROR: [0] ssh exited with return code [255]."
-
-
 @pytest.mark.parametrize("state", ["PREEMPTED", ""])
 def test_resume_stops_where_no_tpu_can_be_made(state: str, cloud: Any) -> None:
     cloud.set_state(state)
@@ -216,7 +259,9 @@ def test_resume_stops_where_no_tpu_can_be_made(state: str, cloud: Any) -> None:
 def test_a_start_that_fails_does_not_say_started(cloud: Any) -> None:
     cloud.run("tpu_launch.sh", "start --tpu=t -- false")
     wait_for(lambda: "ended 1" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout)
-    (cloud.home / "kcmoe/scripts/tpu_worker.sh").write_text("[[ $1 == state ]] && echo ended 1\n")
+    (cloud.home / "kcmoe/scripts/tpu_worker.sh").write_text(
+        "case $1 in state) echo ended 1 ;; check) cat .venv/made-of ;; *) exit 1 ;; esac\n"
+    )
     done = cloud.run("tpu_launch.sh", f"resume --tpu=t {NEW} -- echo back")
     assert done.returncode == 1
     assert "train is ended 1: starting it" in done.stdout
@@ -259,7 +304,7 @@ def test_watching_sets_a_new_tpu_up_again_where_that_failed(cloud: Any) -> None:
     cloud.fail("scp", NO_SSH)
     done = cloud.run("tpu_launch.sh", f"resume --tpu=t --watch=1 {NEW} -- echo back")
     assert done.returncode == 0, done.stderr
-    assert "its setup has not ended well: again" in done.stdout
+    assert "t is not set up on every worker: setting it up" in done.stdout
     assert (cloud.home / "kcmoe-runs/train.log").read_text() == "back\n"
 
 
