@@ -260,7 +260,12 @@ def chosen(of: WholeFile, wanted: Sequence[str], named: Sequence[str], task: str
             f"line names them: {', '.join(wanted)}"
         )
     listed = ", ".join(given.composed(name) for name in of.names[:20]) or "none"
+    order = ", ".join(wanted)
+    if of.kind in (".csv", ".tsv"):
+        raise UserError(
+            f"the first line of {of.path} names no {missing}, but {listed}; if these are its columns, say "
+            f"which are {order}: --columns=A,…; if it is a row, put a line with names above it"
+        )
     raise UserError(
-        f"{of.path} has no column {missing}, which {task} reads; name yours, in its order: "
-        f"--columns={','.join(wanted)}. Columns: {listed}"
+        f"{of.path} has no column {missing}, but {listed}; say which are {order}: --columns=A,…"
     )

@@ -235,23 +235,27 @@ def _results(
     """One JSON object per line, in order; all lines are checked and encoded before the first."""
     from tqdm import tqdm
 
+    from kcmoe.inference.answers import answers
+
     empty = sum(not line.strip() for line in lines)
     if empty:
         _log.warning("%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}")
     task = None if args.task == GENERATE else model.task(args.task)
     if task is not None and task.kind == "span_corruption" and args.task is None:
         task = None  # all that a pretrained run has learnt
+    generates = task is None or (task.kind == "labelled" and not answers(task))
     if task is None:
         ids = model.encode(lines, sentinels=True, name="lines")
     else:
-        model.answers(task)
+        if not generates:
+            model.answers(task)
         ids = model.encode(_prompts(task, lines), name="lines")
     # On a terminal only, and only when there is something to wait for.
     quiet = True if len(lines) < 100 else None
     with tqdm(total=len(lines), disable=quiet, unit="line", file=sys.stderr) as bar:
         for start in range(0, len(lines), _LINES_AT_ONCE):
             part = slice(start, start + _LINES_AT_ONCE)
-            if task is None:
+            if task is None or generates:
                 generated = model.generate_ids(
                     ids[part], args.beam_size, max_tokens=args.max_tokens, advance=bar.update
                 )

@@ -23,20 +23,23 @@ class Progress:
             leave=False, delay=1, smoothing=0.05,
         )  # fmt: skip
         self._began = self._told = time.monotonic()
-        self._before = done
+        self._before: int | None = None  # rows done when the clock began
 
     def __call__(self, rows: int) -> None:
         """Takes note of `rows` more."""
         self._done += rows
         self._bar.update(rows)
         now = time.monotonic()
+        if self._before is None:
+            # Before the first rows were done programs were loaded or compiled, once.
+            self._before, self._began = self._done, now
         if self._bar.disable and now - self._told >= _LINE_S:
             self._told = now
             print(f"kcmoe predict: {self.line(now - self._began)}", file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
         """What is done after `seconds`, in words."""
-        speed = (self._done - self._before) / seconds
+        speed = (self._done - (self._before or 0)) / seconds
         if not self._total:
             return f"{self._what}: {self._done:,} lines, {speed:,.0f} lines/s"
         left = (self._total - self._done) / speed if speed else float("inf")

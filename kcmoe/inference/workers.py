@@ -120,7 +120,7 @@ def _work(pipe: Any, found: Found, asked: Question, cores: list[int]) -> None:
         os.sched_setaffinity(0, cores)  # before XLA counts them
     from kcmoe.inference import loading
     from kcmoe.inference.predict import LanguageModel
-    from kcmoe.model import current_platform
+    from kcmoe.inference.runtime import computes_on_cpu
 
     def windows() -> Iterator[list[Row]]:
         while True:
@@ -139,7 +139,7 @@ def _work(pipe: Any, found: Found, asked: Question, cores: list[int]) -> None:
             done, told = 0, time.monotonic()
 
     try:
-        if current_platform() != "cpu":
+        if not computes_on_cpu():
             raise UserError("--processes is for CPUs: one process uses all of an accelerator")
         model = LanguageModel(loading.load(found))
         for answers in answered(model, asked, windows(), advance):

@@ -81,8 +81,12 @@ def test_columns_of_other_tasks_and_names_that_are_taken(
     ]
     status, _, err = predict_file("pairs.jsonl", "--output=x.csv", task="kornli")
     assert status == 2
-    assert "no column premise, which kornli reads; name yours, in its order" in err
-    assert "Columns: a, b, score" in err
+    assert (
+        "no column premise, but a, b, score; say which are premise, hypothesis: --columns=" in err
+    )
+    Path("pairs.tsv").write_text("비가 온다\t날이 맑다\n", "utf-8")
+    status, _, err = predict_file("pairs.tsv", "--output=x.csv", task="kornli")
+    assert (status, "if it is a row, put a line with names above it" in err) == (2, True)
 
 
 @pytest.mark.usefixtures("fake_answers")
@@ -95,6 +99,23 @@ def test_generated_text(predict_file: Predict, rows: ModuleType, model: Language
     status, _, err = predict_file("gaps.txt", "--output=new.jsonl", task="generate")
     assert (status, os.path.exists("new.jsonl.part")) == (2, False)
     assert "gaps.txt, row 2: there is no <extra_id_777>" in err
+
+
+@pytest.mark.usefixtures("fake_answers")
+def test_a_task_of_free_text_is_generated(predict_file: Predict, rows: ModuleType) -> None:
+    lines = (
+        "MIXTURE_OR_TASK_NAME = 'mine'",
+        "TASK_TRAIN_FILES = 'x.csv'",
+        "TASK_PROMPT = '질문: {q}'",
+        "TASK_TARGET_COLUMN = 'a'",
+    )
+    Path("mine.gin").write_text("\n".join(lines), "utf-8")
+    Path("in.txt").write_text("점심 뭐 먹지?\n", "utf-8")
+    status, _, err = predict_file(
+        "in.txt", "--output=out.jsonl", "--gin_file=mine.gin", task="mine"
+    )
+    assert status == 0, err
+    assert [list(row) for row in rows.records("out.jsonl")] == [["text", "generated"]]
 
 
 @pytest.mark.usefixtures("fake_answers")
