@@ -48,12 +48,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--stack", choices=("auto", "engine", "t5x"), default="auto",
                         help="who trains; auto is t5x for TPU slices, engine otherwise")  # fmt: skip
-    parser.add_argument("--utilisation", type=arguments.between(float, 1e-6, 1), metavar="SHARE",
+    parser.add_argument("--utilisation", type=float, metavar="SHARE",
                         help="share of the peak, 0 to 1; published run 0.44, otherwise 0.35")  # fmt: skip
     parser.add_argument("--start_step", type=arguments.between(int, 0, 2**31 - 1), metavar="N",
                         help="steps already done; read off INITIAL_CHECKPOINT_PATH if set")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
+    if args.utilisation is not None and not 0.0 < args.utilisation <= 1.0:
+        raise UserError(f"--utilisation={args.utilisation}: a share is above 0 and at most 1")
+
     planner, partitions, steps = _planner(args, macros)
     estimate = planner.estimate(planner.asked(partitions))
     report = _report(planner, estimate, steps)
