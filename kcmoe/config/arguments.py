@@ -11,6 +11,7 @@ from kcmoe.config import gin_files, run_files
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import given, outputs
 
+ENCODING_HELP = "of text files (default utf-8); of single ones FILE=NAME, e.g. utf-8,old*.txt=cp949"
 # Arguments and macros that are one path each; patterns and "FILE:COLUMN" are seen to where they are read.
 _PATH_METAVARS = ("FILE", "DIR", "MODEL", "MODEL_DIR")
 _PATH_NAMES = ("path", "source", "destination", "data_dir")

@@ -65,6 +65,13 @@ class TaskSettings(GinConfig):
         default=None,
         help="share of train kept as validation where none is given",
     )
+    keep_empty: bool | None = macro(
+        "TASK_KEEP_EMPTY",
+        default=None,
+        help="True where rows with empty inputs are examples; else they are missing, left out and counted",
+    )
     encoding: str | None = macro(
-        "TASK_ENCODING", default=None, help="of text files, e.g. 'cp949'; utf-8 unless said"
+        "TASK_ENCODING",
+        default=None,
+        help="of text files, e.g. 'cp949' or 'utf-8,old*.tsv=cp949'; utf-8 unless said",
     )

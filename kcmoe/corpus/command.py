@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kcmoe.config.arguments import (
+    ENCODING_HELP,
     Parser,
     add_output,
     add_output_folder,
@@ -136,7 +137,7 @@ def _prepare(argv: Sequence[str]) -> int:
     add("--sample", action="store_true", help="take the comments shipped with the package")
     add_output_folder(parser, "--output", required=True, help="folder of the shards")
     add("--column", default="text", help="the text (default text)")
-    add("--encoding", default="utf-8", help="of text files (default utf-8)")
+    add("--encoding", default="utf-8", metavar="NAME", help=ENCODING_HELP)
     add("--without", default="", metavar="RULE,…", help="rules not to apply")
     count = between(int, 0, 10**12)
     add("--min_characters", type=count, default=MIN_CHARACTERS, help=f"default {MIN_CHARACTERS}")

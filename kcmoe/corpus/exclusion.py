@@ -12,6 +12,7 @@ import numpy as np
 from kcmoe.corpus.staging import WAYS, Reading, text_key
 from kcmoe.data import tables
 from kcmoe.data.token_cache import stamp
+from kcmoe.errors import UserError
 from kcmoe.io import given
 
 
@@ -59,6 +60,9 @@ def keys(excluded: Sequence[Excluded], reading: Reading) -> tuple[np.ndarray, in
             ways=WAYS,
         ):
             for texts in chunk.values():
+                odd = next((t for t in texts if not isinstance(t, str | None)), None)
+                if odd is not None and reading.strict:
+                    raise UserError(f"--exclude={each.file}: {odd!r} is not text; name a column")
                 cleaned = [reading.cleaner.clean(text) for text in texts if isinstance(text, str)]
                 found.update(text_key(text, reading.seed) for text in cleaned)
                 count += len(cleaned)

@@ -26,7 +26,9 @@ from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 
-WAYS = tables.Ways("give --lenient", "give --encoding={0}")
+WAYS = tables.Ways(
+    "give --lenient", "give --encoding={0} (for this file alone --encoding='{1}={0}')"
+)
 _ROW_BITS = 40  # ordinal = file number << 40 | row: which of two equal texts came first
 
 

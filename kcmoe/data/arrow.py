@@ -157,7 +157,7 @@ def whole(
     asked: list[AskedColumn] = []
     number = 0
     try:
-        with remote.fsspec().open(path, "rb").open() as raw:
+        with remote.open_binary(path) as raw:
             reader = _reader(pa, raw)
             asked = fields(reader.schema, path, columns, lists)
             for batch in _batches(reader):

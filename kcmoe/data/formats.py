@@ -63,8 +63,14 @@ def is_folder(path: str) -> bool:
     """Whether a path that exists is a folder."""
     if not remote.is_remote(path):
         return os.path.isdir(path)
-    filesystem, name = remote.fsspec().core.url_to_fs(path)
-    return bool(filesystem.isdir(name))
+    if path.lower().startswith(("http://", "https://")):
+        return path.endswith("/")  # to ask would be to fetch it
+    try:
+        with remote.os_errors():
+            filesystem, name = remote.fsspec().core.url_to_fs(path)
+            return bool(filesystem.isdir(name))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 
 def in_folder(folder: str) -> list[str]:
@@ -74,9 +80,10 @@ def in_folder(folder: str) -> list[str]:
       UserError: if there is none, or the folder holds several splits.
     """
     try:
-        names = _names(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
+        with remote.os_errors():
+            names = _names(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read: {first_line(error)}") from None
     if "dataset_dict.json" in names:
         raise UserError(f"{folder} holds several splits; name one of them, e.g. {folder}/train")
     if "manifest.json" in names:
@@ -116,7 +123,12 @@ def _is_data(name: str) -> bool:
 
 def _opened(path: str, compression: str | None = None) -> Any:
     try:
-        return remote.fsspec().open(path, "rb", compression=compression).open()
+        if not remote.is_remote(path):
+            return remote.fsspec().open(path, "rb", compression=compression).open()
+        raw = remote.open_binary(path)
+        return (
+            remote.fsspec().compression.compr[compression](raw, mode="rb") if compression else raw
+        )
     except (*UNREADABLE, ValueError, ImportError) as error:
         raise UserError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kcmoe.data.text_formats import BadRow, Row, bad_byte, column_places
-from kcmoe.errors import UserError
+from kcmoe.errors import UserError, near_misses
 from kcmoe.io.given import composed
 
 _ABSENT = object()
+_ENOUGH_ROWS = 1000
 _BLANK = re.compile(r"\s*")
 
 
@@ -38,9 +39,13 @@ def jsonl(
 ) -> Iterator[Row]:
     """Yields rows of a JSON file; only the columns `lists` may hold lists.
 
-    NaN, which Python and pandas write though JSON has none, is null.
+    NaN, which Python and pandas write though JSON has none, is null. So is a field that is not there, as
+    Spark leaves out null; but one that none of the first `_ENOUGH_ROWS` has, or for which a row has another
+    that is spelt much like it, is another name.
     """
-    seen = False
+    unseen, known = set(columns), set(columns)
+    first: dict[str, Any] | None = None
+    rows = 0
     for place, row in _values(file, path, columns):
         if isinstance(row, BadRow):
             yield place, row
@@ -49,18 +54,27 @@ def jsonl(
             yield place, BadRow("not a JSON object")
             continue
         cells = [_cell(row, name) for name in columns]
-        missing = [n for n, cell in zip(columns, cells, strict=True) if cell is _ABSENT]
-        if missing and not seen:
-            column_places(list(row), path, columns)  # the first row lacks it: a renamed column
-        seen = True
-        if missing:
-            yield place, BadRow(f"no column {missing[0]}")
+        first = first if first is not None else row
+        rows += 1
+        absent = [n for n, cell in zip(columns, cells, strict=True) if cell is _ABSENT]
+        unseen &= set(absent)
+        strangers = [name for name in row if name not in known] if absent else []
+        alike = [name for name in absent if near_misses(name, strangers)]
+        if unseen and (rows >= _ENOUGH_ROWS or unseen & set(alike)):
+            column_places(list(row), path, sorted(unseen))
+        if not absent and len(known) < 1000:
+            known |= row.keys()
+        cells = [None if cell is _ABSENT else cell for cell in cells]
+        if alike:
+            yield place, BadRow(f"no column {alike[0]}")
         elif any(_is_nested(c, n in lists) for n, c in zip(columns, cells, strict=True)):
             yield place, BadRow("a list or object where a text is needed")
         elif any(isinstance(c, str) and not c.isascii() and _broken(c) for c in cells):
             yield place, BadRow("half a surrogate pair in the text")
         else:
             yield place, [None if cell != cell else cell for cell in cells]
+    if unseen and first is not None:
+        column_places(list(first), path, sorted(unseen))
 
 
 def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled sets as examples: a prompt, the word to generate, and the row they came from.
 
-Every row of an evaluation split becomes an example, empty documents included (the official NSMC test has
-three), so that all of them are scored; rows in which a value is missing are left out and counted. Ids are
-made elsewhere.
+Rows in which a value is missing are left out and counted. Whether an empty text is missing the task says
+(`Task.keep_empty`): CSV knows no other null, and the same table in any format is to give the same examples,
+but the official NSMC test has three empty documents, and all of its rows are scored. Ids are made elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kcmoe.data import manifest, tables
-from kcmoe.data.splits import in_split, split_files
+from kcmoe.data.splits import in_split, is_divided, split_files
 from kcmoe.errors import UserError
 from kcmoe.tasks.registry import Task, format_number
 from kcmoe.vocabulary import Vocabulary
@@ -70,7 +70,7 @@ def iter_examples(
                 row_number, row_in_file = row_number + 1, row_in_file + 1
                 row = dict(zip(chunk, values, strict=True))
                 place = f"{path}, row {row_in_file}"
-                missing = [name for name in task.input_columns if row[name] is None]
+                missing = [name for name in task.input_columns if task.lacks_input(row[name])]
                 if not missing and task.lacks_answer(row[task.target]):
                     missing = [task.target]
                 if missing:
@@ -154,8 +154,19 @@ def labelled_examples(
         raise UserError(f"task {task.name} has no labels; it is plain text for pretraining")
     examples = list(iter_examples(task, split, data_dir, strict=strict))
     if not examples:
-        raise UserError(f"task {task.name}: the {split} split has no rows")
+        raise UserError(no_rows(task, split))
     return examples
+
+
+def no_rows(task: Task, split: str) -> str:
+    """What to say of a split without rows."""
+    if not is_divided(task, split):
+        return f"task {task.name}: the {split} split has no rows"
+    kept = "was held out" if split == "validation" else "was left"
+    return (
+        f"task {task.name}: the {split} split has no rows, as none of the training rows {kept} with "
+        f"TASK_HOLDOUT = {task.holdout:g}; set another share, or TASK_VALIDATION_FILES"
+    )
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:

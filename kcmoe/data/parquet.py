@@ -37,7 +37,7 @@ def open_file(path: str) -> Any:
     try:
         source: Any = path
         if remote.is_remote(path):
-            source = remote.fsspec().open(path, "rb").open()
+            source = remote.open_binary(path)
         return pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None

@@ -199,7 +199,7 @@ def train_batches(
             sizes,
         )
         if not inputs.lengths.size:
-            raise UserError(f"task {one.name}: the train split has no rows")
+            raise UserError(labelled.no_rows(one, "train"))
         return LabelledRows(one.name, inputs, targets, settings)
 
     if isinstance(task, Mixture):

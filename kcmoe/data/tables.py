@@ -92,11 +92,11 @@ class Ways:
 
     Attributes:
       lenient: to have places that cannot be read left out.
-      recode: to say that the encoding is {0}.
+      recode: to say that the encoding is {0}, of the file {1} alone.
     """
 
     lenient: str = "set DATA_STRICT = False"
-    recode: str = "set TASK_ENCODING = '{0}' (or --encoding={0})"
+    recode: str = "set TASK_ENCODING = '{0}' (for this file alone '{1}={0}')"
 
 
 TASK_WAYS = Ways()
@@ -124,7 +124,7 @@ def read_chunks(
       path: local path or bucket address.
       columns: names of the columns wanted, compared composed.
       strict: stop at what cannot be read rather than skip and count it.
-      encoding: of text files; a byte order mark wins.
+      encoding: of text files, see `given.encoding`; a byte order mark wins.
       tally: counts are added here.
       ways: what a person does about a file that cannot be read.
       lists: columns whose values may be lists of texts or numbers, where the format has lists.
@@ -213,13 +213,16 @@ def bad_row(
         if not any("encoding" in each for each in tally.dropped):
             likely = text_formats.likely_encoding(path, encoding)
             if likely:
-                said = f"; {ways.recode.format(likely)}" if ways.recode else ""
+                said = (
+                    f"; {ways.recode.format(likely, os.path.basename(path))}" if ways.recode else ""
+                )
                 name = {"cp949": "CP949 (EUC-KR)"}.get(likely, likely.upper())
                 raise UserError(
                     f"{path} is not {encoding} text (byte {row}, {place}). It looks like {name}{said}"
                 )
         if ways.recode:
-            mend += f", {ways.recode.format('…')} if all of the file is in another encoding"
+            recode = ways.recode.format("…", os.path.basename(path))
+            mend += f", {recode} if all of the file is in another encoding"
     if strict:
         way = f"; {mend}, or {ways.lenient} to leave such places out" if ways.lenient else ""
         raise UserError(f"{path}, {place}: {what}{way}")

@@ -2,8 +2,9 @@
 """Rows out of text files: plain lines, TSV and CSV, each with its place for messages.
 
 TSV has no quoting (as KorNLI is published) unless every quote in the file is one that pandas writes; CSV
-has. A table called .txt keeps its quotes, as NSMC, which has such ones, is read everywhere. What is done
-about a bad row is decided in `tables`.
+has. A table called .txt keeps its quotes, as NSMC, which has such ones, is read everywhere. A cell with
+nothing in it is an empty text, though its writer may have meant null: that is seen to where texts are used.
+What is done about a bad row is decided in `tables`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _MARKS = (
 )
 # Bytes that are not in the encoding, as `_mark` leaves them in the text; no decoder gives these signs.
 _UNDECODED = re.compile("[\udc00-\udcff]")
+_RETURN = "\udbff"  # stands for a carriage return inside a row; no decoder gives this one either
 
 
 class BadRow(Exception):
@@ -62,12 +64,13 @@ def bad_byte(text: str) -> BadByte | None:
 def open_text(path: str, encoding: str) -> io.TextIOWrapper:
     """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators.
 
-    A byte order mark wins over `encoding`. What cannot be decoded is left for `bad_byte` to find.
+    A byte order mark wins over `encoding`, which is as `given.encoding` takes it. What cannot be decoded is
+    left for `bad_byte` to find.
 
     Raises:
       UserError: if the file cannot be opened, or no encoding of files is called so.
     """
-    name = given.encoding(encoding)
+    name = given.encoding(encoding, path)
     start = _start(path, 4)
     mark = next((found for bom, found in _MARKS if start.startswith(bom)), "")
     return io.TextIOWrapper(
@@ -180,7 +183,9 @@ class _Records:
             if line is None:
                 return
             self._record.append(line)
-            yield line[1]
+            body = line[1].rstrip("\r\n")
+            # csv takes a carriage return for the end of a row, wherever it is.
+            yield body.replace("\r", _RETURN) + line[1][len(body) :] if "\r" in body else line[1]
 
     def __iter__(self) -> Iterator[_Record]:
         reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
@@ -193,6 +198,8 @@ class _Records:
             except csv.Error as error:
                 cells = BadRow(f"not CSV ({error}; the row or its quote begins here)")
             number, text = self._record[0][0], "".join(line for _, line in self._record)
+            if "\r" in text and not isinstance(cells, BadRow):
+                cells = [cell.replace(_RETURN, "\r") for cell in cells]
             if isinstance(cells, BadRow) and '\\"' in text:
                 cells = BadRow('not CSV (a quote in a cell is written "", not \\", as Spark does)')
             if isinstance(cells, BadRow):
@@ -224,6 +231,7 @@ def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[
     yield from rest
 
 
+_NEEDS_QUOTES = re.compile(r'""|[\t\r\n]|^[\s#]|\s$')
 _QUOTED_CELL = r'"(?:[^"]|"")*"'
 _QUOTED_RECORD = re.compile(rf'(?:{_QUOTED_CELL}|[^"\t]*)(?:\t(?:{_QUOTED_CELL}|[^"\t]*))*')
 
@@ -232,6 +240,7 @@ def is_quoted(path: str, encoding: str) -> bool:
     """Whether every quote of a TSV file is one that a writer of quotes put there, as pandas does.
 
     A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted.
+    DuckDB needs quotes around blanks at the ends and # at the beginning.
     """
     with open_text(path, encoding) as file:
         for _, cells, text in _Records(enumerate(file, 1), "\t"):
@@ -243,7 +252,7 @@ def is_quoted(path: str, encoding: str) -> bool:
             if not _QUOTED_RECORD.fullmatch(plain):
                 return False
             quoted = re.findall(rf"(?:^|\t)({_QUOTED_CELL})", plain)
-            needed = all(re.search(r'""|[\t\r\n]', cell[1:-1]) for cell in quoted)
+            needed = all(cell == '""' or _NEEDS_QUOTES.search(cell[1:-1]) for cell in quoted)
             if not needed and len(quoted) < len(cells):
                 return False
     return True
@@ -260,6 +269,8 @@ def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iter
             yield place, cells
         if names is None:
             names = _names(cells, path, columns)
+            if path.lower().endswith(".csv") and len(names) == 1 and "\t" in text:
+                raise UserError(f"{path} has tabs, not commas, between its names; call it .tsv")
             positions = column_places(names, path, columns)
             continue
         if bad or isinstance(cells, BadRow):

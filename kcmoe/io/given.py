@@ -124,17 +124,29 @@ def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
 
 def _in_bucket(address: str) -> list[str]:
     try:
-        filesystem, name = remote.fsspec().core.url_to_fs(address)
-        if has_wildcard(address) and not filesystem.exists(name):
-            return sorted(filesystem.unstrip_protocol(p) for p in filesystem.glob(name))
-        filesystem.info(name)
-        return [filesystem.unstrip_protocol(name)]
+        with remote.os_errors():
+            return _listed(address)
     except FileNotFoundError as error:
         if error.__cause__ is None:
             return []
         raise UserError(f"{address} cannot be read: {error.__cause__}") from None
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{address} cannot be listed: {error}") from None
+
+
+def _listed(address: str) -> list[str]:
+    filesystem, name = remote.fsspec().core.url_to_fs(address)
+    on_server = address.lower().startswith(("http://", "https://"))
+    # On a server ? begins a query, and `exists` is False for whatever the server refuses.
+    if not has_wildcard(address.replace("?", "") if on_server else address):
+        filesystem.info(name)
+        return [filesystem.unstrip_protocol(name)]
+    if filesystem.exists(name):
+        return [filesystem.unstrip_protocol(name)]
+    found = sorted(filesystem.unstrip_protocol(path) for path in filesystem.glob(name))
+    if not found and on_server:
+        raise OSError("the server names no such file; give whole addresses")
+    return found
 
 
 def has_wildcard(text: str) -> bool:
@@ -165,13 +177,29 @@ def with_columns(text: str) -> tuple[str, tuple[str, ...]]:
     return match[1], tuple(name for name in match[2].split(",") if name)
 
 
-@functools.cache
-def encoding(name: str) -> str:
-    """Returns Python's name of an encoding of text files, e.g. "cp949" for "MS949".
+def encoding(text: str, path: str = "") -> str:
+    """Returns the encoding that is meant for a file: Python's name, e.g. "cp949" for "MS949".
+
+    Args:
+      text: one name for all files, or several by commas of which some are FILE=NAME, e.g.
+        "utf-8,old*.txt=cp949". FILE may have wildcards and is compared with the name and with the path.
+      path: the file; "" checks the names and returns that of all files.
 
     Raises:
       UserError: if Python knows no such encoding, or it is none that a file of lines can have.
     """
+    chosen, whole = "utf-8", composed(path)
+    for part in text.split(","):
+        pattern, _, name = part.strip().rpartition("=")
+        known, pattern = _encoding(name), composed(pattern)
+        names = (whole, os.path.basename(whole))
+        if not pattern or pattern in names or any(fnmatch.fnmatchcase(n, pattern) for n in names):
+            chosen = known
+    return chosen
+
+
+@functools.cache
+def _encoding(name: str) -> str:
     try:
         known = codecs.lookup(name)
         "".encode(name)  # refuses hex, base64, rot13 and the like with a LookupError

@@ -6,8 +6,15 @@ Checkpoints alone go another way, through TensorStore (`kcmoe.checkpoint.storage
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
+from typing import IO, Any, cast
+
+from kcmoe.io.wording import first_line
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -20,15 +27,68 @@ def fsspec() -> ModuleType:
     # gcsfs asks over gRPC what kind of bucket it has. That call knows no HTTP proxy and waits a minute
     # for it; plain reads and lists do without.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # It also prints tracebacks of what it raises, and a refused address is to be one line.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     import fsspec as module
 
     return module
 
 
+def open_binary(path: str) -> IO[bytes]:
+    """A file opened for reading, local or remote; whatever a server does is an OSError, now or later."""
+    if not is_remote(path):
+        return open(path, "rb")
+    with os_errors():
+        return cast(IO[bytes], _File(fsspec().open(path, "rb").open()))
+
+
 def read_bytes(path: str) -> bytes:
-    """A whole file, local or remote; raises what opening it raises."""
-    if is_remote(path):
-        with fsspec().open(path, "rb") as file:
-            return file.read()
-    with open(path, "rb") as file:
+    """A whole file, local or remote; raises OSError, and ValueError or ImportError for an odd address."""
+    with open_binary(path) as file:
         return file.read()
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """Turns what libraries of servers and buckets raise, mostly exceptions of their own, into OSError."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(first_line(error)) from error
+
+
+class _File(io.RawIOBase):
+    """What fsspec opened, with errors of one kind."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int = -1) -> bytes:
+        with os_errors():
+            return self._file.read(size)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -26,6 +26,7 @@ from kcmoe.config import gin_files  # noqa: E402
 from kcmoe.config.data import DataConfig  # noqa: E402
 from kcmoe.config.fields import check_names  # noqa: E402
 from kcmoe.data import splits as data_splits  # noqa: E402
+from kcmoe.data.features import Lengths  # noqa: E402
 from kcmoe.data.pipeline import noise_of  # noqa: E402
 from kcmoe.errors import UserError  # noqa: E402
 from kcmoe.t5x import checks, hosts, submesh  # noqa: E402
@@ -92,7 +93,12 @@ def task_name(splits: Sequence[str]) -> str:
             if split != "validation" or split in part.splits:
                 data_splits.split_files(part, split, data.data_dir)
     return seqio_tasks.register(
-        task, data.data_dir, data.vocabulary_file, strict=data.strict, noise=noise_of(data)
+        task,
+        data.data_dir,
+        data.vocabulary_file,
+        strict=data.strict,
+        noise=noise_of(data),
+        targets=Lengths.of(macros.require("TASK_FEATURE_LENGTHS")).targets,
     )
 
 

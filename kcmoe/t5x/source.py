@@ -18,6 +18,7 @@ import seqio
 import tensorflow as tf
 
 from kcmoe.data import labelled, splits, tables
+from kcmoe.errors import UserError
 from kcmoe.io import remote
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.tasks.registry import Task
@@ -112,13 +113,20 @@ class TextSource(seqio.DataSource):
         examples = labelled.iter_examples(task, split, self._data_dir, strict=self._strict)
         while chunk := list(itertools.islice(examples, tables.CHUNK_ROWS)):
             inputs = [example.inputs_text for example in chunk]
-            targets = [example.target_text for example in chunk]
+            targets = [self._as_answered(example.target_text) for example in chunk]
             yield {
                 **self._tokenized("inputs", inputs),
                 **self._tokenized("targets", targets),
                 "inputs_pretokenized": np.array([text.encode() for text in inputs], object),
                 "targets_pretokenized": np.array([text.encode() for text in targets], object),
             }
+
+    def _as_answered(self, text: str) -> str:
+        """The answer as a perfect model would give it: free text may not survive the vocabulary."""
+        if self._task.labels or self._task.target_step:
+            return text
+        vocabulary = vocabularies.engine_vocabulary(self._vocabulary_file)
+        return vocabulary.decode(vocabulary.encode(text))
 
     def _texts(self, path: str, split: str) -> Iterator[list[str]]:
         """Documents of one file that belong to `split`, chunk by chunk, empty ones left out."""
@@ -127,6 +135,9 @@ class TextSource(seqio.DataSource):
             path, [column], strict=self._strict, encoding=self._task.encoding
         )
         for chunk in chunks:
+            odd = next((t for t in chunk[column] if not isinstance(t, str | None)), None)
+            if odd is not None and self._strict:
+                raise UserError(f"{path}: column {column} is {odd!r}, not text")
             texts = [text for text in chunk[column] if isinstance(text, str) and text.strip()]
             yield [text for text in texts if splits.in_split(self._task, split, text)]
 

@@ -16,6 +16,7 @@ import t5.data.postprocessors
 import t5.data.preprocessors
 import t5.evaluation.metrics
 
+from kcmoe.data import labelled
 from kcmoe.data.span_corruption import PRETRAINING, Noise
 from kcmoe.t5x import vocabulary as vocabularies
 from kcmoe.t5x.source import TextSource
@@ -29,6 +30,7 @@ def register(
     *,
     strict: bool = True,
     noise: Noise = PRETRAINING,
+    targets: int = 0,
 ) -> str:
     """Makes `task` known to SeqIO, replacing one of the same name.
 
@@ -38,19 +40,25 @@ def register(
       vocabulary_file: SentencePiece model; None is the shipped one.
       strict: stop at rows that cannot be read rather than leave them out.
       noise: what span corruption removes.
+      targets: tokens of a target, EOS included, to which label words are not to be cut; 0 if that is not
+        known here.
 
     Returns:
       The name to give to `seqio.get_mixture_or_task` and T5X.
 
     Raises:
-      UserError: if the vocabulary cannot be read.
+      UserError: if the vocabulary cannot be read, or does not give back the labels.
     """
+    if isinstance(task, Task) and task.kind == "labelled":
+        engine = vocabularies.engine_vocabulary(vocabulary_file)
+        labelled.check_answers(task, engine, targets)
     for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
         if task.name in registry.names():
             registry.remove(task.name)
     if isinstance(task, Mixture):
+        alike: dict[str, Any] = {"strict": strict, "noise": noise, "targets": targets}
         rates = [
-            (register(part, data_dir, vocabulary_file, strict=strict, noise=noise), weight)
+            (register(part, data_dir, vocabulary_file, **alike), weight)
             for part, weight in task.weights
         ]
         seqio.MixtureRegistry.add(task.name, rates)

@@ -276,7 +276,7 @@ def _build(name: str, fields: Mapping[str, Any]) -> Task:
         )
     else:
         kind = "span_corruption" if "text_column" in fields else "labelled"
-        defaults: dict[str, Any] = {"kind": kind, "files": {}}
+        defaults: dict[str, Any] = {"kind": kind, "files": {}, "keep_empty": False}
         if kind == "labelled" and "metrics" not in fields:
             defaults["metrics"] = (
                 ("spearman", "pearson") if "target_step" in fields else ("accuracy",)

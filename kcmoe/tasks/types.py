@@ -47,6 +47,8 @@ class Task:
       holdout: share of `train` held out as `validation` where no validation file exists; a row is held
         out by the hash of its inputs, so equal texts are on one side.
       encoding: of text files.
+      keep_empty: rows whose inputs are empty texts are examples too, as the three of the official NSMC test;
+        not so in a task of one's own, whose file may have been CSV, which knows no other null.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Task:
     id_column: str = ""
     holdout: float = 0.0
     encoding: str = "utf-8"
+    keep_empty: bool = True
 
     @property
     def label_words(self) -> tuple[str, ...]:
@@ -145,6 +148,10 @@ class Task:
     def lacks_answer(self, value: Any) -> bool:
         """Whether a row with this value of the target column has no answer: missing, rather than wrong."""
         return is_missing(value) and label_key(value) not in self.labels
+
+    def lacks_input(self, value: Any) -> bool:
+        """Whether a row with this value of an input column has no input: null, or what CSV writes for it."""
+        return value is None or (is_missing(value) and not self.keep_empty)
 
     def labels_in(self, answer: str) -> tuple[int, ...]:
         """The labels that `answer` names, as ascending positions in `label_words`.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kcmoe.config import fields as config
 from kcmoe.config.arguments import (
+    ENCODING_HELP,
     Parser,
     add_gin_arguments,
     add_output,
@@ -74,7 +75,7 @@ def _train(argv: Sequence[str]) -> int:
         epilog=_TRAIN_EPILOG,
     )
     add_gin_arguments(parser)
-    parser.add_argument("--encoding", metavar="NAME", help="of text files; short for TASK_ENCODING")
+    parser.add_argument("--encoding", metavar="NAME", help=f"{ENCODING_HELP}; is TASK_ENCODING")
     add_overwrite(parser)
     args, macros = parse_with_gin(parser, argv)
     if not args.gin_file:
@@ -126,9 +127,7 @@ def _report(argv: Sequence[str]) -> int:
         metavar="N",
         help="first N lines of each text",
     )
-    parser.add_argument(
-        "--encoding", default="utf-8", metavar="NAME", help="of text files (default utf-8)"
-    )
+    parser.add_argument("--encoding", default="utf-8", metavar="NAME", help=ENCODING_HELP)
     add_output(parser, "--json", help="also write every measure here")
     add_output(parser, "--plot", help="also draw the measures, as .png or .svg", endings=PICTURES)
     args = parser.parse_args(argv)

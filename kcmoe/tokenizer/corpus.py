@@ -22,7 +22,9 @@ from kcmoe.tokenizer import normalization
 
 _BYTES_PER_TEXT_LINE = 90  # of the comments; only for forecasts about text files
 # Settings alone say how a corpus is read there.
-WAYS = tables.Ways("set DATA_STRICT = False", "give --encoding={0}")
+WAYS = tables.Ways(
+    "set DATA_STRICT = False", "give --encoding={0} (for this file alone --encoding='{1}={0}')"
+)
 _EXPANSION = 3  # plain text / compressed text
 
 

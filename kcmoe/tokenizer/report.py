@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("Hangul", "jamo", "Hanja", "emoji", "other")
 _EXAMPLES = 3
-WAYS = tables.Ways("", "give --encoding={0}")
+WAYS = tables.Ways("", "give --encoding={0} (for this file alone --encoding='{1}={0}')")
 _SPACE = "\u2581"
 
 _RANGES = {

@@ -198,9 +198,41 @@ def test_tsv_with_the_quotes_of_pandas_is_understood_and_other_quotes_are_text(t
     nsmc = written(tmp_path / "a.txt", 'n\ttext\n1\t"그는 ""안녕"" 했다"\n')
     assert read(nsmc)[0] == ['"그는 ""안녕"" 했다"']
     assert read(written(tmp_path / "b.tsv", nsmc.read_bytes()), quotes=False)[0] == read(nsmc)[0]
-    for kept in ('그는 "안녕" 했다', '"모두 인용이다"', '"', '"""재미"""없다', '""'):
+    for kept in ('그는 "안녕" 했다', '"모두 인용이다"', '"', '"""재미"""없다'):
         path = written(tmp_path / "b.tsv", f'n\ttext\n1\t"a ""b"""\n2\t{kept}\n')
         assert read(path)[0] == ['"a ""b"""', kept]
+    # Polars writes an empty text so; DuckDB quotes # and blanks at the ends.
+    path = written(tmp_path / "c.tsv", 'n\ttext\n1\t"a ""b"""\n2\t""\n3\t"#가"\n4\t" 나 "\n')
+    assert read(path)[0] == ['a "b"', "", "#가", " 나 "]
+
+
+def test_a_carriage_return_inside_a_row_is_text(tmp_path):
+    content = 'n,text\r\n1,가\r나\r\n2,"다\r\n라"\r\n'
+    assert read(written(tmp_path / "a.csv", content))[0] == ["가\r나", "다\r\n라"]
+    with pytest.raises(UserError, match=r"a.csv has tabs, not commas.*call it .tsv"):
+        read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
+
+
+def test_spark_leaves_out_fields_that_are_null(tmp_path):
+    path = written(tmp_path / "a.jsonl", '{"n":1}\n{"text":"가"}\n{}\n{"n":2,"text":"나"}\n')
+    assert read(path)[0] == [None, "가", None, "나"]
+    with pytest.raises(UserError, match=r"no column text\. Its columns: n"):
+        read(written(tmp_path / "b.jsonl", '{"n":1}\n{"n":2}\n'))
+    with pytest.raises(UserError, match="line 2: no column text"):
+        read(written(tmp_path / "c.jsonl", '{"text":"가"}\n{"txt":"나"}\n'))
+
+
+def test_each_file_may_have_an_encoding_of_its_own(tmp_path):
+    encoding = "utf-8, old*.txt=cp949, 새 것.txt=johab"
+    for name, codec in (("old 1.txt", "cp949"), ("a.txt", "utf-8"), ("새 것.txt", "johab")):
+        assert read(written(tmp_path / name, "가나\n", codec), encoding=encoding)[0] == ["가나"]
+    path = written(tmp_path / "b.txt", "가나\n" * 9, "cp949")
+    with pytest.raises(
+        UserError, match=r"set TASK_ENCODING = 'cp949' \(for this file alone 'b.txt=cp949'"
+    ):
+        read(path, encoding=encoding)
+    with pytest.raises(UserError, match="no encoding is called utf-80"):
+        read(path, encoding="b.txt=utf-80,cp949")
 
 
 def packed(kind, content):

@@ -13,10 +13,11 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from kcmoe.config import gin_files
 from kcmoe.data.labelled import Example, check_answers, labelled_examples, spread
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
-from kcmoe.tasks.registry import TASKS, Task
+from kcmoe.tasks.registry import TASKS, Task, get_task
 from kcmoe.vocabulary import Vocabulary
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -166,6 +167,46 @@ def test_a_frame_gives_the_same_examples_in_every_format(tmp_path, name, target)
     ]
     words = ["넷", "셋 반", "하나", "영점일"] if target == "stars" else ["참", "거짓"] * 2
     assert [e.target_text for e in examples] == words
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+def test_empty_texts_are_missing_in_a_task_of_ones_own_whatever_the_format(tmp_path, name, caplog):
+    # CSV and TSV as pandas writes them, in which null and an empty text are the same.
+    texts = {
+        "a.csv": "document,label\n좋다,1\n,0\n  ,0\n별로,0\n",
+        "a.tsv": "document\tlabel\n좋다\t1\n\t0\n  \t0\n별로\t0\n",
+        "a.jsonl": '{"document":"좋다","label":1}\n{"document":null,"label":0}\n'
+        '{"document":"","label":0}\n{"document":"별로","label":0}\n',
+    }
+    if name in texts:
+        (tmp_path / name).write_text(texts[name], encoding="utf-8")
+    else:
+        frame = {"document": ["좋다", None, "", "별로"], "label": [1, 0, 0, 0]}
+        pq.write_table(pa.table(frame), tmp_path / name)
+    macros = {
+        "MIXTURE_OR_TASK_NAME": "own",
+        "TASK_TEST_FILES": name,
+        "TASK_PROMPT": "{document}",
+        "TASK_TARGET_COLUMN": "label",
+        "TASK_LABELS": {0: "부정", 1: "긍정"},
+    }
+    settings = [f"{name}={value!r}" for name, value in macros.items()]
+    own = get_task(gin_files.parse([], settings))
+    with caplog.at_level(logging.WARNING):
+        found = labelled_examples(own, "test", str(tmp_path))
+    assert [e.inputs_text for e in found] == ["좋다", "별로"]
+    assert "2 x missing document" in caplog.text
+    kept = get_task(gin_files.parse([], [*settings, "TASK_KEEP_EMPTY=True"]))
+    nulls = name in ("a.jsonl", "a.parquet")
+    assert len(labelled_examples(kept, "test", str(tmp_path))) == (3 if nulls else 4)
+
+
+def test_a_held_out_share_without_rows_names_the_setting(tmp_path):
+    write(tmp_path, "1\t좋다\t1\n2\t별로\t0\n", "train.tsv")
+    with pytest.raises(UserError, match=r"validation split has no rows.*TASK_HOLDOUT = 0.0001"):
+        labelled_examples(task(holdout=0.0001), "validation", str(tmp_path))
+    with pytest.raises(UserError, match=r"train split has no rows.*TASK_HOLDOUT = 0.9999"):
+        labelled_examples(task(holdout=0.9999), "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(

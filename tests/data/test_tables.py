@@ -61,7 +61,7 @@ def test_plain_text_is_one_document_a_line_and_only_newline_ends_it(tmp_path):
 def test_encodings(tmp_path):
     korean = "영화가 정말 재미있었어요\n" * 50
     path = written(tmp_path / "a.txt", korean, "cp949")
-    with pytest.raises(UserError, match=r"CP949.*TASK_ENCODING = 'cp949' \(or --encoding=cp949\)"):
+    with pytest.raises(UserError, match=r"CP949.*TASK_ENCODING = 'cp949' \(for this file"):
         read(path)
     assert len(read(path, encoding="cp949")[0]["text"]) == 50
     assert len(read(written(tmp_path / "b.txt", korean, "utf-16"))[0]["text"]) == 50

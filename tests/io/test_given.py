@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 import unicodedata
 
 import pytest
 
+from kcmoe.data import tables
 from kcmoe.errors import UserError
 from kcmoe.io import given
 
@@ -75,3 +78,43 @@ def test_encodings_are_known_by_every_name(name, known):
 def test_what_is_no_encoding_of_text_is_refused(name):
     with pytest.raises(UserError, match="encoding"):
         given.encoding(name)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Refuses, or promises a file and then refuses or cuts it."""
+
+    def do_HEAD(self):
+        self._answer(200 if "later" in self.path or "cut" in self.path else 403, 5000)
+
+    def do_GET(self):
+        self._answer(206 if "cut" in self.path else 403, 5000)
+        if "cut" in self.path:
+            self.wfile.write(b"text\n")
+
+    def _answer(self, status, size):
+        self.send_response(status)
+        self.send_header("Content-Length", str(size if status < 400 else 0))
+        self.send_header("Content-Range", f"bytes 0-{size - 1}/{size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv?x=1", "*.tsv", "later.tsv", "cut.csv", "cut.zip"])
+def test_what_a_server_refuses_is_a_line_and_not_an_absent_file(address, name):
+    pytest.importorskip("aiohttp", reason="addresses of servers need aiohttp")
+    with pytest.raises(UserError) as error:
+        for path in tables.expand([f"{address}/{name}"]):
+            list(tables.read_chunks(path, ["text"]))
+    assert "no file matches" not in str(error.value)
+    assert f"{address}/{name} cannot be" in str(error.value)

@@ -229,6 +229,18 @@ def test_a_mixture_draws_from_each_part(vocabulary: Vocabulary) -> None:
     assert 0.6 < np.mean(["리뷰:" in text for text in texts]) < 0.9
 
 
+def test_labels_that_the_vocabulary_does_not_give_back_are_refused() -> None:
+    from kcmoe.t5x.tasks import register
+
+    own = dataclasses.replace(
+        tasks.named_task("nsmc"), name="own", labels={"0": " 부정", "1": "긍정"}
+    )
+    with pytest.raises(UserError, match="comes back from the vocabulary as '부정'"):
+        register(own)
+    with pytest.raises(UserError, match="are cut to 2"):
+        register(tasks.named_task("three_i_four_k"), targets=2)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     from kcmoe.t5x.source import TextSource
 
