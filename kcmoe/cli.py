@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import importlib
+import locale
 import os
 import sys
 from collections.abc import Sequence
@@ -84,15 +87,36 @@ def _one_line(error: UserError) -> str:
 def _any_terminal() -> None:
     """Lets every text be printed and every file be opened, whatever the locale says.
 
-    Where it is another encoding than UTF-8, signs that it lacks come out as "?".
+    Where it is another encoding than UTF-8, signs that it lacks come out as "?". Names of files are taken for
+    UTF-8 all the same, as JAX takes them, in a second start of Python.
     """
-    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+    there = codecs.lookup(locale.getencoding()).name
+    if not sys.flags.utf8_mode and there != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        if there != "ascii":  # which is what a terminal without a locale says, whatever it can show
+            os.environ.setdefault("PYTHONIOENCODING", f"{there}:replace")
+        os.execv(sys.executable, [sys.executable, *_arguments_as_given()[1:]])
+    sys.argv[1:] = [_meant(word, there) for word in sys.argv[1:]]
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
+
+
+def _arguments_as_given() -> list[bytes] | list[str]:
+    """Those of this process; as bytes, since what C decoded Python cannot always encode again."""
+    with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as file:
+        return file.read().split(b"\0")[:-1]
+    return sys.orig_argv
+
+
+def _meant(word: str, encoding: str) -> str:
+    """An argument that is no UTF-8 as the text it is in the terminal's encoding, unless a file is called so."""
+    if word.isascii() or not any("\udc80" <= sign <= "\udcff" for sign in word):
+        return word
+    if any(os.path.lexists(part.strip("\"'")) for part in (word, word.partition("=")[2])):
+        return word
+    return os.fsencode(word).decode(encoding, "surrogateescape")
 
 
 def main() -> None:

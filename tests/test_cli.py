@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -70,6 +71,33 @@ def test_any_terminal(locale, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(b"kcmoe checkpoint: there is no checkpoint")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_korean_locale_that_is_not_utf_8(tmp_path):
+    """Names in UTF-8 as on the disk, arguments in either encoding, messages in the terminal's."""
+    made = shutil.which("localedef") and subprocess.run(
+        ["localedef", "-i", "ko_KR", "-f", "EUC-KR", tmp_path / "ko_KR.EUC-KR"],
+        capture_output=True,
+        check=False,
+    )
+    if not made or not (tmp_path / "ko_KR.EUC-KR").exists():
+        pytest.skip("this machine cannot make the locale ko_KR.EUC-KR")
+    place = tmp_path / "훈련 자료"
+    place.mkdir()
+    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "ko_KR.EUC-KR", "HOME": str(place)}
+    for name in ("PYTHONUTF8", "PYTHONIOENCODING"):
+        env.pop(name, None)
+    program = (
+        "import sys; from kcmoe import cli; cli.run = lambda a: print(a, len(a[0])); cli.main()"
+    )
+    for coding in ("utf-8", "euc_kr"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "없음".encode(coding), str(place).encode()],
+            capture_output=True,
+            env=env,
+            check=False,
+        )
+        assert done.stdout.decode("euc_kr") == f"['없음', '{place}'] 2\n"
 
 
 @pytest.mark.parametrize("arguments", ["--help", "checkpoint --help", "trian", "plan --help"])
