@@ -111,7 +111,7 @@ def _arguments_as_given() -> list[bytes] | list[str]:
 
 
 def _meant(word: str, encoding: str) -> str:
-    """An argument that is no UTF-8 as the text it is in the terminal's encoding, unless a file is called so."""
+    """An argument that is no UTF-8 as what it is in the terminal's encoding, unless a file is called so."""
     if word.isascii() or not any("\udc80" <= sign <= "\udcff" for sign in word):
         return word
     if any(os.path.lexists(part.strip("\"'")) for part in (word, word.partition("=")[2])):
