@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io.wording import human_bytes
+from kcmoe.io.wording import human_bytes, shortened
 
 FEATURES = ("inputs", "targets")
 
@@ -26,8 +26,15 @@ def check_lengths(lengths: Mapping[str, Any]) -> dict[str, int]:
       {"inputs": tokens, "targets": tokens}.
 
     Raises:
-      UserError: if one is missing or below 2, which leaves no room for a token of the text.
+      UserError: if it is something else, or one is missing or below 2, which leaves no room for a token of
+        the text.
     """
+    given: Any = lengths
+    if not isinstance(given, Mapping) or not set(FEATURES) >= set(given):
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS = {shortened(repr(given), 200)}, but it must be {{'inputs': tokens, "
+            "'targets': tokens}"
+        )
     for name in FEATURES:
         value = lengths.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 2:

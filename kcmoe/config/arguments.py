@@ -159,6 +159,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def seed(macros: gin_files.Macros) -> int:
+    """RANDOM_SEED for what needs no other setting of a run, 0 if there is none; `UserError` as in a run."""
+    value = macros.get("RANDOM_SEED", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise UserError(
+            f"{macros.where('RANDOM_SEED')}: RANDOM_SEED = {value!r}, but it must be a whole number from "
+            f"0 to {2**32 - 1:,}"
+        )
+    return value
+
+
 def parse_with_gin(
     parser: argparse.ArgumentParser, argv: Sequence[str], base: Sequence[str] = ()
 ) -> tuple[argparse.Namespace, gin_files.Macros]:

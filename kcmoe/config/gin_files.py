@@ -218,6 +218,8 @@ class _Reader:
                 self._take(statement, where, name, config_parser)
         except SyntaxError as error:
             detail = str(error.args[0]).strip().splitlines()[0]
+            if "malformed node" in detail:
+                detail = "neither a number, a text in quotes, a list nor a dictionary"
             line = f":{error.lineno}" if error.lineno and not place else ""
             raise UserError(
                 f"{place or name}{line}: not gin syntax ({detail}); {_mend(text, error)}"

@@ -16,6 +16,7 @@ from kcmoe.config.arguments import (
     add_run_arguments,
     between,
     parse_with_gin,
+    seed,
 )
 from kcmoe.corpus.catalogue import DATA_SETS
 from kcmoe.corpus.cleaning import MIN_CHARACTERS, RULES
@@ -264,7 +265,7 @@ def _inspect(argv: Sequence[str]) -> int:
             lengths,
             data,
             vocabulary,
-            seed=macros.get("RANDOM_SEED", 0),
+            seed=seed(macros),
             shown=args.examples,
             scan_rows=args.scan_rows,
         )

@@ -124,6 +124,7 @@ def _is_data(name: str) -> bool:
 def _opened(path: str, compression: str | None = None) -> Any:
     try:
         if not remote.is_remote(path):
+            remote.refuse_devices(path)
             return remote.fsspec().open(path, "rb", compression=compression).open()
         raw = remote.open_binary(path)
         return (

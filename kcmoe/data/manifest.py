@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import durable, remote
+from kcmoe.io import durable, json_text, remote
 from kcmoe.io.hashing import file_digest
 
 NAME = "manifest.json"
@@ -30,7 +30,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     path = Path(folder) / NAME
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_text.parse(remote.read_bytes(str(path)))
         {shard["file"]: (shard["bytes"], shard["sha256"]) for shard in manifest["shards"]}
         return manifest
     except FileNotFoundError:

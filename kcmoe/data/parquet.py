@@ -38,6 +38,8 @@ def open_file(path: str) -> Any:
         source: Any = path
         if remote.is_remote(path):
             source = remote.open_binary(path)
+        else:
+            remote.refuse_devices(path)
         return pq.ParquetFile(source, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None

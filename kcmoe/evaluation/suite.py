@@ -28,7 +28,7 @@ from kcmoe.evaluation import report as report_lib
 from kcmoe.evaluation.suite_report import Row, SuiteReport
 from kcmoe.evaluation.suite_tasks import SUITE, chosen_split, learnt, read_baselines
 from kcmoe.inference import loading
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text
 from kcmoe.io.drawing_svg import svg_file
 from kcmoe.io.remote import is_remote
 from kcmoe.tasks.registry import Task, named_task
@@ -228,7 +228,7 @@ class _Kept:
         if not place.exists():
             return
         try:
-            content = json.loads(place.read_text(encoding="utf-8"))
+            content = json_text.parse(place.read_bytes())
             same = (content["format"], content["identity"]) == (_FORMAT, checkpoint)
             if same:
                 self.results = dict(content["results"])

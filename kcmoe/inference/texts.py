@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError, near_misses
+from kcmoe.io import remote
 from kcmoe.tasks.registry import Task
 
 # One text, or one text per input column of the task: in its order, or by name.
@@ -94,10 +95,10 @@ def read_lines(path: str) -> list[str]:
         if path == "-":
             content = sys.stdin.buffer.read()
         else:
-            with open(path, "rb") as file:
-                content = file.read()
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror}") from None
+            content = remote.read_bytes(path)
+    except (OSError, ValueError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{place} cannot be read: {reason}") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
     raw = content.split(b"\n")
     if not raw[-1]:

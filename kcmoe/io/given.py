@@ -38,7 +38,7 @@ def path(text: str | os.PathLike[str]) -> str:
     for outputs as well. Addresses of buckets are returned as they are.
 
     Raises:
-      UserError: for a NUL character, which no path can hold.
+      UserError: for a NUL character, which no path can hold, and for the home of nobody.
     """
     given = os.fspath(text)
     if "\0" in given:
@@ -46,6 +46,9 @@ def path(text: str | os.PathLike[str]) -> str:
     if remote.is_remote(given):
         return given
     plain = os.path.expanduser(given)
+    owner, slash, _ = plain.partition("/")
+    if owner.startswith("~") and (slash or owner == "~") and not os.path.lexists(plain):
+        raise UserError(f"{given} is no path: nobody's home is {owner}")
     if plain.isascii() or os.path.lexists(plain):
         return plain
     return _spelt_as_there(plain)
@@ -86,9 +89,9 @@ def files(pattern: str, folder: str | os.PathLike[str] = "") -> list[str]:
     """
     if remote.is_remote(pattern):
         return _in_bucket(pattern)
-    if remote.is_remote(os.fspath(folder)):
-        return _in_bucket(os.path.join(folder, pattern))
     pattern = path(pattern)
+    if remote.is_remote(os.fspath(folder)) and not os.path.isabs(pattern):
+        return _in_bucket(os.path.join(folder, pattern))
     whole = path(os.path.join(path(folder) if folder else "", pattern))
     if os.path.lexists(whole):
         return [whole]

@@ -7,9 +7,11 @@ Checkpoints alone go another way, through TensorStore (`kcmoe.checkpoint.storage
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from types import ModuleType
 from typing import IO, Any, cast
@@ -37,9 +39,22 @@ def fsspec() -> ModuleType:
 def open_binary(path: str) -> IO[bytes]:
     """A file opened for reading, local or remote; whatever a server does is an OSError, now or later."""
     if not is_remote(path):
+        refuse_devices(path)
         return open(path, "rb")
     with os_errors():
         return cast(IO[bytes], _File(fsspec().open(path, "rb").open()))
+
+
+def refuse_devices(path: str | os.PathLike[str]) -> None:
+    """Raises OSError for a device or a pipe, from which reading may never end or never begin.
+
+    Pipes that a shell makes for `<(command)` are read.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISFIFO(mode) and os.fspath(path).startswith(("/dev/fd/", "/proc/self/fd/")):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
 
 
 def read_bytes(path: str) -> bytes:

@@ -216,6 +216,10 @@ def get_task(name_or_macros: str | Mapping[str, Any]) -> Task | Mixture:
         return named_task(name_or_macros)
     settings = TaskSettings.from_macros(name_or_macros)  # type: ignore[arg-type]
     fields = task_fields(settings)
+    if settings.name in ("", ".", "..") or "/" in settings.name:
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME = {settings.name!r} is no name: files are called so, and it may have no /"
+        )
     own = _build(settings.name, fields) if fields else None
     for name in settings.mixture or ():
         if not isinstance(name, str):

@@ -194,7 +194,10 @@ def check(task: Task) -> None:
         )
     for metric in task.metrics:
         if metric not in METRICS:
-            raise UserError(f"TASK_METRICS: no metric {metric}.{near_misses(metric, METRICS)}")
+            raise UserError(
+                f"TASK_METRICS: no metric {metric}.{near_misses(metric, METRICS)} There are "
+                f"{', '.join(METRICS)}"
+            )
         if metric not in task.suitable_metrics:
             raise UserError(
                 f"TASK_METRICS: {metric} does not suit {task.name}, {_answers_are(task)}; "

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 import unicodedata
 
 import pytest
 
+from kcmoe import vocabulary
 from kcmoe.data import tables
 from kcmoe.errors import UserError
+from kcmoe.inference import texts
 from kcmoe.io import given
 
 
@@ -118,3 +121,23 @@ def test_what_a_server_refuses_is_a_line_and_not_an_absent_file(address, name):
             list(tables.read_chunks(path, ["text"]))
     assert "no file matches" not in str(error.value)
     assert f"{address}/{name} cannot be" in str(error.value)
+
+
+def test_devices_and_pipes_are_refused_and_never_read(tmp_path):
+    (tmp_path / "zero.tsv").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.csv.gz")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for name in ("zero.tsv", "pipe.csv.gz", "pipe.parquet"):
+        with pytest.raises(UserError, match="a device or a pipe"):
+            list(tables.read_chunks(str(tmp_path / name), ["text"]))
+    for read in (vocabulary.Vocabulary, texts.read_lines):
+        with pytest.raises(UserError, match="cannot be read"):
+            read("/dev/zero")
+
+
+def test_the_home_of_nobody_is_no_path(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nobody's home is ~such-a-person"):
+        given.path("~such-a-person/run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~such-a-person").touch()
+    assert given.path("~such-a-person") == "~such-a-person"

@@ -16,7 +16,7 @@ from pathlib import Path
 from kcmoe.checkpoint.base import Provenance
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
-from kcmoe.io import resources
+from kcmoe.io import json_text, resources
 from kcmoe.io.remote import is_remote
 from kcmoe.tasks.registry import named_task
 from kcmoe.vocabulary import Vocabulary
@@ -126,7 +126,7 @@ def _scores(about: Provenance) -> Iterator[tuple[str, ...]]:
     folder = Path(about.path).parent / REPORTS
     for file in sorted(folder.glob(f"*-{checkpoint}.json")):
         try:
-            report = json.loads(file.read_text("utf-8"))
+            report = json_text.parse(file.read_bytes())
             task, split = str(report["task"]), str(report["split"])
             command = (
                 "kcmoe evaluate --gin_file=configs/runs/eval.gin "

@@ -19,7 +19,7 @@ import numpy as np
 
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
-from kcmoe.io import json_text
+from kcmoe.io import json_text, remote
 from kcmoe.tools.report.series import COLUMNS, INTERVALS, Intervals, Loads, Series
 from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
 
@@ -113,7 +113,7 @@ def _first_and_last(path: Path) -> tuple[int, int] | None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with open(path, "rb") as file:
+        with remote.open_binary(str(path)) as file:
             yield file
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -239,13 +239,20 @@ def _starts(folder: Path) -> list[int]:
 
 
 def _first_step(path: Path) -> int | None:
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
-    with open(path, "rb") as file:
+    size = path.stat().st_size
+    with _opened(path) as file:
         while len(header := file.read(12)) == 12:
-            payload = file.read(struct.unpack("<Q", header[:8])[0])
+            length = struct.unpack("<Q", header[:8])[0]
+            if length > size:
+                break
+            try:
+                event = Event.FromString(file.read(length))
+            except DecodeError:
+                break
             file.read(4)
-            event = Event.FromString(payload)
             if event.step:
                 return int(event.step)
-    return None
+    return None  # also where it is cut or damaged
