@@ -88,26 +88,6 @@ def test_a_task_of_ones_own_by_its_name(
     assert "no task is called my_review. Did you mean my_reviews or" in capsys.readouterr().err
 
 
-def test_a_free_text_task_of_ones_own_is_generated(
-    toy: types.ModuleType, tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = {
-        "MIXTURE_OR_TASK_NAME": "titles",
-        "TASK_TRAIN_FILES": "titles.csv",
-        "TASK_PROMPT": "제목: {text}",
-        "TASK_TARGET_COLUMN": "title",
-    }
-    folder = toy.make_model_dir(tmp_path / "own", **own)
-    assert cli.run(["predict", f"--checkpoint={folder}", "--max_tokens=3", str(file)]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    model = LanguageModel.load(folder)
-    # As in training, a sentinel that a text spells is text.
-    wanted = model.generate_ids(model.encode([f"제목: {line}" for line in LINES]), max_tokens=3)
-    assert found == [
-        {"text": line, "generated": answer} for line, answer in zip(LINES, wanted, strict=True)
-    ]
-
-
 def test_generate(predict: Any, file: Path, model: LanguageModel) -> None:
     status, results, _ = predict("--task=generate", "--beam_size=2", str(file))
     assert status == 0
