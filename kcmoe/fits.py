@@ -14,6 +14,7 @@ from kcmoe.errors import UserError
 from kcmoe.io.wording import human_bytes, shortened
 
 FEATURES = ("inputs", "targets")
+MOST_TOKENS = 1 << 24  # of a row; no device holds one
 
 
 def check_lengths(lengths: Mapping[str, Any]) -> dict[str, int]:
@@ -37,10 +38,15 @@ def check_lengths(lengths: Mapping[str, Any]) -> dict[str, int]:
         )
     for name in FEATURES:
         value = lengths.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or value < 2
+            or value > MOST_TOKENS
+        ):
             raise UserError(
                 f"TASK_FEATURE_LENGTHS = {dict(lengths)!r} needs '{name}': a whole number of tokens, "
-                "at least 2"
+                f"at least 2 and at most {MOST_TOKENS:,}"
             )
     return {name: int(lengths[name]) for name in FEATURES}
 

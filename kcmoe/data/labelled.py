@@ -162,10 +162,10 @@ def no_rows(task: Task, split: str) -> str:
     """What to say of a split without rows."""
     if not is_divided(task, split):
         return f"task {task.name}: the {split} split has no rows"
-    kept = "was held out" if split == "validation" else "was left"
+    does = "holds out" if split == "validation" else "leaves"
     return (
-        f"task {task.name}: the {split} split has no rows, as none of the training rows {kept} with "
-        f"TASK_HOLDOUT = {task.holdout:g}; set another share, or TASK_VALIDATION_FILES"
+        f"task {task.name}: the {split} split has no rows; it is what TASK_HOLDOUT = {task.holdout:g} {does} "
+        "of the training rows: set another share, or TASK_VALIDATION_FILES"
     )
 
 

@@ -73,9 +73,26 @@ def open_text(path: str, encoding: str) -> io.TextIOWrapper:
     name = given.encoding(encoding, path)
     start = _start(path, 4)
     mark = next((found for bom, found in _MARKS if start.startswith(bom)), "")
+    if not mark and (other := _surely(path, start, name)):
+        raise UserError(
+            f"{path} is not {name} text but {other}; set TASK_ENCODING, or give --encoding={other}"
+        )
     return io.TextIOWrapper(
         open_unpacked(path), encoding=mark or name, errors="kcmoe-mark", newline="\n"
     )
+
+
+def _surely(path: str, start: bytes, name: str) -> str:
+    """The encoding that a file is in, where another one would take any bytes for text; "" if not known."""
+    if not name.startswith(("utf-16", "utf-32")):
+        zeros = [number for number, byte in enumerate(start) if byte == 0]
+        if zeros in ([1, 3], [0, 2]):
+            return "utf-16-le" if zeros[0] else "utf-16-be"
+    if name != "utf-8" and not given.holds_hangul(name):
+        text = _decoded(_start(path, _SAMPLE_BYTES), "utf-8")
+        if "\ufffd" not in text and any("가" <= sign <= "힣" for sign in text):
+            return "utf-8"
+    return ""
 
 
 def _start(path: str, size: int) -> bytes:

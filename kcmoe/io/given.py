@@ -202,6 +202,15 @@ def encoding(text: str, path: str = "") -> str:
 
 
 @functools.cache
+def holds_hangul(name: str) -> bool:
+    """Returns whether an encoding has Korean letters."""
+    try:
+        return bool("가".encode(name))
+    except (UnicodeError, LookupError):
+        return False
+
+
+@functools.cache
 def _encoding(name: str) -> str:
     try:
         known = codecs.lookup(name)

@@ -147,7 +147,10 @@ class Task:
 
     def lacks_answer(self, value: Any) -> bool:
         """Whether a row with this value of the target column has no answer: missing, rather than wrong."""
-        return is_missing(value) and label_key(value) not in self.labels
+        missing = is_missing(value)
+        if isinstance(value, str) and (self.labels or self.target_step):
+            missing = missing or value.strip() in _MISSING_WORDS
+        return missing and label_key(value) not in self.labels
 
     def lacks_input(self, value: Any) -> bool:
         """Whether a row with this value of an input column has no input: null, or what CSV writes for it."""
@@ -260,6 +263,11 @@ def label_key(value: Any) -> str:
     if not value.isdigit() and _FRACTION.fullmatch(value) and math.isfinite(float(value)):
         return cell_text(float(value)) if set(".eE") & set(value) else value
     return composed(value)
+
+
+# What programs write into text files for a missing value. Only where labels or numbers are expected: a
+# text may be one of these words.
+_MISSING_WORDS = {"nan", "NaN", "NAN", "NaT", "NA", "N/A", "<NA>", "null", "NULL", "None"}
 
 
 def is_missing(value: Any) -> bool:

@@ -222,6 +222,19 @@ def test_spark_leaves_out_fields_that_are_null(tmp_path):
         read(written(tmp_path / "c.jsonl", '{"text":"가"}\n{"txt":"나"}\n'))
 
 
+def test_an_encoding_that_takes_any_bytes_is_not_believed(tmp_path):
+    korean = written(tmp_path / "a.csv", "n,text\n1,가나다\n")
+    for name in ("latin-1", "cp1252", "mac_roman"):
+        with pytest.raises(UserError, match=r"a\.csv is not .* text but utf-8"):
+            read(korean, encoding=name)
+    assert read(written(tmp_path / "b.csv", "n,text\n1,café\n", "latin-1"), encoding="latin-1")[0]
+    for name in ("utf-16-le", "utf-16-be"):
+        path = written(tmp_path / "c.csv", "n,text\n1,가\n", name)
+        with pytest.raises(UserError, match=f"c.csv is not utf-8 text but {name}"):
+            read(path)
+        assert read(path, encoding=name)[0] == ["가"]
+
+
 def test_each_file_may_have_an_encoding_of_its_own(tmp_path):
     encoding = "utf-8, old*.txt=cp949, 새 것.txt=johab"
     for name, codec in (("old 1.txt", "cp949"), ("a.txt", "utf-8"), ("새 것.txt", "johab")):

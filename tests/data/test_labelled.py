@@ -201,6 +201,18 @@ def test_empty_texts_are_missing_in_a_task_of_ones_own_whatever_the_format(tmp_p
     assert len(labelled_examples(kept, "test", str(tmp_path))) == (3 if nulls else 4)
 
 
+def test_words_for_a_missing_value_are_no_labels(tmp_path, caplog):
+    write(tmp_path, "1\t좋다\t1\n2\tNA\tNaN\n3\t가\t<NA>\n4\tNA\t0\n")
+    with caplog.at_level(logging.WARNING):
+        found = labelled_examples(task(), "test", str(tmp_path))
+    assert [e.inputs_text for e in found] == ["리뷰: 좋다", "리뷰: NA"]
+    assert "2 x missing label" in caplog.text
+    named = task(
+        labels={"NA": "모름", "0": "부정", "1": "긍정", "nan": "없음", "<NA>": "빔", "NaN": "무"}
+    )
+    assert len(labelled_examples(named, "test", str(tmp_path))) == 4
+
+
 def test_a_held_out_share_without_rows_names_the_setting(tmp_path):
     write(tmp_path, "1\t좋다\t1\n2\t별로\t0\n", "train.tsv")
     with pytest.raises(UserError, match=r"validation split has no rows.*TASK_HOLDOUT = 0.0001"):
