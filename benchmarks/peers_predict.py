@@ -43,7 +43,7 @@ def main() -> int:
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         for name, model in _peers():
             for title, ids in (("", prompts), (", without our prompt", plain)):
-                few = ids if name.startswith("ELECTRA") else ids[:: max(1, len(ids) // 200)]
+                few = ids if name.startswith("ELECTRA") else ids[:: max(1, len(ids) // 100)]
                 ways[name + title] = (_classifier(model, few), len(few))
     else:
         print(

@@ -17,6 +17,7 @@ import numpy as np
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.inference.compute import Call, Compute, fetched
+from kcmoe.inference.labels import LabelTree
 
 Ids = Sequence[Sequence[int]]
 Advance = Callable[[int], object]
@@ -59,10 +60,18 @@ class PaddedBatch:
 
 
 def inference_config(
-    config: ModelConfig, routing: Literal["capacity", "dropless"] = "dropless"
+    config: ModelConfig,
+    routing: Literal["capacity", "dropless"] = "dropless",
+    platform: str | None = None,
 ) -> ModelConfig:
-    """The model as inference runs it: no token is dropped, nothing is recomputed."""
-    return dataclasses.replace(config, routing=routing, remat=False)
+    """The model as inference runs it: no token is dropped, nothing is recomputed.
+
+    With `platform` "cpu" and nothing dropped, experts compute by the way that has no gradient.
+    """
+    dispatch: Any = config.dispatch
+    if (platform, routing, dispatch) == ("cpu", "dropless", "auto"):
+        dispatch = "used"
+    return dataclasses.replace(config, routing=routing, remat=False, dispatch=dispatch)
 
 
 def default_tokens(parameters: int, platform: str) -> int:
@@ -165,15 +174,14 @@ class BatchedModel:
         Returns:
           float32 [N, K].
         """
-        joined = np.concatenate([np.asarray(ids, np.int32) for ids in labels])
-        lengths = tuple(map(len, labels))
+        tree = LabelTree.of(labels).arrays
 
         def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
-            return batch.pad(inputs), joined
+            return batch.pad(inputs), *tree
 
         scores = np.zeros((len(inputs), len(labels)), np.float32)
         plan = batches(_lengths(inputs), [self.longest], self.tokens, self.shapes)
-        for batch, values in self._results("rank", plan, arrays, advance, lengths=lengths):
+        for batch, values in self._results("rank", plan, arrays, advance):
             scores[batch.indices] = values[: len(batch.indices)]
         return scores
 

@@ -227,18 +227,30 @@ def load(found: Found) -> Loaded:
     fits.check_vocabulary(vocabulary.path, vocabulary.size, model.num_embeddings, checkpoint)
     run_config.check_vocabulary(checkpoint, vocabulary)
     reader = open_checkpoint(checkpoint)
-    weights = _read_weights(reader, model)
-    tokens = InferenceConfig.from_macros(macros).tokens
+    settings = InferenceConfig.from_macros(macros)
+    weights = narrowed(_read_weights(reader, model), settings.weights)
     return Loaded(
         checkpoint=checkpoint,
         step=reader.step,
         macros=macros,
-        config=inference_config(model, model.routing),
+        config=inference_config(model, model.routing, _platform()),
         weights=weights,
         vocabulary=vocabulary,
         lengths=_lengths(macros),
-        tokens=tokens or default_tokens(sum(leaf.size for leaf in weights.values()), _platform()),
+        tokens=settings.tokens
+        or default_tokens(sum(leaf.size for leaf in weights.values()), _platform()),
     )
+
+
+def narrowed(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The weights with the matrices of products in `kind`; the router stays in float32, as in training."""
+    if kind == "float32":
+        return weights
+    dtype = np.dtype(kind)
+    return {
+        path: array.astype(dtype) if path.endswith("/kernel") and "/router/" not in path else array
+        for path, array in weights.items()
+    }
 
 
 def _platform() -> str:

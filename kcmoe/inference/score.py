@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, features, loss_weights
+from kcmoe.model.layers import product
 from kcmoe.tree import nested
 
 
@@ -58,56 +58,41 @@ def target_scores(
     return target_log_likelihoods(model, params, batch)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "lengths"))
+@functools.partial(jax.jit, static_argnames=("model",))
 def label_log_likelihoods(
     model: EncoderDecoder,
     params: Mapping[str, Any],
     encoder_input_tokens: Array,
-    label_ids: Array,
-    lengths: tuple[int, ...],
+    ids: Array,
+    depths: Array,
+    within: Array,
+    nodes: Array,
+    targets: Array,
 ) -> Array:
     """Log-likelihood of each label for each input.
 
-    The labels of an input are decoded side by side in one row, as packed examples that all see the whole
-    input: encoder and cross-attention keys and values are computed once, and the output head once for
-    the first position, which is the same for all labels.
+    The beginnings of all labels are decoded side by side in one row, each seeing the whole input and what it
+    begins with itself: encoder, keys and values of the input, and what labels share are computed once.
 
     Args:
       model: the model.
       params: flat parameters.
       encoder_input_tokens: int32[B, S], 0 is padding.
-      label_ids: int32[T], the label words' ids one after the other, each with end of sequence and then
-        any number of 0, which count for nothing.
-      lengths: ids of each of the K labels, at least 1; T together.
+      ids, depths, within, nodes, targets: the labels' `LabelTree`.
 
     Returns:
       float32[B, K].
     """
-    batch = encoder_input_tokens.shape[0]
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    is_start = np.isin(np.arange(ends[-1]), starts)
-    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-
-    def tiled(row: Array) -> Array:
-        return jnp.broadcast_to(row, (batch, ends[-1]))
-
     variables = {"params": nested(params)}
     hidden = model.apply(
         variables,
         model.apply(variables, encoder_input_tokens, method="encode"),
         encoder_input_tokens,
-        tiled(jnp.where(is_start, 0, jnp.roll(label_ids, 1))),
-        tiled(label_ids),
-        decoder_segment_ids=tiled(jnp.asarray(segments)),
-        logits=False,
-        method="decode",
+        ids,
+        depths,
+        within,
+        method="decode_tree",
     )
-    computed = np.flatnonzero(~is_start | (np.arange(ends[-1]) == 0))
-    logits = jnp.dot(hidden[:, computed].astype(jnp.float32), params[HEAD])
-    row = np.searchsorted(computed, np.where(is_start, 0, np.arange(ends[-1])))
-    log_likelihoods = logits[:, row, label_ids] - jax.nn.logsumexp(logits, axis=-1)[:, row]
-    log_likelihoods = jnp.where(label_ids > 0, log_likelihoods, 0.0)
-    return jnp.stack(
-        [log_likelihoods[:, a:b].sum(axis=1) for a, b in zip(starts, ends, strict=True)], axis=1
-    )
+    logits = product(hidden.astype(jnp.float32), params[HEAD])
+    chosen = logits[:, nodes, targets] - jax.nn.logsumexp(logits, axis=-1)[:, nodes]
+    return jnp.sum(jnp.where(targets > 0, chosen, 0.0), axis=-1)

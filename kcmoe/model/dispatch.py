@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tokens travel to experts and back, given the router's decisions.
 
-Four ways with the same result up to float rounding, each a method of `Dispatch`. The first, `einsum`, can be
-read alone. The others are faster on most devices and stand on `Slots`, a map between choices and rows.
+Five ways with the same result up to float rounding, each a method of `Dispatch`. The first, `einsum`, can be
+read alone. The others are faster on most devices and stand on `Slots`, a map between choices and rows; the
+last, `used`, has no gradient.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -20,7 +22,7 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import rows_at, with_gradient
-from kcmoe.model.dispatch_choice import Way, grouped_block, grouped_rows, resolve
+from kcmoe.model.dispatch_choice import USED_ROWS, Way, grouped_block, grouped_rows, resolve
 from kcmoe.model.routing import Routing, earlier_equal
 
 
@@ -37,7 +39,7 @@ class Rows(Protocol):
 class Experts(Protocol):
     """(x, rows) -> what the experts make of the rows `x`, in the same shape."""
 
-    def __call__(self, x: Array, rows: Rows) -> Array: ...
+    def __call__(self, x: Array, rows: Rows | UsedBlocks) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Dispatch:
             "gather": self.gather,
             "grouped": self.grouped,
             "ragged": self.ragged,
+            "used": self.used,
         }
         return ways[self.way](x_GxTxD, routing, experts)
 
@@ -131,6 +134,18 @@ class Dispatch:
         x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
         return self._back(experts(x_MxD, SortedRows(expert_of_row, self.experts)), routing, slots)
 
+    def used(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """As `grouped`, but only for blocks that hold a row, each through all products of its expert at once.
+
+        For answering on CPUs: how many blocks those are is known when it runs, so there is no gradient. The
+        block has the same size whatever the batch, so a row's numbers are the same in any batch.
+        """
+        slots, expert_of_block = self._sorted(routing, USED_ROWS)
+        x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
+        first_of_block = slots.choice_of_M.reshape(-1, USED_ROWS)[:, 0]
+        used = jnp.sum(first_of_block < routing.expert_GxTxA.size, dtype=jnp.int32)
+        return self._back(experts(x_MxD, UsedBlocks(expert_of_block, used)), routing, slots)
+
     def _sorted(self, routing: Routing, block: int) -> tuple[Slots, Array]:
         """`grouped_slots` of what the capacity leaves."""
         expert_NxA = routing.expert_GxTxA.reshape(-1, routing.expert_GxTxA.shape[-1])
@@ -166,6 +181,25 @@ class InBlocks:
 
     def spread(self, values_ExF: Array) -> Array:
         return jnp.repeat(values_ExF[self.expert_of_block], self.block, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class UsedBlocks:
+    """Rows in blocks of one expert each, of which only the first `used` hold any: x is [M, D]."""
+
+    expert_of_block: Array  # int32[M / USED_ROWS]
+    used: Array  # int32 scalar
+
+    def through(self, mlp: Callable[..., Array], x_MxD: Array, *weights_ExDxF: Array) -> Array:
+        """mlp(rows, *matrices of their expert) for the blocks in use: float[M, D] -> float[M, D]."""
+
+        def compute(block: Array, y_MxD: Array) -> Array:
+            start, expert = block * USED_ROWS, self.expert_of_block[block]
+            rows = jax.lax.dynamic_slice_in_dim(x_MxD, start, USED_ROWS)
+            y = mlp(rows, *(w[expert] for w in weights_ExDxF))
+            return jax.lax.dynamic_update_slice_in_dim(y_MxD, y, start, axis=0)
+
+        return jax.lax.fori_loop(0, self.used, compute, jnp.zeros_like(x_MxD))
 
 
 @dataclasses.dataclass(frozen=True)

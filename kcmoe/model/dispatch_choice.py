@@ -12,7 +12,9 @@ import dataclasses
 import math
 import typing
 
-Way = typing.Literal["gather", "einsum", "grouped", "ragged"]
+Way = typing.Literal["gather", "einsum", "grouped", "ragged", "used"]
+USED_ROWS = 32
+"""Rows per block of `used`: products of so few already run as fast as large ones, and little is empty."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,15 +90,19 @@ class Decoder(_Stack):
         cross_allowed: Array,
         deterministic: bool,
         logits: bool,
+        positions: Array | None = None,
     ) -> Array:
         """ids: int32[B, L]; allowed: bool[B, L, L]; cross_allowed: bool[B, L, S] -> float32[B, L, V].
 
-        Without `logits`, what they would be computed from: dtype[B, L, D].
+        Without `logits`, what they would be computed from: dtype[B, L, D]. `positions`: int32[L], where
+        they are not 0, 1, 2, ….
         """
         dtype = jnp.dtype(self.config.activation_dtype)
         length = ids.shape[1]
         mask = attention.mask_bias(allowed, dtype)
         position_bias = self.relpos_bias(length, length, bidirectional=False)
+        if positions is not None:
+            position_bias = position_bias[:, :, positions[:, None], positions[None, :]]
         cross_mask = attention.mask_bias(cross_allowed, dtype)
         real = _real_decoder_positions(ids).astype(dtype)[..., None]
         x = self._embed(ids, deterministic)
@@ -209,6 +213,38 @@ class EncoderDecoder(nn.Module):
             cross_allowed &= attention.segment_mask(decoder_segment_ids, encoder_segment_ids)
         return self.decoder(
             encoded, decoder_input_tokens, allowed, cross_allowed, not enable_dropout, logits
+        )
+
+    def decode_tree(
+        self,
+        encoded: Array,
+        encoder_input_tokens: Array,
+        ids: Array,
+        depths: Array,
+        within: Array,
+    ) -> Array:
+        """Decoding of beginnings that share their own beginnings, before the output head.
+
+        Args:
+          encoded: dtype[B, S, D].
+          encoder_input_tokens: int32[B, S].
+          ids: int32[P], the last id of each beginning, the first one 0.
+          depths: int32[P], its position.
+          within: bool[P, P], which positions each one sees.
+
+        Returns:
+          dtype[B, P, D].
+        """
+        rows = (encoded.shape[0], ids.shape[0])
+        cross_allowed = (encoder_input_tokens > 0)[:, None, :]
+        return self.decoder(
+            encoded,
+            jnp.broadcast_to(ids, rows),
+            within[None],
+            cross_allowed,
+            deterministic=True,
+            logits=False,
+            positions=depths,
         )
 
     def __call__(

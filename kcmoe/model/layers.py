@@ -42,7 +42,19 @@ def rms_norm(x: Array, scale: Array, epsilon: float, dtype: jnp.dtype) -> Array:
 @with_gradient(gradients.matmul_forward, gradients.matmul_backward)
 def matmul(x: Array, kernel: Array) -> Array:
     """x @ kernel: float[..., D], float[D, F] -> float[..., F]."""
-    return jnp.dot(x, kernel)
+    return product(x, kernel)
+
+
+def product(x: Array, kernel: Array) -> Array:
+    """x @ kernel. With a narrower kernel x is narrowed, and what is added up has the dtype of x."""
+    if x.dtype == kernel.dtype:
+        return jnp.dot(x, kernel)
+    return jnp.dot(x.astype(kernel.dtype), kernel, preferred_element_type=x.dtype)
+
+
+def in_dtype(kernel: Array, dtype: jnp.dtype) -> Array:
+    """A float32 kernel in `dtype`; one that was narrowed for answering (`loading.narrowed`) as it is."""
+    return kernel.astype(dtype) if kernel.dtype == jnp.float32 else kernel
 
 
 @with_gradient(gradients.gated_gelu_forward, gradients.gated_gelu_backward)
@@ -73,7 +85,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("kernel", self.init, self.shape, jnp.float32).astype(self.dtype)
+        return in_dtype(self.param("kernel", self.init, self.shape, jnp.float32), self.dtype)
 
 
 class Dense(nn.Module):
@@ -87,7 +99,7 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: float[..., fan_in] -> dtype[..., features]."""
         kernel = self.param("kernel", self.init, (x.shape[-1], self.features), jnp.float32)
-        return matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        return matmul(x.astype(self.dtype), in_dtype(kernel, self.dtype))
 
 
 def dropout(

@@ -17,8 +17,8 @@ from jax import Array
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
-from kcmoe.model.dispatch import Dispatch, Rows
-from kcmoe.model.layers import Dense, Kernel, gated_gelu, kernel_init, scale_kept
+from kcmoe.model.dispatch import Dispatch, Rows, UsedBlocks
+from kcmoe.model.layers import Dense, Kernel, gated_gelu, kernel_init, product, scale_kept
 
 
 class RouterWeights(nn.Module):
@@ -49,7 +49,7 @@ class Experts(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, rows: Rows, deterministic: bool) -> Array:
+    def __call__(self, x: Array, rows: Rows | UsedBlocks, deterministic: bool) -> Array:
         """x: dtype[…, D] laid out as `rows` says -> the same shape."""
         config = self.config
         experts, width, hidden = config.num_experts, x.shape[-1], config.expert_mlp_dim
@@ -60,6 +60,8 @@ class Experts(nn.Module):
         wi_1 = Kernel((experts, width, hidden), dtype, init, name="wi_1")()
         wo = Kernel((experts, hidden, width), dtype, init, name="wo")()
         x_in = x.astype(dtype)
+        if isinstance(rows, UsedBlocks):
+            return rows.through(_gated_mlp, x_in, wi_0, wi_1, wo).astype(x.dtype)
         inner = gated_gelu(rows.dot(x_in, wi_0), rows.dot(x_in, wi_1))
         inner = self._dropout(inner, rows, deterministic)
         return rows.dot(inner, wo).astype(x.dtype)
@@ -72,6 +74,10 @@ class Experts(nn.Module):
         shape = (self.config.num_experts, inner.shape[-1])
         keep_ExF = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, shape)
         return scale_kept(inner, rows.spread(keep_ExF), rate)
+
+
+def _gated_mlp(x: Array, wi_0: Array, wi_1: Array, wo: Array) -> Array:
+    return product(gated_gelu(product(x, wi_0), product(x, wi_1)), wo)
 
 
 class MoeLayer(nn.Module):

@@ -13,6 +13,7 @@ import pytest
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.inference.decode import beam_search
+from kcmoe.inference.labels import LabelTree
 from kcmoe.inference.score import label_log_likelihoods, target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import init_params
@@ -161,12 +162,15 @@ def test_leading_padding_moves_behind(toy):
 
 
 def test_label_scores_are_those_of_each_label_alone(toy):
-    """Labels share a row and its first position; the numbers are as if each had been decoded alone."""
+    """Labels share a row and what they begin with; the numbers are as if each had been decoded alone."""
     model, params, inputs = toy
-    labels = [[4, 1], [1], [5, 3, 1]]
-    joined = jnp.asarray([*labels[0], *labels[1], *labels[2]])
-    together = label_log_likelihoods(model, params, inputs, joined, tuple(map(len, labels)))
-    assert together.shape == (len(inputs), 3)
+    labels = [[4, 1], [1], [5, 3, 1], [5, 4, 1]]
+    together = label_log_likelihoods(model, params, inputs, *LabelTree.of(labels).arrays)
+    assert together.shape == (len(inputs), 4)
+    filled = LabelTree.of([[*label, 0, 0] for label in labels])
+    assert len(filled.ids) > 4
+    again = label_log_likelihoods(model, params, inputs, *filled.arrays)
+    np.testing.assert_allclose(again, together, rtol=1e-5, atol=1e-6)
     for k, label in enumerate(labels):
         targets = jnp.tile(jnp.asarray(label + [0] * (3 - len(label))), (len(inputs), 1))
         batch = {

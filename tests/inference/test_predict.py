@@ -217,6 +217,21 @@ def test_half_precision_checkpoint(toy: ModuleType, model: LanguageModel, tmp_pa
     assert a.probabilities["긍정적"] == pytest.approx(b.probabilities["긍정적"], abs=0.05)
 
 
+def test_weights_in_bfloat16_answer_nearly_the_same(model_dir: Path, model: LanguageModel) -> None:
+    narrow = kcmoe.load(str(model_dir), PREDICT_WEIGHTS="bfloat16")
+    kinds = {path: leaf.dtype.name for path, leaf in narrow.loaded.weights.items()}
+    assert {kind for path, kind in kinds.items() if "/router/" in path} == {"float32"}
+    assert kinds["decoder/logits_dense/kernel"] == "bfloat16"
+    texts = reviews(20)
+    ours, theirs = (
+        [one.probabilities["긍정적"] for one in lm.classify(texts)] for lm in (narrow, model)
+    )
+    assert ours != theirs
+    np.testing.assert_allclose(ours, theirs, atol=0.1)
+    with pytest.raises(UserError, match="PREDICT_WEIGHTS = 'int4'"):
+        kcmoe.load(str(model_dir), PREDICT_WEIGHTS="int4")
+
+
 def test_mistakes_in_load(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no checkpoint .*There are checkpoint_7"):
         kcmoe.load(str(model_dir / "checkpoint_8"))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +81,9 @@ def test_dropless_equals_capacity_where_nothing_overflows(toy, x):
     dropless = toy(ROUTING="dropless", DISPATCH="grouped")
     layer, params = layer_and_params(capacity, x)
     expected = apply(layer, params, x, True)
-    ours = apply(MoeLayer(dropless, "cpu"), params, x, True)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    for way in ("grouped", "used"):
+        layer = MoeLayer(dataclasses.replace(dropless, dispatch=way), "cpu")
+        np.testing.assert_allclose(apply(layer, params, x, True), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_report_counts_what_is_dropped(toy, x):
