@@ -41,7 +41,7 @@ class _State(NamedTuple):
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "beam_size", "eos_id"))
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "beam_size"))
 def beam_search(
     model: EncoderDecoder,
     params: Mapping[str, Any],
@@ -50,7 +50,7 @@ def beam_search(
     max_decode_len: int,
     beam_size: int = 1,
     alpha: float | Array = 0.6,
-    eos_id: int = 1,
+    eos_id: int | Array = 1,
 ) -> tuple[Array, Array]:
     """Searches for likely targets.
 
@@ -61,7 +61,7 @@ def beam_search(
       max_decode_len: longest target, in tokens, the end of sequence included.
       beam_size: beams kept per input.
       alpha: strength of the brevity penalty.
-      eos_id: id that ends a sequence.
+      eos_id: id that ends a sequence, or int32[N], each of which does.
 
     Returns:
       tokens int32[B, beams, max_decode_len], best beam last, 0 after the end and never before the
@@ -154,7 +154,7 @@ def _can_improve(state: _State, length: int, alpha: float | Array) -> Array:
 
 
 def _advance(
-    state: _State, log_probs: Array, cache: Cache, alpha: float | Array, eos_id: int
+    state: _State, log_probs: Array, cache: Cache, alpha: float | Array, eos_id: int | Array
 ) -> _State:
     """Extends every live beam by one token. log_probs: float32[B, beams, V]."""
     batch, beams, vocab = log_probs.shape
@@ -165,7 +165,7 @@ def _advance(
     sequences = jnp.take_along_axis(state.live_sequences, parent[:, :, None], axis=1)
     position = state.position + 1
     sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], position, axis=2)
-    ended = token == eos_id
+    ended = jnp.isin(token, eos_id)
 
     live_log_probs = candidate_log_probs + jnp.where(ended, NEGATIVE, 0.0)
     best_live = _best(live_log_probs, beams)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from kcmoe.io.drawing import (
     style,
     ticks,
 )
+from kcmoe.io.png_file import png_bytes
 
 _WIDTH, _HEIGHT = 640, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 40
@@ -210,7 +209,7 @@ def _legend_entry(x: float, y: float, line: Line, place: int) -> str:
 
 
 def _bars(picture: Picture, width: int, titled: bool) -> str:
-    """Horizontal bars, groups below each other; the longest is as long as there is room for."""
+    """Horizontal bars from zero, groups below each other, as long as there is room for."""
     bars = picture.bars
     assert bars is not None
     left = max([40.0, *(_width(name) + 12 for name in bars.groups)])
@@ -223,8 +222,13 @@ def _bars(picture: Picture, width: int, titled: bool) -> str:
         if len(bars.errors)
         else np.zeros_like(values)
     )
-    top = float(np.nanmax(np.abs(values) + errors, initial=1e-30))
-    room = width - left - 70
+    low = float(np.nanmin(values - errors, initial=0.0))
+    high = float(np.nanmax(values + errors, initial=1e-30 - low))
+    begin, end = left + (48 if low < 0 else 0), width - 70  # numbers stand at the ends of the bars
+
+    def px(value: float) -> float:
+        return begin + (end - begin) * (value - low) / (high - low)
+
     parts = []
     for group, name in enumerate(bars.groups):
         y0 = _TOP + each * group
@@ -235,20 +239,26 @@ def _bars(picture: Picture, width: int, titled: bool) -> str:
             value, error = values[place, group], errors[place, group]
             if not np.isfinite(value):
                 continue
-            y, size = y0 + thick * place, max(1.0, room * abs(value) / top)
+            y, x = y0 + thick * place, px(min(value, 0.0))
             colour = COLOURS[place % len(COLOURS)]
             parts.append(
-                f'<rect x="{left:.1f}" y="{y:.1f}" width="{size:.1f}" height="{thick - 2}" rx="2" '
-                f'fill="{colour}"/>'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(1.0, px(max(value, 0.0)) - x):.1f}" '
+                f'height="{thick - 2}" rx="2" fill="{colour}"/>'
             )
             if error > 0:
-                a, b = left + room * (value - error) / top, left + room * (value + error) / top
                 middle = y + thick / 2 - 1
                 parts.append(
-                    f'<path d="M{a:.1f} {middle:.1f}H{b:.1f}" stroke="{INK}" stroke-width="1.5"/>'
+                    f'<path d="M{px(value - error):.1f} {middle:.1f}H{px(value + error):.1f}" '
+                    f'stroke="{INK}" stroke-width="1.5"/>'
                 )
-            end = left + room * (abs(value) + max(error, 0)) / top
-            parts.append(text(end + 5, y + thick - 3, number(value), size=11))
+            away, anchor = (-5, "end") if value < 0 else (5, "start")
+            tip = value - max(error, 0.0) if value < 0 else value + max(error, 0.0)
+            parts.append(
+                text(px(tip) + away, y + thick - 3, number(value), anchor=anchor, size=11)
+            )
+    if low < 0:
+        bottom = _TOP + each * len(bars.groups) - gap / 2
+        parts.append(f'<path d="M{px(0.0):.1f} {_TOP - 4}V{bottom:.1f}" stroke="{SOFT}"/>')
     if len(bars.series) > 1:
         x = left
         for place, (name, _) in enumerate(bars.series):
@@ -297,21 +307,6 @@ def _image(pixels: np.ndarray, x: float, y: float, width: float, height: float) 
         f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'
     )
-
-
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 4] as a PNG (RFC 2083): no filter, one chunk of data."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    height, width = pixels.shape[:2]
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
-    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
 def save(pictures: Picture | Sequence[Picture], path: str | Path, option: str = "") -> None:

@@ -43,6 +43,7 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_GONE = 499  # nginx's number for a client that went away
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -209,7 +210,7 @@ class _Outer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s, status = time.monotonic(), 499  # nginx's number for a client that went away
+        started_s, status = time.monotonic(), _GONE
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -229,7 +230,7 @@ class _Outer:
             else:
                 await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass
+            status = _GONE  # whatever was sent on the way here, nobody read it
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"][:200])
         finally:

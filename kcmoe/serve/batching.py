@@ -65,6 +65,7 @@ class Batcher:
       rows: key -> most works in a batch.
       limits: bounds of the queue and of the wait for company.
       observe: told (kind, lines, seconds, program was compiled) after each batch.
+      forget: drops all compiled programs, whose number clients could otherwise raise without end.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Batcher:
         rows: Callable[[Key], int],
         limits: Limits,
         observe: Callable[[str, int, float, bool], object] = lambda *_: None,
+        forget: Callable[[], object] = lambda: None,
     ):
-        self._compute, self._rows, self._limits, self._observe = compute, rows, limits, observe
+        self._compute, self._rows, self._limits = compute, rows, limits
+        self._observe, self._forget = observe, forget
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
-        self._warm: set[Key] = set()
+        self._warm: set[tuple[Any, ...]] = set()
         self._spare: collections.deque[Work] = collections.deque()
         self._queued_cost = 0
         self._cost_s = 0.01  # seconds per unit of cost, a moving average
@@ -180,7 +183,7 @@ class Batcher:
     # --- In the threads.
 
     def _lane(self, key: Key) -> Lane:
-        if key not in self._warm:
+        if key.program not in self._warm:
             return "cold"
         return "long" if key.kind in LONG_KINDS else "quick"
 
@@ -206,7 +209,7 @@ class Batcher:
                 if first is None:
                     if lane == "cold" and self._spare:
                         work = self._spare.popleft()
-                        if work.key not in self._warm:
+                        if work.key.program not in self._warm:
                             return work.key, [], [work]
                         continue
                     self._changed.wait()
@@ -266,9 +269,13 @@ class Batcher:
         seconds: float,
     ) -> None:
         cost = sum(work.cost for work in works)
+        crowded = False
         with self._changed:
             if lane == "cold" and error is None:
-                self._warm.add(key)
+                self._warm.add(key.program)
+                crowded = len(self._warm) > self._limits.programs
+                if crowded:
+                    self._warm.clear()
             elif lane != "cold":
                 self._cost_s += 0.1 * (seconds / cost - self._cost_s)
             for position, (job, index) in enumerate(members):
@@ -284,4 +291,6 @@ class Batcher:
                 if not job.missing:
                     job.settle()
             self._changed.notify_all()
+        if crowded:
+            self._forget()
         self._observe(key.kind, len(works), seconds, lane == "cold")

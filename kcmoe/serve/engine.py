@@ -9,7 +9,6 @@ what `kcmoe predict` gives, whoever else is in the batch.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,17 +18,18 @@ from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import batching
 from kcmoe.inference import texts as texts_lib
-from kcmoe.inference.decode import NEGATIVE, beam_search
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.serve import experts
+from kcmoe.io import resources
+from kcmoe.model.cpu import memory
+from kcmoe.serve import blanks
 from kcmoe.serve.errors import refused
 from kcmoe.serve.work import Key, Work
 from kcmoe.tasks.registry import TASKS, Task
 
 LONGEST_TARGET = 512  # tokens of a target, as `LanguageModel.score` takes
+_SAMPLES = "kcmoe/samples/comments.txt"
 BEAMS = (1, 2, 4, 8)  # each is a program of its own, so there are a few of them
 NEW_TOKENS = (8, 16, 32, 64, 128, 256)
-_SENTINEL = re.compile(r"<(?:extra_id_|unused)(\d+)>")
 
 
 class Engine:
@@ -108,9 +108,14 @@ class Engine:
         ]
 
     def generate(
-        self, texts: Sequence[str], beams: int, max_tokens: int | None, alpha: float
+        self,
+        texts: Sequence[str],
+        beams: int,
+        max_tokens: int | None,
+        alpha: float,
+        fill: bool = False,
     ) -> list[Work]:
-        """Work per text with sentinels."""
+        """Work per text with sentinels; with `fill` the answer ends where the last blank is filled."""
         longest = self.lm.loaded.lengths["targets"] if max_tokens is None else max_tokens
         allowed = {*NEW_TOKENS, self.lm.loaded.lengths["targets"]}
         if beams not in BEAMS:
@@ -119,9 +124,12 @@ class Engine:
             raise refused(
                 f"max_tokens is {longest}", "max_tokens", f"take one of {_listed(sorted(allowed))}"
             )
-        options = (beams, longest, alpha)
-        checked = texts_lib.checked(texts)
-        return [self._work("generate", options, t, t, sentinels=True, cost=beams) for t in checked]
+        found = []
+        for text in texts_lib.checked(texts):
+            one = self._work("generate", (beams, longest), text, text, sentinels=True, cost=beams)
+            values = (alpha, blanks.end(self.vocabulary, text) if fill else self.vocabulary.eos_id)
+            found.append(dataclasses.replace(one, key=dataclasses.replace(one.key, values=values)))
+        return found
 
     def score(self, inputs: Sequence[str], targets: Sequence[str]) -> list[Work]:
         """Work per pair."""
@@ -197,7 +205,11 @@ class Engine:
 
     def _sample_ids(self) -> list[list[int]]:
         if not self._samples:
-            texts = experts.sample_texts()
+            texts = [
+                line
+                for line in resources.find(_SAMPLES).read_text("utf-8").split("\n")
+                if line.strip()
+            ]
             ids = self.vocabulary.encode_batch(texts)
             self._samples = [[*one[: self.longest - 1], self.vocabulary.eos_id] for one in ids]
         return self._samples
@@ -258,6 +270,8 @@ class Engine:
             return self._generate(key, batch, inputs)
         if key.kind == "score":
             return self._score(works)
+        from kcmoe.serve import experts  # imports JAX, as the kinds above need not
+
         if key.kind == "embed":
             rows = np.asarray(
                 experts.embed(self.lm.model, self.lm.loaded.params, batch.pad(inputs))
@@ -270,6 +284,13 @@ class Engine:
             experts.text_map(self.lm, inputs[0], key.lengths[0], self._sample_ids()[:rows_beside])
         ]
 
+    def forget(self) -> None:
+        """Drops every compiled program; the next batch of each reads it from the cache on disk again."""
+        import jax
+
+        jax.clear_caches()
+        memory.trim()
+
     def _score(self, works: Sequence[Work]) -> list[float]:
         inputs, targets = ([work.ids[kind] for work in works] for kind in (0, 1))
         scores = self.lm.batched.score(inputs, targets, LONGEST_TARGET)
@@ -279,7 +300,10 @@ class Engine:
         self, key: Key, batch: batching.PaddedBatch, inputs: Sequence[Sequence[int]]
     ) -> list[list[dict[str, Any]]]:
         """Per line its beams, the best first; the best is what `LanguageModel.generate` returns."""
-        beams, longest, alpha = key.options
+        from kcmoe.inference.decode import NEGATIVE, beam_search
+
+        (beams, longest), (alpha, end) = key.options, key.values
+        ends = np.array([self.vocabulary.eos_id, end], np.int32)
         tokens, scores = beam_search(
             self.lm.model,
             self.lm.loaded.params,
@@ -287,35 +311,32 @@ class Engine:
             max_decode_len=longest,
             beam_size=beams,
             alpha=alpha,
+            eos_id=ends,
         )
         found = []
         for row, row_scores in zip(np.asarray(tokens), np.asarray(scores), strict=True):
             pairs = list(zip(row[::-1], row_scores[::-1], strict=True))
-            found.append([self._beam(ids, float(s), alpha) for ids, s in pairs if s > NEGATIVE / 2])
+            found.append(
+                [self._beam(ids, float(s), alpha, ends) for ids, s in pairs if s > NEGATIVE / 2]
+            )
         return found[: len(inputs)]
 
-    def _beam(self, ids: np.ndarray, score: float, alpha: float) -> dict[str, Any]:
-        ended = np.flatnonzero(ids == self.vocabulary.eos_id)
+    def _beam(
+        self, ids: np.ndarray, score: float, alpha: float, ends: np.ndarray
+    ) -> dict[str, Any]:
+        ended = np.flatnonzero(np.isin(ids, ends))
         # The search divides by the brevity penalty; an unfinished beam has its plain log-probability.
         length = int(ended[0]) + 1 if len(ended) else None
         log_likelihood = score if length is None else score * ((5.0 + length) / 6.0) ** alpha
+        if length is not None and ids[length - 1] != self.vocabulary.eos_id:
+            ids = ids[: length - 1]  # the sentinel that ended it stands for nothing
         text = self.vocabulary.decode(ids)
         return {
             "text": text,
-            "fills": fills(text),
+            "fills": blanks.fills(text),
             "log_likelihood": log_likelihood,
             "finished": length is not None,
         }
-
-
-def fills(answer: str) -> dict[str, str]:
-    """What each sentinel stands for: "<extra_id_0> 날씨가" -> {"<extra_id_0>": "날씨가"}."""
-    marks = list(_SENTINEL.finditer(answer))
-    ends = [mark.start() for mark in marks[1:]] + [len(answer)]
-    found: dict[str, str] = {}
-    for mark, end in zip(marks, ends, strict=False):
-        found.setdefault(f"<extra_id_{mark[1]}>", answer[mark.end() : end].strip())
-    return found
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -18,13 +18,11 @@ import numpy as np
 from jax import Array
 
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.io import resources
 from kcmoe.model import routing
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.moe import Router
 from kcmoe.tree import nested
 
-_SAMPLES = "kcmoe/samples/comments.txt"
 _SEEN_OFTEN = 8  # a piece met less often says nothing about an expert
 _TOP = 12
 
@@ -126,12 +124,6 @@ def text_map(
             "factor": config.eval_expert_capacity_factor,
         },
     }
-
-
-def sample_texts() -> list[str]:
-    """The comments that ship with the package."""
-    text = resources.find(_SAMPLES).read_text("utf-8")
-    return [line for line in text.split("\n") if line.strip()]
 
 
 def preferences(

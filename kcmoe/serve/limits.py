@@ -25,6 +25,7 @@ class Limits:
       body_s: time in which a body must have arrived; 408.
       answer_s: time from the last byte of a request to its answer; 503.
       connections: open at once; 503.
+      programs: compiled and held at once, about 35 MB each at tiny; beyond it all are dropped.
       window_ms: how long a line waits for others of its length.
     """
 
@@ -38,6 +39,7 @@ class Limits:
     body_s: float = 10.0
     answer_s: float = 60.0
     connections: int = 1000
+    programs: int = 64
     window_ms: float = 2.0
 
 

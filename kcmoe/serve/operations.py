@@ -51,6 +51,7 @@ OPERATIONS: Mapping[str, Mapping[str, Field]] = {
         "beams": Field("whole", "beams of the search; 1 is greedy", default=1),
         "max_tokens": Field("whole", "longest answer; by default that of training"),
         "alpha": Field("number", "strength of the brevity penalty", default=0.6),
+        "fill": Field("flag", "end where the text's last blank is filled, and write no more", default=False),
     },
     "score": {
         "inputs": Field("texts", _TEXTS, True),

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.serve import experts
 from kcmoe.serve.batching import Batcher
 from kcmoe.serve.engine import Engine
 from kcmoe.serve.errors import refused
@@ -35,7 +34,9 @@ class Service:
 
     def __init__(self, engine: Engine, limits: Limits):
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
-        self.batcher = Batcher(engine.compute, engine.rows, limits, self.metrics.batch)
+        self.batcher = Batcher(
+            engine.compute, engine.rows, limits, self.metrics.batch, engine.forget
+        )
         # JSON and cutting text into pieces take a while for large requests: not on the event loop.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="kcmoe-read")
         self.ready = False
@@ -122,7 +123,11 @@ class Service:
 
     def _generate(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
         works = self.engine.generate(
-            given["texts"], given["beams"], given["max_tokens"], float(given["alpha"])
+            given["texts"],
+            given["beams"],
+            given["max_tokens"],
+            float(given["alpha"]),
+            given["fill"],
         )
 
         def finish(answers: Sequence[Any]) -> dict[str, Any]:
@@ -203,6 +208,8 @@ class Service:
                 "model",
                 "serve a model with sparse layers",
             )
+        from kcmoe.serve import experts
+
         works = await self._read(self.engine.samples)
         chosen = await self.batcher.submit(works, patient=True)
         names = [f"encoder/layers_{i}" for i in self.engine.sparse_layers]

@@ -10,17 +10,24 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """Which program computes a line.
+    """Which program computes a line, and which lines may share a batch.
 
     Attributes:
       kind: "classify", "generate", "score", "embed", "experts" or "sample".
-      options: what else decides the program or must be equal in a batch.
+      options: what else decides the program.
       lengths: tokens per row of each kind of sequence.
+      values: what one program takes as numbers, but one batch has once.
     """
 
     kind: str
     options: tuple[Any, ...]
     lengths: tuple[int, ...]
+    values: tuple[float, ...] = ()
+
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """Equal for keys that one compiled program computes."""
+        return self.kind, self.options, self.lengths
 
 
 @dataclasses.dataclass(frozen=True)

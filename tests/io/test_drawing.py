@@ -24,7 +24,8 @@ from kcmoe.io.drawing import (
     number,
     ticks,
 )
-from kcmoe.io.drawing_svg import png_bytes, save, svg
+from kcmoe.io.drawing_svg import save, svg
+from kcmoe.io.png_file import png_bytes
 
 X = np.arange(5.0)
 PICTURES = [
@@ -58,6 +59,22 @@ def test_png_has_hangul_or_says_what_lacks(picture: Picture, tmp_path: Path) -> 
     except UserError as error:
         pytest.skip(str(error))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bars_below_zero_go_the_other_way() -> None:
+    bars = Bars(["klue_sts", "nsmc"], [("ours", [-0.2, 0.8])], [[0.05, 0.0]])
+    root = ET.fromstring(svg(Picture("signs", "signs", bars=bars)))
+    boxes = [
+        {k: float(node.attrib[k]) for k in ("x", "width")}
+        for node in root.iter("{http://www.w3.org/2000/svg}rect")
+    ]
+    below, above = boxes
+    assert below["x"] + below["width"] == pytest.approx(above["x"], abs=0.2)  # both begin at zero
+    assert above["width"] / below["width"] == pytest.approx(4, rel=0.01)
+    places = [
+        (node.text, float(node.attrib["x"])) for node in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert dict(places)["-0.2"] < below["x"]
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs pip install -c constraints.txt '.[serve]'")
 
 from kcmoe.serve.batching import Batcher
-from kcmoe.serve.engine import fills
+from kcmoe.serve.blanks import fills
 from kcmoe.serve.errors import ApiError
 from kcmoe.serve.limits import Bodies, Limits
 from kcmoe.serve.work import Key, Work
@@ -108,6 +108,43 @@ def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
         assert await cold == [2]
 
     asyncio.run(ask())
+    queue.stop()
+
+
+def test_programs_are_dropped_where_clients_ask_for_ever_more() -> None:
+    forgotten: list[int] = []
+    queue = Batcher(
+        Computer(), lambda key: ROWS, Limits(window_ms=1.0, programs=3),
+        forget=lambda: forgotten.append(1),
+    )  # fmt: skip
+
+    async def ask() -> None:
+        for length in (16, 32, 48, 16, 32, 48):
+            await queue.submit(works(1, length=length))
+        assert not forgotten and queue.programs == 3
+        await queue.submit(works(1, length=64))
+        await queue.submit(works(1, length=16))
+        assert len(forgotten) == 1 and queue.programs == 1
+
+    asyncio.run(ask())
+    queue.stop()
+
+
+def test_numbers_divide_batches_but_need_no_program() -> None:
+    computer = Computer()
+    queue = batcher(computer)
+
+    def valued(value: float) -> list[Work]:
+        return [Work(Key("generate", (1,), (16,), (value,)), ((int(10 * value),),))]
+
+    async def ask() -> None:
+        await queue.submit(valued(0.5))
+        found = await asyncio.gather(*(queue.submit(valued(v)) for v in (0.1, 0.2, 0.1)))
+        assert found == [[1], [2], [1]]
+
+    asyncio.run(ask())
+    assert sorted(ids for _, ids in computer.batches[1:]) == [[1, 1], [2]]
+    assert queue.programs == 1
     queue.stop()
 
 

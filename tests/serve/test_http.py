@@ -97,6 +97,18 @@ def test_generation_is_that_of_the_python_interface(
     assert all(b["log_likelihood"] < 0 for r in results for b in r["beams"])
 
 
+def test_filling_ends_with_the_last_blank(server: Any, model: LanguageModel) -> None:
+    texts = ["오늘 <extra_id_0> 좋다", "<extra_id_0> 참 <extra_id_1>", "빈칸 없음"]
+    plain, filled = (
+        server.post("/v1/generate", {"texts": texts, "beams": 8, "max_tokens": 8, "fill": fill})["results"]
+        for fill in (False, True)
+    )  # fmt: skip
+    assert filled[2]["beams"] == plain[2]["beams"]
+    for number, result in enumerate(filled[:2], 1):
+        assert not any(f"<extra_id_{number}>" in beam["text"] for beam in result["beams"])
+    assert filled[0]["beams"] != plain[0]["beams"]
+
+
 def test_scores_and_embeddings(server: Any, model: LanguageModel) -> None:
     inputs, targets = ["이 영화 어때?", "<extra_id_0> 봐"], ["긍정적", "<extra_id_0> 꼭"]
     answer = server.post("/v1/score", {"inputs": inputs, "targets": targets})

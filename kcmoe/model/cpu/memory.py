@@ -104,6 +104,13 @@ def give_back() -> None:
         libc.malloc_trim(0)
 
 
+def trim() -> None:
+    """Gives memory that was freed, and that glibc holds on to, back to the kernel; in any program."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 class _KeptStep:
     """Runs a step, and takes care that its memory is kept once, not twice.
 
@@ -145,6 +152,11 @@ def _keeping_libc() -> ctypes.CDLL | None:
 
     if current_platform() != "cpu" or jax.config.read("jax_cpu_enable_async_dispatch"):
         return None
+    return _glibc()
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)

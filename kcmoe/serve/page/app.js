@@ -56,7 +56,8 @@ function showModel() {
   const parameters = current() === "ko" && model.parameters >= 1e4
     ? (model.parameters >= 1e8 ? `${(model.parameters / 1e8).toFixed(1)}억` : `${count(Math.round(model.parameters / 1e4))}만`)
     : (model.parameters >= 1e6 ? `${count(Math.round(model.parameters / 1e6))} M` : count(model.parameters));
-  byId("model").textContent = say("model", { name: model.name, step: count(model.step), parameters });
+  const parts = [model.name, model.step ? say("step", { step: count(model.step) }) : "", say("parameters", { parameters })];
+  byId("model").textContent = parts.filter(Boolean).join(" · ");
 }
 
 startTabs();

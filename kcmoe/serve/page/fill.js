@@ -49,7 +49,7 @@ async function run() {
   place.replaceChildren(make("p", { class: "busy" }, say("working"), " ", stop));
   const began = performance.now();
   try {
-    const body = { texts, beams: Number(byId("fill-beams").value), max_tokens: Number(byId("fill-tokens").value) };
+    const body = { texts, beams: Number(byId("fill-beams").value), max_tokens: Number(byId("fill-tokens").value), fill: true };
     const answer = await post("generate", body, { signal: mine.signal });
     results = { texts, answers: answer.results, seconds: (performance.now() - began) / 1000 };
     place.replaceChildren();
@@ -74,12 +74,21 @@ function filled(text, { fills, text: answer }) {
   return [...parts, text.slice(end)];
 }
 
+// Beams that put the same words into the blanks are one candidate here, the likeliest of them.
+function distinct(text, beams) {
+  const blanks = [...text.matchAll(SENTINEL)].map((match) => `<extra_id_${match[1]}>`), seen = new Set();
+  return beams.filter((beam) => {
+    const words = JSON.stringify(blanks.some((blank) => beam.fills[blank]) ? blanks.map((blank) => beam.fills[blank]) : beam.text);
+    return !seen.has(words) && seen.add(words);
+  });
+}
+
 function render() {
   if (!results) return;
   const cards = results.texts.map((text, i) => {
     const { beams, cut } = results.answers[i];
     const most = beams.length ? Math.exp(beams[0].log_likelihood) : 1;
-    const rows = beams.map((beam, n) => {
+    const rows = distinct(text, beams).map((beam, n) => {
       const probability = Math.exp(beam.log_likelihood);
       return make("li", { class: n ? "" : "best" },
         make("p", { class: n ? "filled" : "filled big" }, ...filled(text, beam)),

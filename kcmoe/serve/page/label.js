@@ -152,6 +152,7 @@ async function run() {
     if (!rows.length) throw new Error(say("nothing"));
   } catch (problem) { showError(place, problem); return; }
   results = { task: asked, rows: [], seconds: 0 };
+  byId("label-result").setAttribute("aria-busy", "true");  // what is there answers an older question
   sort = { by: "number", down: false };
   shown = SHOWN_AT_ONCE;
   const stop = make("button", { type: "button", class: "quiet", onclick: () => mine.abort() }, say("stop"));
@@ -193,6 +194,7 @@ function* chunks(rows) {
 
 function render() {
   const place = byId("label-result");
+  place.removeAttribute("aria-busy");
   if (!results?.rows.length) { place.replaceChildren(); return; }
   place.replaceChildren(results.rows.length === 1 ? single(results.rows[0]) : table());
 }
@@ -204,7 +206,7 @@ function timing() {
 
 function single(row) {
   const pairs = Object.entries(row.per_label ?? row.probabilities).sort((a, b) => b[1] - a[1]);
-  const bars = pairs.slice(0, 8).map(([word, share], i) => make("div", { class: `answer ${i ? "" : "best"}` },
+  const bars = pairs.slice(0, row.per_label ? 30 : 8).map(([word, share], i) => make("div", { class: `answer ${i ? "" : "best"}` },
     make("span", { class: "answer-word" }, word), bar(share), make("span", { class: "answer-number" }, percent(share, 2))));
   return make("article", { class: "card" }, make("p", { class: "big" }, row.label), ...bars,
     row.per_label ? make("p", { class: "small muted" }, say("perLabel")) : null, ...cutText(row), timing());
