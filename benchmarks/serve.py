@@ -57,6 +57,17 @@ def start(checkpoint: str, *options: str) -> tuple[subprocess.Popen[str], int]:
             time.sleep(0.05)
 
 
+def first_answer_s(checkpoint: str, task: str) -> float:
+    """From the start of a process to its first answer over HTTP."""
+    started_s = time.monotonic()
+    process, port = start(checkpoint)
+    try:
+        asyncio.run(client(port, ["정말 재미있다"], task, 0.0))
+        return time.monotonic() - started_s
+    finally:
+        stop(process)
+
+
 def stop(process: subprocess.Popen[str]) -> None:
     """Ends a server."""
     process.send_signal(signal.SIGTERM)
@@ -82,8 +93,9 @@ async def ask(
 async def client(port: int, texts: Sequence[str], task: str, until_s: float) -> list[float]:
     """Seconds that each request took."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    found, number = [], 0
-    while time.monotonic() < until_s:
+    found: list[float] = []
+    number = 0
+    while not found or time.monotonic() < until_s:
         started_s = time.monotonic()
         body = {"texts": [texts[number % len(texts)]], "task": task}
         status, content = await ask(reader, writer, "/v1/classify", body)
@@ -120,6 +132,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="per number of clients")
     args = parser.parse_args()
 
+    seconds = [first_answer_s(args.checkpoint, args.task) for _ in range(4)][1:]
+    print(f"start to first answer, warm: {statistics.median(seconds):.2f} s")
     print(f"{'':<28}{'lines/s':>9}{'p50 ms':>9}{'p99 ms':>9}", flush=True)
     process, port = start(args.checkpoint)
     try:

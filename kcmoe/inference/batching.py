@@ -28,6 +28,7 @@ LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
 # large one should not let a single line wait for a batch. An accelerator wants many tokens.
 _CPU_TOKENS, _CPU_TOKENS_LARGE, _ACCELERATOR_TOKENS = 1024, 256, 16384
 _LARGE_PARAMETERS = 100_000_000
+_EOS = 1
 _IN_FLIGHT = 2  # batches dispatched before the first result is fetched
 
 
@@ -208,10 +209,10 @@ class BatchedModel:
         advance: Advance | None = None,
     ) -> np.ndarray:
         """The best target of each input by beam search -> int32 [N, max_tokens], 0 after EOS."""
-        strength = np.asarray(alpha, np.float32)
+        strength, ends = np.asarray(alpha, np.float32), np.array([_EOS, _EOS], np.int32)
 
         def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
-            return batch.pad(inputs), strength
+            return batch.pad(inputs), strength, ends
 
         found = np.zeros((len(inputs), max_tokens), np.int32)
         tokens = max(1, self.tokens // beam_size)

@@ -40,12 +40,19 @@ _log.setLevel(logging.INFO)  # what is said here is rare, and about seconds of w
 
 # name -> where the jitted function is: (model, params, *arrays, **settings) -> array or tuple of arrays.
 FUNCTIONS = {
+    "embed": "kcmoe.inference.embed.embed",
     "rank": "kcmoe.inference.score.label_log_likelihoods",
     "score": "kcmoe.inference.score.target_scores",
     "search": "kcmoe.inference.decode.search",
 }
 # Beside the model's, whatever the programs are made of.
-_SOURCES = ("inference/score.py", "inference/decode.py", "inference/compute.py", "config/model.py")
+_SOURCES = (
+    "inference/score.py",
+    "inference/embed.py",
+    "inference/decode.py",
+    "inference/compute.py",
+    "config/model.py",
+)
 
 
 class Call(NamedTuple):
@@ -74,6 +81,9 @@ class Compute(Protocol):
     def prepare(self, calls: Iterable[Call]) -> None:
         """Makes calls ready that will come, where that saves time."""
 
+    def forget(self) -> None:
+        """Drops all programs from memory; they are made ready again when they are called."""
+
 
 def _function(name: str) -> Any:
     module, _, attribute = FUNCTIONS[name].rpartition(".")
@@ -101,6 +111,12 @@ class Jitted:
     def prepare(self, calls: Iterable[Call]) -> None:
         """Nothing: JAX compiles when it is called."""
 
+    def forget(self) -> None:
+        """See `Compute`."""
+        import jax
+
+        jax.clear_caches()
+
 
 class Programs:
     """A model whose programs are kept on disk. May be used from several threads.
@@ -126,9 +142,9 @@ class Programs:
     def __call__(self, name: str, *arrays: np.ndarray, **settings: Any) -> Any:
         """See `Compute`."""
         call = Call.of(name, arrays, settings)
-        if call not in self._ready:
+        while (program := self._ready.get(call)) is None:  # others may `forget` at any moment
             self.prepare([call])
-        return self._ready[call](*arrays)
+        return program(*arrays)
 
     def prepare(self, calls: Iterable[Call]) -> None:
         """Loads or compiles the programs that are not ready; says so if it takes a while."""
@@ -149,6 +165,12 @@ class Programs:
         )
         seconds = time.monotonic() - started
         _log.info("compiled in %.1f s; %s", seconds, self._kept.fault or place)
+
+    def forget(self) -> None:
+        """See `Compute`."""
+        self._ready.clear()
+        if self._jitted is not None:
+            self._jitted.forget()
 
     def _lock_of(self, call: Call) -> threading.Lock:
         with self._lock:

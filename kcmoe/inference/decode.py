@@ -112,11 +112,15 @@ def search(
     params: Mapping[str, Any],
     encoder_input_tokens: Array,
     alpha: Array,
+    ends: Array,
     *,
     max_decode_len: int,
     beam_size: int,
 ) -> tuple[Array, Array]:
-    """`beam_search` with the penalty's strength as an array, so that one program serves all of them."""
+    """`beam_search` with the penalty's strength and the ids that end a sequence, int32[2], as arrays.
+
+    So one program serves all of them.
+    """
     return beam_search(
         model,
         params,
@@ -124,6 +128,7 @@ def search(
         max_decode_len=max_decode_len,
         beam_size=beam_size,
         alpha=alpha,
+        eos_id=ends,
     )
 
 

@@ -253,9 +253,7 @@ def _bars(picture: Picture, width: int, titled: bool) -> str:
                 )
             away, anchor = (-5, "end") if value < 0 else (5, "start")
             tip = value - max(error, 0.0) if value < 0 else value + max(error, 0.0)
-            parts.append(
-                text(px(tip) + away, y + thick - 3, number(value), anchor=anchor, size=11)
-            )
+            parts.append(text(px(tip) + away, y + thick - 3, number(value), anchor=anchor, size=11))
     if low < 0:
         bottom = _TOP + each * len(bars.groups) - gap / 2
         parts.append(f'<path d="M{px(0.0):.1f} {_TOP - 4}V{bottom:.1f}" stroke="{SOFT}"/>')

@@ -9,6 +9,7 @@ what `kcmoe predict` gives, whoever else is in the batch.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import batching
 from kcmoe.inference import texts as texts_lib
+from kcmoe.inference.compute import fetched
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.io import resources
 from kcmoe.model.cpu import memory
@@ -27,6 +29,7 @@ from kcmoe.serve.work import Key, Work
 from kcmoe.tasks.registry import TASKS, Task
 
 LONGEST_TARGET = 512  # tokens of a target, as `LanguageModel.score` takes
+_NO_BEAM = -5e6  # the search gives places that no beam took far less
 _SAMPLES = "kcmoe/samples/comments.txt"
 BEAMS = (1, 2, 4, 8)  # each is a program of its own, so there are a few of them
 NEW_TOKENS = (8, 16, 32, 64, 128, 256)
@@ -76,7 +79,7 @@ class Engine:
         return {
             "name": "/".join(loaded.checkpoint.rstrip("/").split("/")[-2:]),
             "step": loaded.step,
-            "parameters": sum(leaf.size for leaf in loaded.params.values()),
+            "parameters": sum(leaf.size for leaf in loaded.weights.values()),
             "longest_input_tokens": self.longest - 1,
             "embedding_size": loaded.config.embed_dim,
             "default_task": self.default_task,
@@ -125,9 +128,10 @@ class Engine:
                 f"max_tokens is {longest}", "max_tokens", f"take one of {_listed(sorted(allowed))}"
             )
         found = []
-        for text in texts_lib.checked(texts):
+        for number, text in enumerate(texts_lib.checked(texts)):
+            stop = blanks.end(self.vocabulary, text, f"texts[{number}]")
             one = self._work("generate", (beams, longest), text, text, sentinels=True, cost=beams)
-            values = (alpha, blanks.end(self.vocabulary, text) if fill else self.vocabulary.eos_id)
+            values = (alpha, stop if fill else self.vocabulary.eos_id)
             found.append(dataclasses.replace(one, key=dataclasses.replace(one.key, values=values)))
         return found
 
@@ -139,6 +143,9 @@ class Engine:
                 "give as many targets as inputs",
             )  # fmt: skip
         found = []
+        for kind, given in (("inputs", inputs), ("targets", targets)):
+            for number, text in enumerate(given):
+                blanks.end(self.vocabulary, text, f"{kind}[{number}]")  # refuses what is none
         for text, target in zip(
             texts_lib.checked(inputs, "inputs"), texts_lib.checked(targets, "targets"), strict=True
         ):
@@ -169,7 +176,11 @@ class Engine:
                 "serve a model with sparse layers",
             )
         if task is None:
-            texts_lib.check(row, "text")
+            if not isinstance(row, str):
+                raise refused(
+                    "text has several columns", "text", "give one text, or name the task in task"
+                )
+            blanks.end(self.vocabulary, row)
             return self._work("experts", (), row, row, sentinels=True)
         text = row if isinstance(row, str) else ""
         return self._work("experts", (), texts_lib.prompts(task, [row], "text")[0], text)
@@ -270,13 +281,11 @@ class Engine:
             return self._generate(key, batch, inputs)
         if key.kind == "score":
             return self._score(works)
+        if key.kind == "embed":
+            rows = fetched(self.lm.loaded.compute("embed", batch.pad(inputs)))
+            return list(rows[: len(works)])
         from kcmoe.serve import experts  # imports JAX, as the kinds above need not
 
-        if key.kind == "embed":
-            rows = np.asarray(
-                experts.embed(self.lm.model, self.lm.loaded.params, batch.pad(inputs))
-            )
-            return list(rows[: len(works)])
         if key.kind == "sample":
             return experts.choices(self.lm, batch.pad(inputs))[: len(works)]
         rows_beside = batching.rows_of(key.lengths, self.lm.loaded.tokens) - 1
@@ -285,10 +294,10 @@ class Engine:
         ]
 
     def forget(self) -> None:
-        """Drops every compiled program; the next batch of each reads it from the cache on disk again."""
-        import jax
-
-        jax.clear_caches()
+        """Drops every compiled program from memory; the next batch of each reads it from disk again."""
+        self.lm.loaded.compute.forget()
+        if "jax" in sys.modules:  # the maps of experts are made by it
+            sys.modules["jax"].clear_caches()
         memory.trim()
 
     def _score(self, works: Sequence[Work]) -> list[float]:
@@ -300,24 +309,18 @@ class Engine:
         self, key: Key, batch: batching.PaddedBatch, inputs: Sequence[Sequence[int]]
     ) -> list[list[dict[str, Any]]]:
         """Per line its beams, the best first; the best is what `LanguageModel.generate` returns."""
-        from kcmoe.inference.decode import NEGATIVE, beam_search
-
         (beams, longest), (alpha, end) = key.options, key.values
         ends = np.array([self.vocabulary.eos_id, end], np.int32)
-        tokens, scores = beam_search(
-            self.lm.model,
-            self.lm.loaded.params,
-            batch.pad(inputs),
-            max_decode_len=longest,
-            beam_size=beams,
-            alpha=alpha,
-            eos_id=ends,
+        strength = np.asarray(alpha, np.float32)
+        settings = {"max_decode_len": longest, "beam_size": beams}
+        tokens, scores = fetched(
+            self.lm.loaded.compute("search", batch.pad(inputs), strength, ends, **settings)
         )
         found = []
-        for row, row_scores in zip(np.asarray(tokens), np.asarray(scores), strict=True):
+        for row, row_scores in zip(tokens, scores, strict=True):
             pairs = list(zip(row[::-1], row_scores[::-1], strict=True))
             found.append(
-                [self._beam(ids, float(s), alpha, ends) for ids, s in pairs if s > NEGATIVE / 2]
+                [self._beam(ids, float(s), alpha, ends) for ids, s in pairs if s > _NO_BEAM]
             )
         return found[: len(inputs)]
 

@@ -28,15 +28,6 @@ _TOP = 12
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def embed(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) -> Array:
-    """Mean of the encoder's output over the real tokens, EOS included: int32[B, S] -> float32[B, D]."""
-    encoded = model.apply({"params": nested(params)}, ids, method="encode")
-    real = (ids > 0).astype(jnp.float32)
-    total = jnp.sum(encoded.astype(jnp.float32) * real[..., None], axis=1)
-    return total / jnp.sum(real, axis=1, keepdims=True)
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
 def router_logits(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) -> list[Array]:
     """Logits of each sparse encoder layer, float32[G, T, E] as the layer groups its tokens.
 

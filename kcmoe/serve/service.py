@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,10 +104,19 @@ class Service:
             found: tuple[Sequence[Work], Callable[[Sequence[Any]], dict[str, Any]]] = prepare(given)
             return found
         except UserError as error:
-            names = [task["name"] for task in self.engine.tasks()]
             message, _, rest = str(error).partition("; ")
-            mend = rest or f"tasks with labels: {', '.join(names)}"
-            raise refused(message, f"/v1/{operation}", mend) from None
+            place = re.match(r"texts?\[\d+\]|text\b", message)
+            if place:  # a row that does not suit its task, whose name was right
+                columns = self.engine.task(given["task"]).input_columns
+                row = json.dumps(dict.fromkeys(columns, "…"), ensure_ascii=False)
+                raise refused(
+                    message, place[0], "give a text" if len(columns) == 1 else f"give {row}"
+                ) from None
+            names = [task["name"] for task in self.engine.tasks()]
+            where = "task" if "task" in given else f"/v1/{operation}"
+            raise refused(
+                message, where, rest or f"tasks with labels: {', '.join(names)}"
+            ) from None
 
     def _classify(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
         task = self.engine.task(given["task"])

@@ -136,6 +136,18 @@ def test_nothing_after_the_end(toy):
             assert not beam[list(beam).index(1) + 1 :].any()
 
 
+def test_any_of_several_ids_ends_a_beam(toy):
+    model, params, inputs = toy
+    tokens, _ = beam_search(model, params, inputs, max_decode_len=8, beam_size=4)
+    other = int(np.max(np.asarray(tokens)))
+    ends = np.array([1, other], np.int32)
+    ended, _ = beam_search(model, params, inputs, max_decode_len=8, beam_size=4, eos_id=ends)
+    assert any(other in beam[:-1] and 1 not in beam for beam in np.asarray(ended).reshape(-1, 8))
+    for beam in np.asarray(ended).reshape(-1, 8):
+        at = np.flatnonzero(np.isin(beam, ends))
+        assert not len(at) or not beam[at[0] + 1 :].any()
+
+
 def test_leading_padding_moves_behind(toy):
     """A beam that begins with id 0 comes back aligned to the left, as T5X returns it, with its own score."""
     model, params, inputs = toy

@@ -72,7 +72,8 @@ def test_bars_below_zero_go_the_other_way() -> None:
     assert below["x"] + below["width"] == pytest.approx(above["x"], abs=0.2)  # both begin at zero
     assert above["width"] / below["width"] == pytest.approx(4, rel=0.01)
     places = [
-        (node.text, float(node.attrib["x"])) for node in root.iter("{http://www.w3.org/2000/svg}text")
+        (node.text, float(node.attrib["x"]))
+        for node in root.iter("{http://www.w3.org/2000/svg}text")
     ]
     assert dict(places)["-0.2"] < below["x"]
 

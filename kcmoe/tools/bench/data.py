@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.arguments import Parser, add_output, add_run_arguments, between, parse_with_gin
+from kcmoe.config.arguments import Parser, add_run_arguments, between, parse_with_gin
 from kcmoe.errors import UserError
+from kcmoe.io.drawing import Picture
 from kcmoe.tools.bench import figures
 
 _EPILOG = """\
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seqio", action="store_true", help="time SeqIO as well; needs kcmoe[seqio]"
     )
-    add_output(parser, "--json", help="also write the numbers here")
+    figures.add_outputs(parser)
     args, macros = parse_with_gin(parser, argv)
     if args.seqio and importlib.util.find_spec("seqio") is None:
         raise UserError("--seqio needs SeqIO and t5: pip install 'kcmoe[seqio]'")
@@ -73,8 +74,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{name:<48}{value:>16,.2f}" if isinstance(value, float) else f"{name:<48}{value:>16}"
         )
-    if args.json:
-        figures.write_json(args.json, results)
+    figures.write(args, results, lambda: _picture(results))
     return 0
 
 
@@ -126,6 +126,16 @@ def measure(macros: Any, steps: int, workers: int, seqio: bool) -> dict[str, Any
         results["SeqIO and t5, same files (tokens/s)"] = speed(theirs, max(steps // 4, 10))
         results["ours / SeqIO"] = ours / results["SeqIO and t5, same files (tokens/s)"]
     return results
+
+
+def _picture(results: dict[str, Any]) -> Picture:
+    unit = " (tokens/s)"
+    rows = [
+        {"what": name.removesuffix(unit), "tokens/s": value}
+        for name, value in results.items()
+        if name.endswith(unit)
+    ]
+    return figures.bars("data", f"Reading {results['task']}: tokens/s", rows, "what", "tokens/s")
 
 
 def speed(batches: Iterable[dict[str, np.ndarray]], steps: int, warm_up: int = 5) -> float:

@@ -13,8 +13,10 @@ import statistics
 import time
 from typing import Any
 
-from kcmoe.config.arguments import Parser, add_output, between
+from kcmoe.config.arguments import Parser, between
 from kcmoe.errors import UserError
+from kcmoe.io.drawing import Picture
+from kcmoe.tools.bench import figures
 
 _EPILOG = """\
 examples:
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--repeats", type=between(int, 1, 10**6), default=7, help="timings each (default: 7)"
     )
-    add_output(parser, "--json", help="also write the figures to FILE")
+    figures.add_outputs(parser)
     args = parser.parse_args(argv)
     try:
         tokens = [int(number) for number in args.tokens.split(",")]
@@ -50,7 +52,6 @@ def main(argv: list[str]) -> int:
 
     from kcmoe.model import current_platform
     from kcmoe.model.dispatch import Dispatch
-    from kcmoe.tools.bench import figures
     from kcmoe.tools.bench.worker import StepShape, model_config
 
     config = model_config(StepShape(args.size, 1, 1, 1, tuple(args.gin)))
@@ -72,11 +73,23 @@ def main(argv: list[str]) -> int:
                         "max": max(milliseconds),
                     }
                 )
-    print(f"one MoE block of {args.size}, forward and backward; {jax.devices()[0].device_kind}")
+    title = f"one MoE block of {args.size}, forward and backward; {jax.devices()[0].device_kind}"
+    print(title)
     print(figures.table(rows))
-    if args.json:
-        figures.write_json(args.json, {"rows": rows})
+    figures.write(args, {"rows": rows}, lambda: _picture(title, rows))
     return 0
+
+
+def _picture(title: str, rows: list[dict[str, Any]]) -> Picture:
+    drawn = [
+        {
+            "work": f"{row['tokens']:,} tokens, {row['routing']}",
+            "way": row["dispatch"].removesuffix(" (auto)"),
+            "ms": row["ms"],
+        }
+        for row in rows
+    ]
+    return figures.bars("dispatch", f"Milliseconds: {title}", drawn, "work", "ms", "way")
 
 
 def _seconds(config: Any, tokens: int, repeats: int) -> list[float]:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kcmoe.config.arguments import Parser, add_output
 from kcmoe.io import durable, wording
+from kcmoe.io.drawing import Bars, Picture
+from kcmoe.io.outputs import PICTURES
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -25,37 +29,40 @@ def _cell(value: object) -> str:
 
 def bars(
     name: str, title: str, rows: Sequence[Mapping[str, Any]], group: str, value: str,
-    series: str | None = None,
+    series: str = "",
 ) -> Picture:  # fmt: skip
-    """Rows as bars: one group per `row[group]`, one bar in it per `row[series]`, as long as `row[value]`.
+    """Rows as bars: a group for each `row[group]`, in it a bar for each `row[series]`.
 
-    Error bars reach as far as the further of `row["min"]` and `row["max"]`, where rows have them.
+    Args:
+      name, title: of the picture.
+      rows: as `table` takes them.
+      group: key of what stands beside a group of bars.
+      value: key of how long a bar is.
+      series: key of what the bars of a group are called; "" for one bar each.
     """
     groups = list(dict.fromkeys(str(row[group]) for row in rows))
     kinds = list(dict.fromkeys(str(row[series]) if series else value for row in rows))
     values = [[math.nan] * len(groups) for _ in kinds]
-    spread = [[0.0] * len(groups) for _ in kinds]
     for row in rows:
-        at = kinds.index(str(row[series]) if series else value), groups.index(str(row[group]))
-        values[at[0]][at[1]] = row[value]
-        if value not in ("tokens/s",) and "min" in row:
-            spread[at[0]][at[1]] = max(row["max"] - row[value], row[value] - row["min"])
-    drawn = Bars(groups, list(zip(kinds, values, strict=True)), spread)
-    return Picture(name, title, bars=drawn)
+        kind = str(row[series]) if series else value
+        values[kinds.index(kind)][groups.index(str(row[group]))] = float(row[value])
+    return Picture(name, title, bars=Bars(groups, list(zip(kinds, values, strict=True))))
 
 
 def add_outputs(parser: Parser) -> None:
-    """`--json` and `--picture`, which `write` writes."""
+    """`--json` and `--picture`, for `write`."""
     add_output(parser, "--json", help="also write the figures to FILE")
     add_output(parser, "--picture", help="also draw them, as .svg or .png", endings=PICTURES)
 
 
-def write_picture(path: str | None, picture: Callable[[], Picture]) -> None:
-    """Draws, if a path was given; raises `UserError` where the file cannot be written."""
-    if path:
+def write(args: Any, figures: Mapping[str, Any], picture: Callable[[], Picture]) -> None:
+    """Writes what `args` of `add_outputs` ask for; `UserError` where a file cannot be written."""
+    if args.json:
+        write_json(args.json, figures)
+    if args.picture:
         from kcmoe.io.drawing_svg import save
 
-        save(picture(), path, "--picture")
+        save(picture(), args.picture, "--picture")
 
 
 def write_json(path: str, figures: Mapping[str, Any]) -> None:

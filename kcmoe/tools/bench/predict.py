@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.config.arguments import Parser, add_output, between
+from kcmoe.config.arguments import Parser, between
 from kcmoe.errors import UserError
+from kcmoe.tools.bench import figures
 
 PUBLISHED_INPUTS, PUBLISHED_TARGETS, PUBLISHED_BATCH = 512, 8, 64
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         "--rounds", type=between(int, 1, 10**6), default=3, help="rounds (default: 3)"
     )
     parser.add_argument("--against", choices=("t5x",), help="measure T5X + Flaxformer in turn")
-    add_output(parser, "--json", help="also write the figures to FILE")
+    figures.add_outputs(parser)
     args = parser.parse_args(argv)
     if args.against == "t5x":
         from kcmoe.t5x import requirements
@@ -55,7 +56,6 @@ def main(argv: list[str]) -> int:
         requirements.check_t5x_is_here()
 
     from kcmoe.model.cpu.memory import environments
-    from kcmoe.tools.bench import figures
     from kcmoe.tools.bench.worker import StepShape, Worker
 
     ids, labels = _encoded(args.file, args.lines)
@@ -95,8 +95,12 @@ def main(argv: list[str]) -> int:
     print(f"rank is {rows[0]['lines/s'] / published:.0f} times generating as published")
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
     print(f"one line by rank, warm: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
-    if args.json:
-        figures.write_json(args.json, {"rows": rows, "p50_ms": p50, "p99_ms": p99})
+    title = f"Answering with {args.size}: lines/s"
+    figures.write(
+        args,
+        {"rows": rows, "p50_ms": p50, "p99_ms": p99},
+        lambda: figures.bars("predict", title, rows, "way", "lines/s"),
+    )
     return 0
 
 

@@ -14,8 +14,9 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kcmoe.config.arguments import Parser, add_output, between
+from kcmoe.config.arguments import Parser, between
 from kcmoe.model.cpu.memory import environments
+from kcmoe.tools.bench import figures
 
 if TYPE_CHECKING:
     from kcmoe.config.model import ModelConfig
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--inputs", type=some, default=128, help="input positions (default: 128)")
     parser.add_argument("--targets", type=some, default=32, help="target positions (default: 32)")
     parser.add_argument("--gin", action="append", default=[], metavar="NAME=VALUE", help="a macro")
-    add_output(parser, "--json", help="also write the figures to FILE")
+    figures.add_outputs(parser)
     args = parser.parse_args(argv)
     if args.against == "t5x":
         from kcmoe.t5x import requirements
@@ -59,7 +60,6 @@ def main(argv: list[str]) -> int:
 
     from tqdm import tqdm
 
-    from kcmoe.tools.bench import figures
     from kcmoe.tools.bench.worker import StepShape, Worker, model_config
 
     shape = StepShape(args.size, args.batch, args.inputs, args.targets, tuple(args.gin))
@@ -92,8 +92,13 @@ def main(argv: list[str]) -> int:
     for other in workers[1:]:
         ratios = [b / a for a, b in zip(workers[0].seconds, other.seconds, strict=True)]
         print(f"{other.name} takes {statistics.median(ratios):.2f} times as long per step")
-    if args.json:
-        figures.write_json(args.json, {"peak_flops": peak, "rows": rows})
+    figures.write(
+        args,
+        {"peak_flops": peak, "rows": rows},
+        lambda: figures.bars(
+            "train", f"Training {args.size}: tokens/s", rows, "engine", "tokens/s"
+        ),
+    )
     return 0
 
 
