@@ -122,7 +122,9 @@ def _summary(runs: Sequence[Run]) -> str:
 def _recent(run: Run, name: str) -> str:
     series = run.train.get(name)
     value = series.recent() if series else float("nan")
-    return number(value) if math.isfinite(value) else _UNSET
+    if not math.isfinite(value):
+        return _UNSET
+    return f"{value:.4f}" if "loss" in name else number(value)
 
 
 def _best(run: Run, name: str) -> str:

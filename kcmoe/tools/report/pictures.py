@@ -39,8 +39,8 @@ class Section:
 def sections(runs: Sequence[Run], peak_flops: float | None) -> list[Section]:
     """All sections that the runs have numbers for."""
     found = [
-        Section("learning", "배움", "Learning", _learning(runs)),
-        Section("speed", "빠르기", "Speed", _speed(runs, peak_flops)),
+        Section("learning", "학습 곡선", "Learning", _learning(runs)),
+        Section("speed", "속도", "Speed", _speed(runs, peak_flops)),
         Section("norms", "노름", "Norms", _norms(runs)),
         *_experts(runs),
     ]
