@@ -127,6 +127,24 @@ def test_a_csv_in_cp949_is_read(open_page: Any, tmp_path: Path) -> None:
     assert page.locator("td.c-text").all_inner_texts() == ["좋다, 아주", "나쁘다"]
 
 
+def test_a_file_may_be_dropped_anywhere(open_page: Any) -> None:
+    page = open_page()
+    dropped = page.evaluate_handle(
+        """text => {
+          const data = new DataTransfer();
+          data.items.add(new File([text], "리뷰.csv", {type: "text/csv"}));
+          return data;
+        }""",
+        'id,리뷰\n1,"좋다, 아주"\n2,나쁘다\n',
+    )
+    page.dispatch_event("footer", "dragenter", {"dataTransfer": dropped})
+    assert page.locator("#label.dropping").count() == 1
+    page.dispatch_event("footer", "drop", {"dataTransfer": dropped})
+    page.wait_for_selector(".file")
+    assert "리뷰.csv" in page.inner_text(".file")
+    assert page.locator("#label.dropping").count() == 0
+
+
 def test_selected_words_are_hidden_and_filled(open_page: Any) -> None:
     page = open_page("/#fill")
     page.fill("#fill-text", "오늘 날씨가 정말 좋다")

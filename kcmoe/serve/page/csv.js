@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // CSV as RFC 4180 has it, with commas, semicolons or tabs; and texts in UTF-8 or CP949.
 
-// {text, korean: read as CP949}, or null where it is neither.
+// {text, korean: read as CP949}, or null where it is neither, or no text at all.
 export function decode(bytes) {
-  try {
-    return { text: new TextDecoder("utf-8", { fatal: true }).decode(bytes), korean: false };
-  } catch { /* not UTF-8 */ }
-  try {
-    return { text: new TextDecoder("euc-kr", { fatal: true }).decode(bytes), korean: true };
-  } catch { return null; }
+  if (bytes.includes(0)) return null;
+  for (const [name, korean] of [["utf-8", false], ["euc-kr", true]]) {
+    try {
+      return { text: new TextDecoder(name, { fatal: true }).decode(bytes), korean };
+    } catch { /* not this one */ }
+  }
+  return null;
 }
 
 export function parse(text, separator) {

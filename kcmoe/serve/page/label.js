@@ -66,19 +66,20 @@ function insertExamples() {
 
 // --- Files.
 
+// Anywhere on the page: a file that is dropped beside a panel would otherwise replace the page.
 function startDropping() {
   const zone = byId("label");
   let depth = 0;
   const over = (on) => { zone.classList.toggle("dropping", on); zone.dataset.drop = say("dropHere"); };
-  zone.addEventListener("dragenter", (event) => { event.preventDefault(); depth++; over(true); });
-  zone.addEventListener("dragleave", () => { depth--; if (depth <= 0) over(false); });
-  zone.addEventListener("dragover", (event) => event.preventDefault());
-  zone.addEventListener("drop", (event) => {
+  const onFiles = (name, act) => document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
-    depth = 0;
-    over(false);
-    open(event.dataTransfer.files[0]);
+    if (!zone.hidden) act(event);
   });
+  onFiles("dragenter", () => { depth++; over(true); });
+  onFiles("dragleave", () => { depth--; if (depth <= 0) over(false); });
+  onFiles("dragover", () => {});
+  onFiles("drop", (event) => { depth = 0; over(false); open(event.dataTransfer.files[0]); });
 }
 
 async function open(chosen) {
@@ -92,6 +93,7 @@ async function open(chosen) {
   const read = csv.decode(new Uint8Array(await chosen.arrayBuffer()));
   if (!read) { showError(place, new Error(say("fileBad", { name }))); return; }
   const rows = csv.rowsOf(name, read.text);
+  if (!rows.length) { showError(place, new Error(say("fileEmpty", { name }))); return; }
   const width = Math.max(...rows.map((row) => row.length), 1);
   const header = width > 1 || task.columns.includes(rows[0]?.[0]);
   const guess = (column, i) => {
@@ -120,7 +122,7 @@ function fileCard() {
   const box = make("input", { type: "checkbox", checked: file.header, onchange: (event) => { file.header = event.target.checked; showColumns(); } });
   const lines = file.rows.length - (file.header ? 1 : 0);
   return make("div", { class: "file" },
-    make("p", {}, make("b", {}, file.name), " ", make("span", { class: "muted" }, `${count(lines)} × ${file.width}`)),
+    make("p", {}, make("b", {}, file.name), " ", make("span", { class: "muted" }, say("fileSize", { lines: count(lines), width: file.width }))),
     lines > MOST_LINES ? make("p", { class: "small" }, say("fileLines", { lines: count(lines), limit: count(MOST_LINES) })) : null,
     ...selects,
     make("div", { class: "row" }, make("label", { class: "check" }, box, " ", say("fileHeader")),
