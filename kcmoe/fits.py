@@ -129,6 +129,15 @@ def check_model_partitions(
     return devices // partitions
 
 
+def check_width(width: int, devices: int) -> None:
+    """Raises `UserError` if the width of the model is to be divided over devices that do not divide it."""
+    if width % devices:
+        raise UserError(
+            f"PARAMETER_PARTITIONING_DIMS = 2 divides EMBED_DIM = {width:,} over {devices} devices, which do "
+            "not divide it; set PARAMETER_PARTITIONING_DIMS = 1, or take another number of devices"
+        )
+
+
 def check_expert_partitions(partitions: int, experts: int) -> None:
     """Raises `UserError` if experts are to be divided over more devices than there are experts."""
     if partitions > experts:

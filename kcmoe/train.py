@@ -6,6 +6,7 @@ It stands above training and evaluation, and gives the former the latter's metri
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.hosts import joining
 
 if TYPE_CHECKING:
     from kcmoe.training.loop import Outcome
@@ -27,7 +29,11 @@ examples:
     --gin.INITIAL_CHECKPOINT_PATH='"runs/tiny/checkpoint_10000"'
 
 The same command continues a run that was stopped, from the newest checkpoint in MODEL_DIR.
-SIGTERM and Ctrl-C save first. Fine-tuning takes FINETUNE_STEPS after those of
+On many hosts start the same command on each; on TPU pods, under SLURM and Open MPI as it is,
+elsewhere with --coordinator=HOST:PORT --num_processes=N --process_id=I. MODEL_DIR is then a folder
+that all of them share, and each host reads DATA_DIR for itself.
+
+SIGTERM and Ctrl-C, at any one host, save first. Fine-tuning takes FINETUNE_STEPS after those of
 INITIAL_CHECKPOINT_PATH; TRAIN_STEPS, where given, includes the steps before.
 """
 
@@ -40,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     arguments.add_run_arguments(parser)
-    _, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
+    joining.add_arguments(parser)
+    args, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
+    where = joining.place(args)
 
     from kcmoe.io import compilation_cache
     from kcmoe.model.cpu import memory as kept_memory
@@ -55,7 +63,12 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.training.loop import train
 
     try:
-        outcome = train(settings, make_task_metric=training_metric)
+        with joining.joined(where) as hosts:
+            outcome = train(
+                settings,
+                make_task_metric=functools.partial(training_metric, hosts=hosts),
+                hosts=hosts,
+            )
     except NonFiniteError as error:
         print(f"kcmoe train: {_stopped(settings.run.model_dir, error)}", file=sys.stderr)
         return 1
@@ -65,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
         import jax
 
         raise UserError(_out_of_memory(settings, jax.local_device_count())) from error
-    _report(settings.run.model_dir, outcome)
+    if hosts.first:
+        _report(settings.run.model_dir, outcome)
     return 0
 
 

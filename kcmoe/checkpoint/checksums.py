@@ -14,6 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def check_extra_name(name: str) -> None:
         raise UserError(f"{name!r} cannot be an extra file of a checkpoint: choose another name")
     if name.startswith(("model-", "model.")) or name.endswith(".safetensors"):
         raise UserError(f"{name!r} cannot be an extra file of a checkpoint: choose another name")
+
+
+def write(
+    folder: Path,
+    step: int | None,
+    sums: Mapping[str, tuple[ShapeDtype, str]],
+    extras: Mapping[str, bytes],
+) -> None:
+    """Writes the extra files and `kcmoe.json`, which holds the checksums of all."""
+    for name, content in extras.items():
+        (folder / name).write_bytes(content)
+    crcs = {name: bytes_checksum(content) for name, content in extras.items()}
+    saved = Saved(step, dict(sorted(sums.items())), crcs)
+    (folder / NAME).write_bytes(saved.to_bytes())
 
 
 def load(folder: Folder) -> Saved | None:

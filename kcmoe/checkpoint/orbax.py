@@ -1,58 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """T5X's current layout: Orbax's PyTree item `state`, zarr arrays inside one OCDBT database.
 
-Written here straight through TensorStore, leaf by leaf, so that memory stays small; what T5X's
-`OrbaxCheckpointManagerInterface` needs of it (t5x@cc342d4:t5x/checkpoints.py) is the item folder
-`state`, its `_METADATA`, arrays named by their path with dots, and the commit files. Differences
-from what T5X writes: one OCDBT database instead of one per process and merged, no `dataset` item,
-and large arrays in several chunks. Source of the JSON files: orbax `tree_metadata`.
+What T5X's `OrbaxCheckpointManagerInterface` needs of it (t5x@cc342d4:t5x/checkpoints.py) is the item folder
+`state`, its `_METADATA`, arrays named by their path with dots, and the commit files. `orbax_writing` writes
+them.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kcmoe.checkpoint import checksums, encodings
-from kcmoe.checkpoint.base import Format, Provenance, Reader, Writer
+from kcmoe.checkpoint.base import Format, Reader
+from kcmoe.checkpoint.orbax_writing import COMMIT_FILE, ITEM, STEP_METADATA, OrbaxWriter
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
 from kcmoe.io.wording import first_line
 from kcmoe.tree import ShapeDtype, flattened
 
-_ITEM = "state"
-_COMMIT_FILE = "commit_success.txt"
-_STEP_METADATA = "_CHECKPOINT_METADATA"
-_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 _PLACEHOLDER = "PLACEHOLDER://"
-_DICT_KEY = 2
 _EMPTY_TYPES = {"None", "Dict", "List", "NamedTuple", "Tuple"}
-_COMMIT_BYTES = 64 << 20
-_OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "compression": {"id": "zstd"}}
 
 
 def _recognises(folder: Folder) -> bool:
-    known = [f"{_ITEM}/{name}" for name in ("_METADATA", "manifest.ocdbt", "checkpoint")]
-    return any(folder.exists(name) for name in (*known, _STEP_METADATA))
+    known = [f"{ITEM}/{name}" for name in ("_METADATA", "manifest.ocdbt", "checkpoint")]
+    return any(folder.exists(name) for name in (*known, STEP_METADATA))
 
 
 def _is_marked(folder: Folder) -> bool:
     # Orbax of today marks a finished save by a file, as does any Orbax in a bucket; years ago, on a
     # disk, only the final name did, and there was no _CHECKPOINT_METADATA either.
-    return folder.remote or any(map(folder.exists, (checksums.NAME, _STEP_METADATA)))
+    return folder.remote or any(map(folder.exists, (checksums.NAME, STEP_METADATA)))
 
 
 def _finished(folder: Folder) -> bool:
     if _is_marked(folder):
-        return folder.exists(_COMMIT_FILE)
-    return any(folder.exists(f"{_ITEM}/{name}") for name in ("_METADATA", "checkpoint"))
+        return folder.exists(COMMIT_FILE)
+    return any(folder.exists(f"{ITEM}/{name}") for name in ("_METADATA", "checkpoint"))
 
 
 class OrbaxReader(Reader):
@@ -62,12 +50,12 @@ class OrbaxReader(Reader):
 
     def __init__(self, folder: Folder):
         super().__init__(folder)
-        if _is_marked(folder) and not folder.exists(_COMMIT_FILE):
+        if _is_marked(folder) and not folder.exists(COMMIT_FILE):
             raise UserError(
-                f"{self.path} is a half-finished save (it has no {_COMMIT_FILE}): take another "
+                f"{self.path} is a half-finished save (it has no {COMMIT_FILE}): take another "
                 "checkpoint, or, if you know that the save ended well, create that file"
             )
-        self._ocdbt = folder.exists(f"{_ITEM}/manifest.ocdbt")
+        self._ocdbt = folder.exists(f"{ITEM}/manifest.ocdbt")
         self._names: frozenset[str] = frozenset()
         self._inline: dict[str, np.ndarray] = {}
 
@@ -95,15 +83,15 @@ class OrbaxReader(Reader):
 
     def _declared(self) -> dict[str, tuple[int, ...] | None]:
         """Returns path -> shape (None if the index does not say) of the stored arrays."""
-        if self.folder.exists(f"{_ITEM}/_METADATA"):
-            return _parse_metadata(self.folder.read(f"{_ITEM}/_METADATA"))
-        found = _parse_placeholders(self.folder.read(f"{_ITEM}/checkpoint"))
+        if self.folder.exists(f"{ITEM}/_METADATA"):
+            return _parse_metadata(self.folder.read(f"{ITEM}/_METADATA"))
+        found = _parse_placeholders(self.folder.read(f"{ITEM}/checkpoint"))
         self._inline = {path: value for path, value in found.items() if value is not None}
         return {path: None for path, value in found.items() if value is None}
 
     def _list(self) -> frozenset[str]:
         if not self._ocdbt:
-            prefix = f"{_ITEM}/"
+            prefix = f"{ITEM}/"
             return frozenset(n[len(prefix) :] for n in self.folder.names() if n.startswith(prefix))
         import tensorstore as ts
 
@@ -111,10 +99,10 @@ class OrbaxReader(Reader):
             self._store = ts.KvStore.open(self._kvstore(""), context=self.folder.context).result()
             return frozenset(key.decode() for key in self._store.list().result())
         except (ValueError, RuntimeError) as error:
-            raise Damaged(f"{_ITEM}/manifest.ocdbt cannot be read: {first_line(error)}") from error
+            raise Damaged(f"{ITEM}/manifest.ocdbt cannot be read: {first_line(error)}") from error
 
     def _kvstore(self, below: str) -> dict[str, Any]:
-        base = self.folder.kvstore(f"{_ITEM}/" if self._ocdbt else f"{_ITEM}/{below}")
+        base = self.folder.kvstore(f"{ITEM}/" if self._ocdbt else f"{ITEM}/{below}")
         return {"driver": "ocdbt", "base": base, "path": below} if self._ocdbt else base
 
     def _header(self, path: str, shape: tuple[int, ...] | None) -> ShapeDtype:
@@ -133,7 +121,7 @@ class OrbaxReader(Reader):
         if sizes is None:
             return None
         if not self._ocdbt:
-            return lambda key: sizes[f"{_ITEM}/{key}"]
+            return lambda key: sizes[f"{ITEM}/{key}"]
         # A database tells no sizes, so chunks are read for it; floats never shrink to an eighth, so that
         # concerns only arrays of zeros and headers that lie.
         if max(header.leaf.nbytes, header.chunk_bytes) <= 8 * sum(sizes.values()):
@@ -142,7 +130,7 @@ class OrbaxReader(Reader):
 
     def _content(self, key: str) -> bytes:
         if not self._ocdbt:
-            return self.folder.read(f"{_ITEM}/{key}")
+            return self.folder.read(f"{ITEM}/{key}")
         try:
             return self._store.read(key).result().value
         except (ValueError, RuntimeError) as error:
@@ -161,77 +149,6 @@ def _tiles(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     if len(part) != len(whole):
         return False
     return all(p == w or (p and w % p == 0) for p, w in zip(part, whole, strict=True))
-
-
-class OrbaxWriter(Writer):
-    """Writes the arrays into one OCDBT database, a few dozen at a time."""
-
-    def __init__(self, folder: Path, tree: Mapping[str, ShapeDtype], about: Provenance):
-        import tensorstore as ts
-
-        super().__init__(folder, tree, about)
-        self._ts = ts
-        self._item = folder / _ITEM
-        self._item.mkdir()
-        self._started = time.time_ns()
-        self._context = ts.Context(encodings.WRITING)
-        self._transaction = ts.Transaction()
-        self._waiting_bytes = 0
-        self._kvstore = {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{self._item.resolve()}/"},
-            "config": _OCDBT_CONFIG,
-        }
-
-    def add(self, path: str, array: np.ndarray) -> None:
-        """Writes one leaf. Raises ValueError or OSError if the disk refuses."""
-        leaf = self.tree[path]
-        spec = {
-            "driver": "zarr",
-            "kvstore": {**self._kvstore, "path": path.replace("/", ".") + "/"},
-            "metadata": {
-                "compressor": {"id": "zstd", "level": 1},
-                "dtype": "bfloat16" if leaf.dtype.name == "bfloat16" else leaf.dtype.str,
-                "shape": list(leaf.shape),
-                "chunks": list(encodings.chunk_shape(leaf)),
-            },
-            "store_data_equal_to_fill_value": True,
-        }
-        store = self._ts.open(
-            spec, create=True, open=False, context=self._context, transaction=self._transaction
-        ).result()
-        store.write(array).result()
-        # A transaction keeps its values in memory until it is committed, and a commit rewrites the
-        # index: a few dozen leaves, or one large one, at a time.
-        self._waiting_bytes += leaf.nbytes
-        if self._waiting_bytes >= _COMMIT_BYTES:
-            self._commit()
-
-    def _commit(self) -> None:
-        self._transaction.commit_async().result()
-        self._transaction, self._waiting_bytes = self._ts.Transaction(), 0
-
-    def finish(self, final: str) -> None:
-        """Writes the index and the commit files; `final` is the path the checkpoint will have."""
-        self._commit()
-        (self._item / "_METADATA").write_text(json.dumps(_metadata(self.tree)))
-        (self._item / "_sharding").write_text(json.dumps(_shardings(self.tree)))
-        described = self._item / "array_metadatas" / "process_0"
-        described.parent.mkdir()
-        described.write_text(json.dumps(_array_metadatas(self.tree)))
-        step_metadata = {
-            "item_handlers": {_ITEM: _HANDLER},
-            "metrics": {},
-            "performance_metrics": {},
-            "init_timestamp_nsecs": self._started,
-            "commit_timestamp_nsecs": time.time_ns(),
-            "custom_metadata": {},
-        }
-        (self.folder / _STEP_METADATA).write_text(json.dumps(step_metadata))
-        for folder, name in ((self._item, f"{final}/{_ITEM}"), (self.folder, final)):
-            (folder / _COMMIT_FILE).write_text(
-                f"Checkpoint commit was successful to {Path(name).name}"
-            )
 
 
 def _parse_placeholders(content: bytes) -> dict[str, np.ndarray | None]:
@@ -266,60 +183,6 @@ def _parse_metadata(content: bytes) -> dict[str, tuple[int, ...] | None]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"the index state/_METADATA is damaged ({first_line(error)})") from error
     return found
-
-
-def _metadata(tree: Mapping[str, ShapeDtype]) -> dict[str, Any]:
-    """Returns the content of `_METADATA` for arrays stored in OCDBT as zarr 2."""
-    entries = {}
-    for path, leaf in tree.items():
-        names = tuple(path.split("/"))
-        entries[str(names)] = {
-            "key_metadata": [{"key": name, "key_type": _DICT_KEY} for name in names],
-            "value_metadata": {
-                "value_type": "jax.Array",
-                "skip_deserialize": False,
-                # Orbax notes here the part that each process wrote, which is the whole array.
-                "write_shape": list(leaf.shape),
-            },
-        }
-    return {
-        "tree_metadata": entries,
-        "use_ocdbt": True,
-        "use_zarr3": False,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
-    }
-
-
-def _shardings(tree: Mapping[str, ShapeDtype]) -> dict[str, str]:
-    """Returns the content of `_sharding`: where Orbax puts arrays unless it is told (T5X tells it)."""
-    first_device = {
-        "sharding_type": "NamedSharding",
-        "shape": [1],
-        "axis_names": ["data"],
-        "axis_types": ["AxisType.Auto"],
-        "partition_spec": [],
-        "device_mesh": {"mesh": [{"id": 0}]},
-    }
-    text = json.dumps(first_device)
-    return {base64.b64encode(path.replace("/", ".").encode()).decode(): text for path in tree}
-
-
-def _array_metadatas(tree: Mapping[str, ShapeDtype]) -> dict[str, Any]:
-    """Returns the content of `array_metadatas/process_0`: shape and chunks of every array."""
-    return {
-        "array_metadatas": [
-            {
-                "array_metadata": {
-                    "param_name": path.replace("/", "."),
-                    "write_shape": list(leaf.shape),
-                    "chunk_shape": list(encodings.chunk_shape(leaf)),
-                    "ext_metadata": None,
-                }
-            }
-            for path, leaf in tree.items()
-        ]
-    }
 
 
 FORMAT = Format(

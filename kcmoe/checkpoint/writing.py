@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe import tree as trees
-from kcmoe.checkpoint import checksums, formats, run_config
+from kcmoe.checkpoint import checksums, formats, run_config, together
 from kcmoe.checkpoint.base import Provenance, Reader, describe_problems
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.encodings import named_dtype
@@ -25,6 +25,7 @@ from kcmoe.checkpoint.reading import checked_leaves, compare, open_checkpoint
 from kcmoe.checkpoint.run_config import sizes_of
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
+from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import durable, outputs
 from kcmoe.io.remote import is_remote
 from kcmoe.tree import STEP, ShapeDtype, is_optimizer, is_parameter, shape_dtype
@@ -37,17 +38,23 @@ def save(
     step: int,
     flat_state: Mapping[str, Any],
     extras: Mapping[str, bytes] | None = None,
+    hosts: Hosts = ALONE,
 ) -> Path:
     """Writes `model_dir/checkpoint_<step>` in T5X's Orbax layout and returns its path.
 
     `flat_state`: path -> array (NumPy or JAX, on any devices), with `state/step` equal to `step`.
     `extras`: small files kept inside the checkpoint. A checkpoint of that step that is already
-    there is replaced in one step. Raises `UserError` if the disk is full or refuses; then nothing
-    has changed.
+    there is replaced in one step. On many `hosts` all call this, and each writes what it holds. Raises
+    `UserError` if the disk is full or refuses; then nothing has changed.
     """
     held = int(np.asarray(flat_state[STEP]).reshape(()))
     if held != step:
         raise ValueError(f"asked to save step {step}, but {STEP} is {held}")
+    if hosts.count > 1:
+        for name in extras or {}:
+            checksums.check_extra_name(name)
+        target = Path(model_dir, f"checkpoint_{step}")
+        return together.save(target, step, flat_state, extras or {}, hosts)
     tree = {path: shape_dtype(array) for path, array in flat_state.items()}
     leaves = ((path, np.asarray(array)) for path, array in flat_state.items())
     final = os.path.join(model_dir, f"checkpoint_{step}")
@@ -96,7 +103,7 @@ def write_checkpoint(
         if sums.keys() != tree.keys():
             raise AssertionError(f"never came: {sorted(tree.keys() - sums.keys())}")
         if not chosen.foreign:
-            _add_extras(folder, about.step, sums, extras or {})
+            checksums.write(folder, about.step, sums, extras or {})
         writer.finish(str(target))
         if about.path is not None and not chosen.foreign:
             _read_back(chosen.reader(Folder(folder)), tree, target)
@@ -114,20 +121,6 @@ def _read_back(reader: Reader, tree: Mapping[str, ShapeDtype], target: Path) -> 
         raise UserError(
             describe_problems(f"{target} could not be read back and was not written", problems)
         )
-
-
-def _add_extras(
-    folder: Path,
-    step: int | None,
-    sums: Mapping[str, tuple[ShapeDtype, str]],
-    extras: Mapping[str, bytes],
-) -> None:
-    """Writes the extra files and `kcmoe.json`, which holds the checksums of all."""
-    for name, content in extras.items():
-        (folder / name).write_bytes(content)
-    crcs = {name: checksums.bytes_checksum(content) for name, content in extras.items()}
-    saved = checksums.Saved(step, dict(sorted(sums.items())), crcs)
-    (folder / checksums.NAME).write_bytes(saved.to_bytes())
 
 
 def convert(

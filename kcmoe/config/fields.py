@@ -22,8 +22,7 @@ from kcmoe.io.wording import shortened
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
 T5X_ONLY = {
-    "NUM_MODEL_PARTITIONS": "size of T5X's model-parallel submesh",
-    "MODEL_PARALLEL_SUBMESH": "T5X's other way to say it",
+    "MODEL_PARALLEL_SUBMESH": "T5X's other way to say NUM_MODEL_PARTITIONS",
     "USE_CACHED_TASKS": "SeqIO's offline caches; the engine keeps its own",
     "INFER_OUTPUT_DIR": "where t5x.infer writes",
     "EVAL_SPLIT": "split that t5x.eval and t5x.infer read",

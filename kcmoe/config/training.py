@@ -70,6 +70,18 @@ class TrainConfig(GinConfig):
         most=1 << 20,
         help="most devices that experts are divided over; scales their gradients",
     )
+    num_model_partitions: int | None = macro(
+        "NUM_MODEL_PARTITIONS",
+        least=1,
+        most=1 << 20,
+        help="devices that share each matrix, its heads or its hidden width; None is 1",
+        default=None,
+    )
+    parameter_partitioning_dims: Literal[1, 2] = macro(
+        "PARAMETER_PARTITIONING_DIMS",
+        help="2 also divides parameters and optimizer state over the devices that rows are divided over",
+        default=1,
+    )
     eval_period: int = macro(
         "EVAL_PERIOD", least=0, most=MOST_STEPS, help="steps between evaluations; 0 is never"
     )
@@ -94,6 +106,11 @@ class TrainConfig(GinConfig):
     def microbatches(self) -> int:
         """NUM_MICROBATCHES, T5X's None being 1."""
         return self.num_microbatches or 1
+
+    @property
+    def model_partitions(self) -> int:
+        """NUM_MODEL_PARTITIONS, T5X's None being 1."""
+        return self.num_model_partitions or 1
 
     @property
     def tokens_per_step(self) -> int:

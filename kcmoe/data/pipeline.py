@@ -51,22 +51,29 @@ class Batches:
       batch_size: rows per step.
       first_row: row number of step 0; not 0 where the batch size changed on the way.
       seed: for `position`.
+      part: which rows of each batch are made, int64 [b]; None for all.
     """
 
     rows: Rows
     batch_size: int
     seed: int
     first_row: int = 0
+    part: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
     @property
     def steps_per_epoch(self) -> float:
         """Steps after which every row has been seen once."""
         return self.rows.rows_per_epoch / self.batch_size
 
-    def at(self, step: int, part: slice = slice(None)) -> Features:
+    def at(self, step: int) -> Features:
         """The batch of `step`, int32 [batch_size, length] each, or the rows `part` of it."""
         start = self.first_row + step * self.batch_size
-        return self.rows.take(np.arange(start, start + self.batch_size)[part])
+        numbers = np.arange(start, start + self.batch_size)
+        return self.rows.take(numbers if self.part is None else numbers[self.part])
+
+    def only(self, rows: np.ndarray) -> Batches:
+        """These batches, but of each only the rows with these numbers: what one of many hosts needs."""
+        return dataclasses.replace(self, part=rows)
 
     def iterate(
         self, start_step: int = 0, stop_step: int | None = None, workers: int = 0

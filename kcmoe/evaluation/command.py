@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.hosts import agreeing, joining
 from kcmoe.io import durable
 from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
     from kcmoe.config.data import DataConfig
+    from kcmoe.config.gin_files import Macros
     from kcmoe.data.labelled import Example
     from kcmoe.evaluation.protocol import ProtocolResult, Questions
+    from kcmoe.hosts.group import Hosts
     from kcmoe.inference.loading import Loaded
     from kcmoe.tasks.registry import Task
 
@@ -84,12 +87,18 @@ def _parser() -> arguments.Parser:
     )
     suite.add_argument("--markdown", action="store_true", help="its table as Markdown")
     arguments.add_run_arguments(parser)
+    joining.add_arguments(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe evaluate --help`."""
     args, given = arguments.parse_with_gin(_parser(), argv)
+    with joining.joined(joining.place(args)) as hosts:
+        return _run(args, given, hosts)
+
+
+def _run(args: argparse.Namespace, given: Macros, hosts: Hosts) -> int:
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
     from kcmoe.checkpoint import run_config, shipped
     from kcmoe.config import fields as configs
@@ -109,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
 
         if args.predictions:
             raise UserError("--predictions is for one task; leave out --suite")
-        return suite.main(args, given, place)
+        return suite.main(args, given, place, hosts)
     if args.output or args.markdown:
         raise UserError(
             "--output and --markdown are for --suite; EVAL_OUTPUT_DIR says the folder here"
@@ -131,7 +140,10 @@ def main(argv: Sequence[str]) -> int:
     split = args.split or "validation"
     written = report_lib.place(folder, checkpoint, task.name, split, len(chosen), len(examples))
     loaded = loading.load(found)
-    report, questions = _evaluate(loaded, task, chosen, len(examples), args, data, model_dir)
+    agreeing.agree(hosts, lambda: _facts(loaded, chosen))
+    report, questions = _evaluate(loaded, task, chosen, len(examples), args, data, model_dir, hosts)
+    if not hosts.first:
+        return 0
     print(report.table())
     report_lib.write(report, written)
     print(f"written: {written}")
@@ -164,6 +176,7 @@ def _evaluate(
     args: argparse.Namespace,
     data: DataConfig,
     model_dir: str,
+    hosts: Hosts,
 ) -> tuple[Any, Questions]:
     from tqdm import tqdm
 
@@ -171,23 +184,24 @@ def _evaluate(
     from kcmoe.evaluation.report import Report
     from kcmoe.evaluation.selection import selection
     from kcmoe.inference.answers import answers
-    from kcmoe.inference.batching import BatchedModel
+    from kcmoe.inference.divided import DividedModel
 
     longest = loaded.lengths["inputs"]
-    model = BatchedModel(loaded.compute, longest, loaded.tokens)
+    model = DividedModel(loaded.compute, longest, loaded.tokens, hosts=hosts)
     questions = Questions(task, examples, loaded.vocabulary, longest)
     outcomes: dict[str, ProtocolResult] = {}
     seconds: dict[str, float] = {}
     for protocol in _protocols(args.protocol or "both", bool(answers(task)), task):
         started_s = time.monotonic()
-        with tqdm(total=len(examples), desc=protocol, unit="line", disable=None) as bar:
+        shown = None if hosts.first else True
+        with tqdm(total=len(examples), desc=protocol, unit="line", disable=shown) as bar:
             if protocol == "rank":
                 outcomes[protocol] = questions.rank(model, bar.update)
             else:
                 longest = loaded.lengths["targets"]
                 outcomes[protocol] = questions.generate(model, longest, bar.update)
         seconds[protocol] = time.monotonic() - started_s
-        if not sys.stderr.isatty():
+        if hosts.first and not sys.stderr.isatty():
             print(
                 f"{protocol}: {len(examples):,} lines in {seconds[protocol]:.0f} s", file=sys.stderr
             )
@@ -204,6 +218,20 @@ def _evaluate(
         selection=selection(task, loaded.macros, data, model_dir),
     )
     return report, questions
+
+
+def _facts(loaded: Loaded, examples: Sequence[Example]) -> dict[str, str]:
+    """What all hosts must have alike."""
+    from kcmoe.io import hashing
+
+    texts = [[one.inputs_text, one.target_text] for one in examples]
+    return {
+        **agreeing.program({}),
+        "the checkpoint": f"{os.path.basename(loaded.checkpoint)} at step {loaded.step}",
+        "the model": repr(loaded.config),
+        "the vocabulary": loaded.vocabulary.digest,
+        "the data": hashing.facts_digest({"examples": texts})[:16],
+    }
 
 
 def _protocols(wanted: str, can_rank: bool, task: Task) -> list[str]:

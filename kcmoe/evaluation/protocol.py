@@ -18,9 +18,11 @@ import numpy as np
 from kcmoe.data.features import with_eos
 from kcmoe.data.labelled import Example, check_answers
 from kcmoe.evaluation import metrics, multi_label
+from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance, BatchedModel, default_tokens, inference_config
 from kcmoe.inference.compute import Jitted
+from kcmoe.inference.divided import DividedModel, own_copy
 from kcmoe.inference.predict import probabilities
 from kcmoe.model import current_platform
 from kcmoe.model.encoder_decoder import EncoderDecoder
@@ -157,7 +159,7 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else float("nan")
 
 
-def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
+def training_metric(settings: Settings, inputs: Inputs, hosts: Hosts = ALONE) -> TaskMetric | None:
     """The metrics of a run's task by `rank`, on its held-out examples, for use during training.
 
     Nothing is dropped, as in `kcmoe evaluate`.
@@ -176,7 +178,8 @@ def training_metric(settings: Settings, inputs: Inputs) -> TaskMetric | None:
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
         tokens = default_tokens(sum(x.size for x in params.values()), current_platform())
-        outcome = questions.rank(BatchedModel(Jitted(model, params), longest, tokens))
+        compute = Jitted(model, own_copy(params))
+        outcome = questions.rank(DividedModel(compute, longest, tokens, hosts=hosts))
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 
     return TaskMetric(measure, task.metrics)

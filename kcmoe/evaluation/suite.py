@@ -27,6 +27,8 @@ from kcmoe.errors import UserError
 from kcmoe.evaluation import report as report_lib
 from kcmoe.evaluation.suite_report import Row, SuiteReport
 from kcmoe.evaluation.suite_tasks import SUITE, chosen_split, learnt, read_baselines
+from kcmoe.hosts import agreeing
+from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.inference import loading
 from kcmoe.io import durable, json_text
 from kcmoe.io.drawing_svg import svg_file
@@ -34,7 +36,7 @@ from kcmoe.io.remote import is_remote
 from kcmoe.tasks.registry import Task, named_task
 
 if TYPE_CHECKING:
-    from kcmoe.inference.batching import BatchedModel
+    from kcmoe.inference.divided import DividedModel
 
 _FORMAT = 1
 # A compiled program for each length costs as much as some thousand lines of a small model. So tasks with few
@@ -65,7 +67,9 @@ class Part:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def main(args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str) -> int:
+def main(
+    args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str, hosts: Hosts = ALONE
+) -> int:
     """Runs the suite and prints its table; see `kcmoe evaluate --help`."""
     found = loading.find(checkpoint, given=given)
     data = DataConfig.from_macros(found.macros)
@@ -83,9 +87,13 @@ def main(args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str) ->
         )
 
     loaded = loading.load(found)
-    kept = _Kept(place, identity(loaded))
+    weights = identity(loaded)
+    asked = str([(task.name, split) for task, split in here])
+    told = {"the weights or settings": weights, "the tasks": asked}
+    agreeing.agree(hosts, lambda: {**agreeing.program({}), **told})
+    kept = _Kept(place, weights, hosts)
     protocols = ("rank", "generate") if args.protocol == "both" else (args.protocol or "rank",)
-    rows = _rows(loaded, here, data, protocols, args.limit, kept)
+    rows = _rows(loaded, here, data, protocols, args.limit, kept, hosts)
     report = SuiteReport(
         checkpoint=found.checkpoint,
         step=loaded.step,
@@ -95,6 +103,8 @@ def main(args: argparse.Namespace, given: Mapping[str, Any], checkpoint: str) ->
         download=_download(absent, data.data_dir) if absent else "",
     )
     kept.finish(report)
+    if not hosts.first:
+        return 0
     picture = place.with_suffix(".svg")
     durable.write_file(picture, svg_file([report.picture()]))
     print("\n".join(report.markdown() if args.markdown else report.table()))
@@ -156,11 +166,13 @@ def _rows(
     protocols: Sequence[str],
     limit: int | None,
     kept: _Kept,
+    hosts: Hosts,
 ) -> Iterator[Row]:
     """Each task's results in turn, computed or remembered."""
-    from kcmoe.inference.batching import BatchedModel
+    from kcmoe.inference.divided import DividedModel
 
-    model = BatchedModel(loaded.compute, loaded.lengths["inputs"], loaded.tokens)
+    longest = loaded.lengths["inputs"]
+    model = DividedModel(loaded.compute, longest, loaded.tokens, hosts=hosts)
     baselines = read_baselines()
     trained_on = run_config.learnt_tasks(run_config.recorded(loaded.checkpoint))
     for number, (task, split) in enumerate(here, 1):
@@ -191,7 +203,7 @@ def _rows(
 
 
 def _answer(
-    loaded: loading.Loaded, model: BatchedModel, part: Part, protocol: str, title: str
+    loaded: loading.Loaded, model: DividedModel, part: Part, protocol: str, title: str
 ) -> dict[str, Any]:
     """Metrics and seconds of one task, as they are kept."""
     from tqdm import tqdm
@@ -203,35 +215,40 @@ def _answer(
     if len(part.examples) <= _FEW_ROWS:
         model = dataclasses.replace(model, shapes=_FEW_LENGTHS)
     questions = Questions(part.task, part.examples, loaded.vocabulary, longest, aligned=True)
-    with tqdm(total=len(part.examples), desc=title, unit="line", disable=None) as bar:
+    shown = None if model.hosts.first else True
+    with tqdm(total=len(part.examples), desc=title, unit="line", disable=shown) as bar:
         if protocol == "rank":
             outcome = questions.rank(model, bar.update)
         else:
             outcome = questions.generate(model, loaded.lengths["targets"], bar.update)
     seconds = time.monotonic() - started_s
-    if not sys.stderr.isatty():
+    if model.hosts.first and not sys.stderr.isatty():
         print(f"{title}: {len(part.examples):,} lines in {seconds:.0f} s", file=sys.stderr)
     metrics = [[name, *map(report_lib.finite, one)] for name, one in outcome.metrics.items()]
     return {"metrics": metrics, "seconds": round(seconds, 3)}
 
 
 class _Kept:
-    """The results so far, in the JSON file that becomes the report.
+    """The results so far, in the JSON file that becomes the report; the first host reads and writes it.
 
     Raises:
       UserError: if the file holds the results of other weights, or is none of ours.
     """
 
-    def __init__(self, place: Path, checkpoint: str):
-        self.place, self.checkpoint = place, checkpoint
-        self.results: dict[str, Any] = {}
+    def __init__(self, place: Path, checkpoint: str, hosts: Hosts = ALONE):
+        self.place, self.checkpoint, self._hosts = place, checkpoint, hosts
+        self.results: dict[str, Any] = json.loads(
+            hosts.first_does(lambda: json.dumps(self._read()))
+        )
+
+    def _read(self) -> dict[str, Any]:
+        place, checkpoint = self.place, self.checkpoint
         if not place.exists():
-            return
+            return {}
         try:
             content = json_text.parse(place.read_bytes())
             same = (content["format"], content["identity"]) == (_FORMAT, checkpoint)
-            if same:
-                self.results = dict(content["results"])
+            results = dict(content["results"]) if same else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{place} cannot be read as the results of a suite ({type(error).__name__}); remove it, "
@@ -242,6 +259,7 @@ class _Kept:
                 f"{place} has the results of other weights or settings of the model; remove it, or choose "
                 "another folder with --output=DIR"
             )
+        return results
 
     def add(self, key: str, result: Mapping[str, Any]) -> None:
         """Keeps one result, on the disk before this returns."""
@@ -253,6 +271,8 @@ class _Kept:
         self._write(report.as_json())
 
     def _write(self, more: Mapping[str, Any]) -> None:
+        if not self._hosts.first:
+            return
         content = {"format": _FORMAT, "identity": self.checkpoint, **more, "results": self.results}
         text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
         durable.write_file(self.place, text.encode())

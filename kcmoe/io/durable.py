@@ -50,7 +50,7 @@ def staged(final: Path) -> Iterator[Path]:
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
-            _sync_tree(temporary)
+            sync_tree(temporary)
             _put_in_place(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -159,7 +159,8 @@ def _exchanged(first: Path, second: Path) -> bool:
     return done == 0
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Waits until all files below a folder are on the disk."""
     # Side by side: file systems write the journal once for all syncs that wait for it.
     paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, "")]
     with ThreadPoolExecutor(max_workers=16) as pool:

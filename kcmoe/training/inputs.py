@@ -33,6 +33,10 @@ class StepBatches(Protocol):
         """Where the data stands after `step` updates, as JSON."""
         ...
 
+    def only(self, rows: np.ndarray) -> Self:
+        """These batches, but of each only the rows with these numbers, int64 [b]."""
+        ...
+
     def resume(self, position: Mapping[str, Any]) -> Self:
         """These batches, going on at `position`."""
         ...
@@ -59,6 +63,11 @@ class Inputs:
     task: Any = None
     vocabulary: Any = None
     workers: int = 0
+
+    def facts(self) -> dict[str, str]:
+        """What all hosts of a run must have alike, by name."""
+        data = str(self.batches.position(0).get("data", ""))
+        return {"the vocabulary": getattr(self.vocabulary, "digest", ""), "the data": data}
 
 
 def open_inputs(settings: Settings) -> Inputs:

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kcmoe import checkpoint as checkpoints
-from kcmoe import fits
 from kcmoe.checkpoint.run_config import DIGEST
 from kcmoe.config.gin_files import Macros
+from kcmoe.hosts import agreeing
+from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.model.cpu import memory as kept_memory
 from kcmoe.training import report, sharding
 from kcmoe.training import start as starts
@@ -29,7 +29,7 @@ from kcmoe.training.records import cut_after
 from kcmoe.training.run_folder import RunFolder, read_best
 from kcmoe.training.settings import INITIAL, Settings
 from kcmoe.training.state import TrainState, frozen_paths
-from kcmoe.training.stopping import StopRequest
+from kcmoe.training.stopping import StopRequest, StopVote
 from kcmoe.training.validation import MakeTaskMetric, open_validation
 
 
@@ -55,18 +55,23 @@ def train(
     inputs: Inputs | None = None,
     make_task_metric: MakeTaskMetric | None = None,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    hosts: Hosts = ALONE,
 ) -> Outcome:
-    """Trains until TRAIN_STEPS or until asked to stop.
+    """Trains until TRAIN_STEPS or until asked to stop; on many hosts all call this at once.
 
     Raises:
       UserError: for what the user can correct; nothing half-written is left.
       NonFiniteError: if loss, gradients or parameters are not finite; the last checkpoint is good.
     """
     run = settings.run
+    say = say if hosts.first else (lambda line: None)
     with contextlib.ExitStack() as held:
         # --- Devices: rows of a batch over all of them, experts over some.
-        mesh = sharding.make_mesh(settings.model, run.num_expert_partitions)
-        fits.check_batch(run.batch_size, run.microbatches, mesh.size)
+        agreeing.agree(hosts, lambda: agreeing.program(settings.macros))
+        mesh = sharding.make_mesh(
+            settings.model, run.num_expert_partitions, hosts.devices(), run.model_partitions
+        )
+        sharding.check(mesh, settings, hosts.count)
         shapes = states.state_shapes(settings.model, settings.optimizer)
         frozen = frozen_paths(run.freeze, shapes.params)
         say(report.devices(mesh))
@@ -74,13 +79,14 @@ def train(
         say(report.step_arithmetic(settings))
 
         # --- The run's folder: begun with the same sizes, and room for a checkpoint.
-        folder = RunFolder(settings.macros)
+        folder = RunFolder(settings.macros, hosts)
         checkpoint_bytes = folder.check_space(states.to_flat(shapes))
         if not folder.all() and INITIAL in settings.macros.required:
             settings.macros.require(INITIAL)  # refused before any data are read
 
         # --- Data: training batches by step, held-out batches for validation.
         inputs = inputs or open_inputs(settings)
+        agreeing.agree(hosts, inputs.facts)
         for line in [*inputs.lines, *folder.changes]:
             say(line)
 
@@ -88,14 +94,16 @@ def train(
         # so Ctrl-C no longer interrupts.
         stop = held.enter_context(StopRequest())
         held.enter_context(folder.locked(say))
-        checkpoints.clean(folder.path)
-        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer)
+        folder.prepare()
+        dims = run.parameter_partitioning_dims
+        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer, dims)
         start, state = starts.find(settings, folder, shardings, inputs.vocabulary)
         settings.optimizer.check_start(start.step)
         batches = start.batches(inputs)
         for line in [report.start(start, run.random_seed), *starts.other_factors(start, settings)]:
             say(line)
-        cut_after(folder.path, start.step)
+        if hosts.first:
+            cut_after(folder.path, start.step)
         if state and start.step >= run.train_steps:
             say(f"plan        nothing: TRAIN_STEPS = {run.train_steps:,} is reached")
             return Outcome(start.step, state, read_best(folder.path))
@@ -104,8 +112,8 @@ def train(
 
         # --- The compiled update and evaluation, and fresh weights where nothing was restored.
         parts = updates.of_run(settings, frozen)
-        example = batches.at(start.step)
-        programs = updates.lower(parts, settings.model, mesh, example, run.microbatches)
+        rows = sharding.batch_rows(batches.at(start.step), run.batch_size)
+        programs = updates.lower(parts, settings.model, mesh, rows, run.microbatches, dims)
         state, update = programs.start(state)
         say(report.memory(update))
         update = kept_memory.keep(update)
@@ -115,18 +123,21 @@ def train(
         folder.tidy()
 
         # --- The loop.
-        observer = Observer(settings, folder.path, start.step)
+        observer = Observer(settings, folder.path, start.step, quiet=not hosts.first)
         held.enter_context(contextlib.closing(observer))
         step = start.step
+        if hosts.count > 1:
+            batches = batches.only(sharding.own_rows(mesh, run.batch_size, run.microbatches))
         upcoming = batches.iterate(step, run.train_steps, inputs.workers)
-        stopping = bool(stop)
+        vote = StopVote(stop, hosts, mesh)
+        stopping = vote.ask()
         while step < run.train_steps and not stopping:
-            batch = sharding.put_batch(mesh, next(upcoming), run.microbatches)
+            batch = sharding.put_batch(mesh, next(upcoming), run.microbatches, run.batch_size)
             state, metrics = update(state, batch)
             step += 1
             observer.add(step, metrics)  # waits for the step before, while this one is computed
 
-            stopping = bool(stop)  # asked once per step: a signal from here on waits for the next
+            stopping = vote.ask()  # asked once per step: a signal from here on waits for the next
             save_due = step == run.train_steps or step % run.checkpoint_period == 0
             eval_due = save_due or (run.eval_period > 0 and step % run.eval_period == 0)
             if not (eval_due or stopping):
@@ -142,7 +153,7 @@ def train(
                 folder.save(step, states.to_flat(state), batches.position(step), values)
             observer.restart_clock()
 
-        stopped_by = stop.name if stopping and step < run.train_steps else ""
+        stopped_by = stopping if step < run.train_steps else ""
         return Outcome(step, state, folder.tidy(), stopped_by)
 
 

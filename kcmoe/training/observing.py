@@ -39,11 +39,12 @@ class Observer:
     Fetching the metrics of step N-1 after step N was dispatched keeps the devices busy meanwhile.
     """
 
-    def __init__(self, settings: Settings, model_dir: Path, start_step: int):
+    def __init__(self, settings: Settings, model_dir: Path, start_step: int, quiet: bool = False):
+        """Where `quiet`, as on all hosts but the first, nothing is recorded or shown, only checked."""
         run = settings.run
         self._settings = settings
-        self._recorder = Recorder(model_dir)
-        self._progress = Progress(start_step, run.train_steps)
+        self._recorder = None if quiet else Recorder(model_dir)
+        self._progress = Progress(start_step, run.train_steps, quiet)
         self._flops = train_step_flops(
             settings.model, run.batch_size, run.lengths["inputs"], run.lengths["targets"]
         )
@@ -74,6 +75,9 @@ class Observer:
         step, on_devices = self._pending
         self._pending = None
         metrics = jax.device_get(dict(on_devices))
+        if self._recorder is None:
+            check_finite(step, metrics)
+            return
         values = summarise(metrics, self._settings.losses, self._settings.run.microbatches)
         now_s = time.monotonic()
         speed = speed_of(now_s - self._clock_s, self._settings.run.tokens_per_step, self._flops)
@@ -103,17 +107,21 @@ class Observer:
 
     def validated(self, step: int, values: Mapping[str, Any], metric: str) -> None:
         """Records and shows what validation gave at `step`; `metric` chooses the best checkpoint."""
+        if self._recorder is None:
+            return
         self._recorder.write("eval", step, values)
         self._progress.say(report.validation(step, values, metric))
 
     def sync(self) -> None:
         """Returns when all records so far have reached the disk, as before a checkpoint they must."""
-        self._recorder.sync()
+        if self._recorder is not None:
+            self._recorder.sync()
 
     def close(self) -> None:
         """Ends the records and the display."""
         self._progress.close()
-        self._recorder.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
 
 _ROUTER = "router/"

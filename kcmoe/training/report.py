@@ -102,12 +102,16 @@ def validation(step: int, values: Mapping[str, Any], metric: str) -> str:
 class Progress:
     """Steps done of all, with loss, speed and time left."""
 
-    def __init__(self, start_step: int, total_steps: int):
+    def __init__(self, start_step: int, total_steps: int, quiet: bool = False):
         from tqdm import tqdm
 
         self._total = total_steps
         self._bar = tqdm(
-            initial=start_step, total=total_steps, disable=None, unit="step", dynamic_ncols=True
+            initial=start_step,
+            total=total_steps,
+            disable=quiet or None,
+            unit="step",
+            dynamic_ncols=True,
         )
         self._last_line_s = float("-inf")
 

@@ -32,6 +32,8 @@ from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
+from kcmoe.hosts import agreeing
+from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import durable, json_text
 from kcmoe.io.remote import is_remote
 
@@ -77,13 +79,15 @@ class RunFolder:
     Attributes:
       path: the folder, which may not be there yet.
       changes: one line per setting that has changed since the last start, and may.
+      hosts: of these only the first writes, but for the arrays of a checkpoint.
       keep: newest checkpoints to keep, None for all; the best one stays besides.
       chooser: which validation metric names the best; None where there is no validation.
     """
 
-    def __init__(self, macros: gin_files.Macros):
+    def __init__(self, macros: gin_files.Macros, hosts: Hosts = ALONE):
         """Raises `UserError` if a fixed setting differs, or the folder cannot be written to."""
         self.path = _writable(str(macros.require("MODEL_DIR")))
+        self.hosts = hosts
         self.changes: list[str] = []
         self.keep: int | None = None
         self.chooser: Chooser | None = None
@@ -99,6 +103,9 @@ class RunFolder:
 
         Where the file system has no locks, it only says so with `say`.
         """
+        if not self.hosts.first:
+            yield
+            return
         lock = self.path / ".lock"
         with durable.user_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,7 +132,20 @@ class RunFolder:
 
     def write_config(self, macros: gin_files.Macros) -> None:
         """Writes the whole operative config to `config.gin`, at once or not at all."""
-        durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
+        if self.hosts.first:
+            durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
+
+    def prepare(self) -> None:
+        """Removes what killed saves left; on many hosts, when all have seen that this is one folder.
+
+        Raises:
+          UserError: if it is not one folder, or hosts see other checkpoints in it.
+        """
+        agreeing.check_shared(self.hosts, self.path)
+        self.hosts.first_does(lambda: str(checkpoints.clean(self.path)))
+        agreeing.agree(
+            self.hosts, lambda: {"the newest checkpoint": str([p.name for p in self.all()][-1:])}
+        )
 
     def all(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -157,20 +177,21 @@ class RunFolder:
                 if "/" not in name and not np.ndim(value) and np.isfinite(value)
             }
         extras = {EXTRA: json.dumps(content, ensure_ascii=False, indent=1).encode()}
-        path = checkpoints.save(self.path, step, state, extras)
+        path = checkpoints.save(self.path, step, state, extras, self.hosts)
         self.tidy()
         return path
 
     def tidy(self) -> dict[str, Any] | None:
         """Writes `best.json`, removes what is neither new nor best; returns what `best.json` holds."""
-        best = self._find_best()
+        best = self._find_best() if self.hosts.first else None
         if best is None:
             best = read_best(self.path)
         else:
             content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
             durable.write_file(self.path / BEST, content)
         protect = [best["checkpoint"]] if best else []
-        checkpoints.remove_old(self.path, self.keep, protect)
+        if self.hosts.first:
+            checkpoints.remove_old(self.path, self.keep, protect)
         return best
 
     def _find_best(self) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from kcmoe import checkpoint as checkpoints
 from kcmoe import tree
@@ -127,12 +127,15 @@ def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[Train
         reader, expected, [tree.PARAMETERS], sharding=placing, widen=True
     )
     fresh = {
-        leaf: jnp.zeros(shape.shape, shape.dtype)
+        leaf: np.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()
         if leaf not in restored
     }
-    fresh[tree.STEP] = jnp.asarray(reader.step, jnp.int32)
-    placed = {leaf: jax.device_put(value, placing[leaf]) for leaf, value in fresh.items()}
+    fresh[tree.STEP] = np.asarray(reader.step, np.int32)
+    placed = {
+        leaf: jax.make_array_from_callback(value.shape, placing[leaf], value.__getitem__)
+        for leaf, value in fresh.items()
+    }
     return states.from_flat({**placed, **restored}), False
 
 

@@ -16,6 +16,13 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kcmoe.hosts.group import Hosts
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TWICE_S = 0.2  # a launcher may pass on the Ctrl-C that the whole process group gets anyway
 
@@ -70,3 +77,36 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return bool(self.name)
+
+
+class StopVote:
+    """Whether any host was asked to stop: all hosts hear the same answer after the same step.
+
+    The votes are one number per device, and the devices tell their maximum. It is read one step later, while
+    the next step is computed, so that asking costs no waiting. Alone, there is nobody to ask.
+    """
+
+    def __init__(self, stop: StopRequest, hosts: Hosts, mesh: Mesh):
+        self._stop, self._hosts = stop, hosts
+        self._cast: jax.Array | None = None
+        if hosts.count > 1:
+            every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            self._votes = lambda vote: jax.make_array_from_callback(
+                (mesh.size,), every, lambda at: np.full(mesh.size, vote, np.int32)[at]
+            )
+            self._none = self._votes(0)
+            self._highest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def ask(self) -> str:
+        """The signal that stops the run, "" while none does; to be called once per step on every host."""
+        if self._hosts.count == 1:
+            return self._stop.name
+        votes = self._none
+        if self._stop:  # the number of the signal, and who got it
+            votes = self._votes(64 * (1 + self._hosts.index) + getattr(signal, self._stop.name))
+        before, self._cast = self._cast, self._highest(votes)
+        winner = 0 if before is None else int(before)
+        if not winner:
+            return ""
+        name, index = signal.Signals(winner % 64).name, winner // 64 - 1
+        return name if index == self._hosts.index else f"{name} at {self._hosts.names[index]}"

@@ -198,6 +198,7 @@ def lower(
     mesh: Mesh,
     batch: Mapping[str, Any],
     microbatches: int = 1,
+    partitioning_dims: int = 1,
 ) -> Programs:
     """Traces the programs for these shapes; nothing is compiled or allocated.
 
@@ -207,9 +208,10 @@ def lower(
       mesh: the devices, from `sharding.make_mesh`, or those of a topology that is not here.
       batch: an example [B, …], or its shapes and dtypes.
       microbatches: parts a batch is computed in, M.
+      partitioning_dims: PARAMETER_PARTITIONING_DIMS.
     """
     shapes = states.state_shapes(model, parts.optimizer)
-    placed = sharding.state_shardings(mesh, shapes, parts.optimizer)
+    placed = sharding.state_shardings(mesh, shapes, parts.optimizer, partitioning_dims)
     copied = sharding.named(mesh)
     state = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, placed

@@ -89,9 +89,6 @@ def open_validation(
     """Puts the held-out batches on the devices; None where nothing is held out."""
     if not inputs.held_out:
         return None
-    batches = [
-        {name: jax.device_put(x, sharding.named(mesh, "batch")) for name, x in features.items()}
-        for features in inputs.held_out
-    ]
+    batches = [sharding.put_everywhere(mesh, features) for features in inputs.held_out]
     task_metric = make_task_metric(settings, inputs) if make_task_metric else None
     return Validation(evaluate, batches, task_metric)

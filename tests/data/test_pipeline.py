@@ -106,7 +106,7 @@ def test_hosts_take_their_rows_of_the_same_batch(task, vocabulary, folder):
     whole = one.at(7)
     for hosts in (2, 4):
         size = one.batch_size // hosts
-        parts = [one.at(7, slice(h * size, (h + 1) * size)) for h in range(hosts)]
+        parts = [one.only(np.arange(h * size, (h + 1) * size)).at(7) for h in range(hosts)]
         assert equal({n: np.concatenate([p[n] for p in parts]) for n in whole}, whole)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from kcmoe.errors import UserError
 from kcmoe.training import sharding
 from kcmoe.training import state as states
 from kcmoe.training.update import make_update, of_run
@@ -79,22 +80,58 @@ def test_devices_do_not_change_the_losses(toy: ModuleType, tmp_path: Path) -> No
     shapes = states.state_shapes(settings.model, settings.optimizer)
     init = jax.jit(lambda: states.init_state(settings.model, 0, settings.optimizer))()
     start = jax.device_get(init)
-    losses: dict[int, list[float]] = {}
-    for devices in (1, 2, 4):
-        mesh = sharding.make_mesh(settings.model, 4, jax.devices()[:devices])
-        assert mesh.shape["expert"] == devices
-        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer)
+    losses: dict[tuple[int, int], list[float]] = {}
+    for devices, model in ((1, 1), (2, 1), (4, 1), (4, 2)):
+        mesh = sharding.make_mesh(settings.model, 4, jax.devices()[:devices], model)
+        assert mesh.shape["expert"] == devices // model
+        shardings = sharding.state_shardings(mesh, shapes, settings.optimizer, model)
         state = jax.device_put(start, shardings)
-        assert state.params[EXPERT].addressable_shards[0].data.shape[0] == 4 // devices
+        experts, width, _ = state.params[EXPERT].addressable_shards[0].data.shape
+        assert (experts, width) == (4 * model // devices, 16)
+        dense = state.params["encoder/layers_0/attention/query/kernel"].addressable_shards[0].data
+        assert dense.size == 16 * 16 // model**2
         update = jax.jit(
             make_update(of_run(settings)), out_shardings=(shardings, sharding.named(mesh))
         )
-        losses[devices] = []
+        losses[devices, model] = []
         for step in range(5):
             rows = sharding.put_batch(mesh, toy.ToyBatches(8).at(step), 2)
             state, metrics = update(state, rows)
-            losses[devices].append(float(metrics["loss"]))
+            losses[devices, model].append(float(metrics["loss"]))
         assert state.params[EXPERT].sharding.spec == shardings.params[EXPERT].spec
-    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-5)
-    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
-    assert losses[1][4] < losses[1][0]
+    one, *others = losses.values()
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-6)
+    assert one[4] < one[0]
+
+
+@pytest.mark.parametrize(("experts", "dims"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_matrices_and_widths_are_divided(
+    toy: ModuleType, tmp_path: Path, experts: int, dims: int
+) -> None:
+    settings = toy.settings(tmp_path)
+    shapes = states.state_shapes(settings.model, settings.optimizer)
+    mesh = sharding.make_mesh(settings.model, experts, jax.devices()[:4], 2)
+    placed = sharding.state_shardings(mesh, shapes, settings.optimizer, dims)
+    specs = {path: tuple(one.spec) for path, one in placed.params.items()}
+    width = ("data", "expert") if dims == 2 else None
+    assert specs["encoder/layers_0/attention/query/kernel"] == (width, "model")
+    assert specs["token_embedder/embedding"] == ("model", width)
+    assert specs[EXPERT] == ("expert", "data" if dims == 2 else None, "model")
+    for leaf, at in zip(*map(jax.tree.leaves, (shapes, placed)), strict=True):
+        at.shard_shape(leaf.shape)  # divides, or this raises
+
+
+def test_what_does_not_divide_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    settings = toy.settings(tmp_path)
+    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS = 4 does not divide NUM_HEADS = 2"):
+        sharding.make_mesh(settings.model, 1, jax.devices()[:4], 4)
+    mesh = sharding.make_mesh(settings.model, 1, jax.devices()[:3])
+    with pytest.raises(
+        UserError, match=r"8 is not a multiple of 3, which is 3 devices \(of 3 hosts"
+    ):
+        sharding.check(mesh, settings, 3)
+    wide = toy.settings(tmp_path, BATCH_SIZE=9, PARAMETER_PARTITIONING_DIMS=2)
+    with pytest.raises(UserError, match="divides EMBED_DIM = 16 over 3 devices"):
+        sharding.check(mesh, wide, 1)
+    assert sharding.row_devices(sharding.make_mesh(settings.model, 1, jax.devices()[:4], 2)) == 2

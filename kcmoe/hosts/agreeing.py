@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before the first step: all hosts run the same code, settings and data in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import kcmoe
+from kcmoe.errors import UserError
+from kcmoe.hosts.group import Hosts
+from kcmoe.io.wording import listed, shortened
+
+# Where things lie may differ from host to host; what lies there is compared by its content.
+_OWN = frozenset({"CACHE_DIR", "DATA_DIR", "MODEL_DIR", "VOCABULARY_FILE"})
+_SEEN_WITHIN_S = 10.0  # network file systems remember for a few seconds what was not there
+
+
+def agree(hosts: Hosts, facts: Callable[[], Mapping[str, str]]) -> None:
+    """Raises `UserError` on every host, naming it, if one has other facts than the first host.
+
+    Args:
+      hosts: all of them.
+      facts: gives what is compared, by the name that the message has for it; not asked where one is alone.
+    """
+    if hosts.count == 1:
+        return
+    told = [json.loads(text) for text in hosts.each(lambda: json.dumps(dict(facts())))]
+    for name, theirs in zip(hosts.names, told, strict=True):
+        differing = [
+            f"{fact} is {shortened(str(theirs.get(fact)), 200)} there and "
+            f"{shortened(str(told[0].get(fact)), 200)} on {hosts.names[0]}"
+            for fact in {**told[0], **theirs}
+            if theirs.get(fact) != told[0].get(fact)
+        ]
+        if differing:
+            raise UserError(f"{name} differs: {listed(differing, 4, '; ')}")
+
+
+def program(macros: Mapping[str, Any]) -> dict[str, str]:
+    """The facts that are known before any data are read: versions, settings, devices."""
+    import jax
+
+    return {
+        "the version": f"kcmoe {kcmoe.__version__} (code {_code()}), jax {jax.__version__}",
+        "the number of devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        **{name: repr(value) for name, value in sorted(macros.items()) if name not in _OWN},
+    }
+
+
+def _code() -> str:
+    """Eight letters that change when a line of this package does."""
+    folder, digest = Path(kcmoe.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def check_shared(hosts: Hosts, folder: Path) -> None:
+    """Raises `UserError`, naming the host, unless all hosts read and write one and the same `folder`."""
+    if hosts.count == 1:
+        return
+
+    def leave(index: int) -> str:
+        path = folder / f".probe-{os.getpid()}-{time.time_ns()}-{index}"
+        try:
+            path.write_text(path.name)
+        except OSError as error:
+            raise UserError(f"MODEL_DIR {folder} cannot be written to: {error.strerror}") from None
+        return path.name
+
+    probes = []
+    try:
+        probes.append(hosts.first_does(lambda: leave(0)))
+        hosts.each(lambda: _find(folder, probes[0], hosts.names[0]))
+        probes += hosts.each(lambda: None if hosts.first else leave(hosts.index))[1:]
+        for name, probe in zip(hosts.names[1:], probes[1:], strict=True):
+            hosts.first_does(lambda probe=probe, name=name: _find(folder, probe, name))  # type: ignore[misc]
+    finally:
+        for probe in probes:
+            with contextlib.suppress(OSError):
+                (folder / probe).unlink(missing_ok=True)
+
+
+def _find(folder: Path, probe: str, writer: str) -> str:
+    deadline_s = time.monotonic() + _SEEN_WITHIN_S
+    while time.monotonic() < deadline_s:
+        try:
+            if (folder / probe).read_text() == probe:
+                return ""
+        except OSError:
+            time.sleep(0.2)
+    raise UserError(
+        f"MODEL_DIR {folder} is not the folder that {writer} writes to: its files do not appear here; name a "
+        "folder that all hosts share"
+    )
