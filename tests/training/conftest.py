@@ -81,10 +81,12 @@ class ToyBatches:
     targets: int = 8
     vocabulary: int = 64
     first_row: int = 0
+    part: tuple[int, ...] = ()
 
     def at(self, step: int) -> Features:
         start = self.first_row + step * self.batch_size
-        rows = [np.random.default_rng(row) for row in range(start, start + self.batch_size)]
+        part = self.part or range(self.batch_size)
+        rows = [np.random.default_rng(start + row) for row in part]
         encoder = np.stack([r.integers(3, self.vocabulary, self.inputs) for r in rows])
         decoder = (encoder[:, : self.targets] * 7) % self.vocabulary
         decoder = np.maximum(decoder, 3)
@@ -101,6 +103,9 @@ class ToyBatches:
     def iterate(self, start_step: int, stop_step: int, workers: int) -> Iterator[Features]:
         del workers
         return (self.at(step) for step in range(start_step, stop_step))
+
+    def only(self, rows: np.ndarray) -> Self:
+        return dataclasses.replace(self, part=tuple(rows.tolist()))
 
     def position(self, step: int) -> dict[str, Any]:
         return {"step": step, "row": self.first_row + step * self.batch_size}
