@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe.training.loop import train
 
 # Little to compile. Dropout is there to draw its numbers alike on any number of processes.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = {
     **{"NUM_DECODER_SPARSE_LAYERS": 0, "NUM_EXPERT_PARTITIONS": 2},
     **{"CHECKPOINT_PERIOD": 3, "EVAL_PERIOD": 0},
@@ -51,7 +53,7 @@ class Watched(toy.ToyBatches):
             yield batch
 
 with joining.joined(joining.Place(f"127.0.0.1:{port}", 2, index)) as hosts:
-    inputs = toy.inputs()
+    inputs = dataclasses.replace(toy.inputs(), held_out=())
     watched = dataclasses.replace(inputs, batches=Watched(8))
     settings = toy.settings(base / "stopped", **small)
     stopped = train(settings, watched, hosts=hosts)
@@ -59,8 +61,11 @@ with joining.joined(joining.Place(f"127.0.0.1:{port}", 2, index)) as hosts:
     resumed = train(settings, inputs, hosts=hosts)
     print("resumed", resumed.step, resumed.stopped_by, flush=True)
     whole = train(toy.settings(base / "whole", **small), inputs, hosts=hosts)
-    print("whole", whole.step, whole.best["checkpoint"], flush=True)
+    print("whole", whole.step, flush=True)
 """
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +84,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         processes.append(
             subprocess.Popen(
                 [*command, json.dumps(SMALL), toy_file],
-                env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+                env={
+                    **os.environ,
+                    "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=1",
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
     for index, process in enumerate(processes):
-        text = process.communicate(timeout=300)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, text
         (folder / f"{index}.txt").write_text(text, "utf-8")
     return folder
@@ -106,7 +114,7 @@ def test_a_signal_at_one_host_stops_all_at_the_same_step(base: Path) -> None:
         )  # the votes of a step are read at the next
         assert ("at host 1 (" in said) == (index == 0)
         assert "resumed 6 " in lines
-        assert "whole 6 checkpoint_6" in lines
+        assert "whole 6" in lines
     first, second = ((base / f"{index}.txt").read_text("utf-8") for index in range(2))
     assert "data 1 x expert 2" in first
     assert "step 6/6" in first
@@ -129,7 +137,8 @@ def test_one_process_has_the_same_losses_and_goes_on_from_there(
     import shutil
 
     shutil.copytree(base / "whole" / "checkpoint_3", tmp_path / "checkpoint_3")
-    outcome = train(toy.settings(tmp_path, **SMALL), toy.inputs(), say=lambda line: None)
+    inputs = dataclasses.replace(toy.inputs(), held_out=())
+    outcome = train(toy.settings(tmp_path, **SMALL), inputs, say=lambda line: None)
     assert outcome.step == 6
     assert outcome.state.step.sharding.num_devices == jax.local_device_count() == 2
     both = [{r["step"]: r["loss"] for r in toy.records(f)} for f in (base / "whole", tmp_path)]
