@@ -178,7 +178,7 @@ def training_metric(settings: Settings, inputs: Inputs, hosts: Hosts = ALONE) ->
 
     def measure(params: Mapping[str, Any]) -> dict[str, float]:
         tokens = default_tokens(sum(x.size for x in params.values()), current_platform())
-        compute = Jitted(model, own_copy(params))
+        compute = Jitted(model, own_copy(params, hosts))
         outcome = questions.rank(DividedModel(compute, longest, tokens, hosts=hosts))
         return {name: estimate.value for name, estimate in outcome.metrics.items()}
 

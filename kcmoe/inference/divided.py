@@ -74,11 +74,14 @@ def _placing(sharding: Any) -> Any:
     return jax.jit(lambda x: x, out_shardings=sharding)
 
 
-def own_copy(params: Mapping[str, Any]) -> dict[str, Any]:
+def own_copy(params: Mapping[str, Any], hosts: Hosts) -> Mapping[str, Any]:
     """The parameters whole on this host's first device, from arrays over the devices of all hosts.
 
-    Every host calls this. It goes leaf by leaf, so that the copies on other devices live shortly.
+    Every host calls this. It goes leaf by leaf, so that the copies on other devices live shortly. Alone, the
+    parameters stay as they are.
     """
+    if hosts.count == 1:
+        return params
     from jax.sharding import NamedSharding, PartitionSpec
 
     copies = {}
