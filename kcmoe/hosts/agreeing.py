@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import kcmoe
+from kcmoe import __version__
 from kcmoe.errors import UserError
 from kcmoe.hosts.group import Hosts
 from kcmoe.io.wording import listed, shortened
@@ -48,7 +48,7 @@ def program(macros: Mapping[str, Any]) -> dict[str, str]:
     import jax
 
     return {
-        "the version": f"kcmoe {kcmoe.__version__} (code {_code()}), jax {jax.__version__}",
+        "the version": f"kcmoe {__version__} (code {_code()}), jax {jax.__version__}",
         "the number of devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         **{name: repr(value) for name, value in sorted(macros.items()) if name not in _OWN},
     }
@@ -56,7 +56,7 @@ def program(macros: Mapping[str, Any]) -> dict[str, str]:
 
 def _code() -> str:
     """Eight letters that change when a line of this package does."""
-    folder, digest = Path(kcmoe.__file__).parent, hashlib.sha256()
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:8]

@@ -42,7 +42,7 @@ _CLUSTERS = ("slurm", "gcetpu", "gketpu", "ompi")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Member:
     """Where a process stands among the others.
 
     Attributes:
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def place(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Place | None:
+def place(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Member | None:
     """Where this process stands; None if it is alone.
 
     Raises:
@@ -123,7 +123,7 @@ def place(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Plac
         )
     if count == 1:
         return None
-    return Place(str(given["coordinator"]), count, index, **waits)
+    return Member(str(given["coordinator"]), count, index, **waits)
 
 
 def _given(args: argparse.Namespace, env: Mapping[str, str], name: str) -> Any:
@@ -137,7 +137,7 @@ def _given(args: argparse.Namespace, env: Mapping[str, str], name: str) -> Any:
     return int(env[variable])
 
 
-def _of_cluster(waits: Mapping[str, int]) -> Place | None:
+def _of_cluster(waits: Mapping[str, int]) -> Member | None:
     """What JAX knows of the cluster that this process was started by."""
     if not any(name.startswith(("SLURM_", "TPU_", "OMPI_")) for name in os.environ) and (
         not os.path.exists("/dev/accel0") and not os.path.exists("/dev/vfio/0")
@@ -151,15 +151,15 @@ def _of_cluster(waits: Mapping[str, int]) -> Place | None:
         count = cluster.get_process_count()
         if count == 1:
             return None
-        start_s = waits.get("start_timeout_s", Place.start_timeout_s)
+        start_s = waits.get("start_timeout_s", Member.start_timeout_s)
         port = os.environ.get("JAX_COORDINATOR_PORT")
         address = cluster.get_coordinator_address(start_s, port)
-        return Place(address, count, cluster.get_process_id(), **waits)
+        return Member(address, count, cluster.get_process_id(), **waits)
     return None
 
 
 @contextlib.contextmanager
-def joined(where: Place | None) -> Iterator[Hosts]:
+def joined(where: Member | None) -> Iterator[Hosts]:
     """The hosts of a run, from the moment that all have come until all are done.
 
     Where the block raises, the others are told why, and this process ends without waiting for them.
@@ -186,7 +186,7 @@ def joined(where: Place | None) -> Iterator[Hosts]:
     jax.distributed.shutdown()
 
 
-def _connect(where: Place) -> tuple[Any, Watch]:
+def _connect(where: Member) -> tuple[Any, Watch]:
     """Joins JAX's coordination service, which process 0 begins."""
     host, _, port = where.coordinator.rpartition(":")
     print(
@@ -236,7 +236,7 @@ def _connect(where: Place) -> tuple[Any, Watch]:
     return client, Watch(client, where.index, where.count, where.host_timeout_s)
 
 
-def _introduce(hosts: Hosts, where: Place, client: Any, watch: Watch) -> None:
+def _introduce(hosts: Hosts, where: Member, client: Any, watch: Watch) -> None:
     """Tells the others the name of this host, and learns theirs."""
     watch.start()
     _say_when_aborted(hosts)
@@ -279,7 +279,7 @@ def _check_free(port: int) -> None:
             ) from None
 
 
-def _await_answer(host: str, port: int, where: Place, deadline_s: float) -> None:
+def _await_answer(host: str, port: int, where: Member, deadline_s: float) -> None:
     reason = ""
     while time.monotonic() < deadline_s:
         try:
@@ -294,7 +294,7 @@ def _await_answer(host: str, port: int, where: Place, deadline_s: float) -> None
     )
 
 
-def _give_up(where: Place) -> None:
+def _give_up(where: Member) -> None:
     print(
         f"kcmoe: not all {where.count} processes came to {where.coordinator} within "
         f"{where.start_timeout_s} s; start the same command with --num_processes={where.count} and "

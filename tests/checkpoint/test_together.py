@@ -70,7 +70,7 @@ def arrays(put):
     }
 
 index, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-with joining.joined(joining.Place(f"127.0.0.1:{port}", 2, index)) as hosts:
+with joining.joined(joining.Member(f"127.0.0.1:{port}", 2, index)) as hosts:
     mesh = Mesh(np.array(hosts.devices()).reshape(-1, 2), ("d", "e"))
     def put(x, *axes):
         at = NamedSharding(mesh, P(*axes))

@@ -19,7 +19,7 @@ from kcmoe.errors import UserError
 from kcmoe.hosts import agreeing, joining
 index, count, port = map(int, sys.argv[1:])
 try:
-    with joining.joined(joining.Place(f"127.0.0.1:{port}", count, index, 60, 3)) as hosts:
+    with joining.joined(joining.Member(f"127.0.0.1:{port}", count, index, 60, 3)) as hosts:
 %s
     print("end", flush=True)
 except UserError as error:

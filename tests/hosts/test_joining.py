@@ -11,7 +11,7 @@ import pytest
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
 from kcmoe.hosts import joining
-from kcmoe.hosts.joining import Place
+from kcmoe.hosts.joining import Member
 
 ALL = ["--coordinator=10.0.0.2:8476", "--num_processes=4", "--process_id=3"]
 
@@ -24,14 +24,14 @@ def parsed(*flags: str) -> argparse.Namespace:
 
 def test_flags_or_variables_say_where_a_process_stands() -> None:
     assert joining.place(parsed(), {}) is None
-    assert joining.place(parsed(*ALL), {}) == Place("10.0.0.2:8476", 4, 3)
+    assert joining.place(parsed(*ALL), {}) == Member("10.0.0.2:8476", 4, 3)
     variables = {
         "KCMOE_COORDINATOR": "host:1",
         "KCMOE_NUM_PROCESSES": "2",
         "KCMOE_PROCESS_ID": "0",
         "KCMOE_HOST_TIMEOUT": "9",
     }
-    assert joining.place(parsed(), variables) == Place("host:1", 2, 0, host_timeout_s=9)
+    assert joining.place(parsed(), variables) == Member("host:1", 2, 0, host_timeout_s=9)
     assert joining.place(parsed("--process_id=1"), variables).index == 1  # type: ignore[union-attr]
     one = ["--coordinator=a:1", "--num_processes=1", "--process_id=0"]
     assert joining.place(parsed(*one), {}) is None
@@ -41,7 +41,7 @@ def test_slurm_says_it_without_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"JOB_ID": "4096", "STEP_NODELIST": "node[03-04]", "NTASKS": "2", "PROCID": "1"}
     for name, value in {**told, "LOCALID": "0", "STEP_NUM_NODES": "2"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert joining.place(parsed(), {}) == Place("node03:61440", 2, 1)
+    assert joining.place(parsed(), {}) == Member("node03:61440", 2, 1)
     assert joining.place(parsed(), {"KCMOE_DISTRIBUTED": "0"}) is None
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert joining.place(parsed(), {}) is None
@@ -75,11 +75,11 @@ def test_a_port_in_use_and_a_coordinator_that_does_not_answer() -> None:
         port = other.getsockname()[1]
         with (
             pytest.raises(UserError, match=f"port {port} of this host cannot be had"),
-            joining.joined(Place(f"127.0.0.1:{port}", 2, 0)),
+            joining.joined(Member(f"127.0.0.1:{port}", 2, 0)),
         ):
             pass
     with (
         pytest.raises(UserError, match=r"does not answer \(Connection refused\), waited 1 s"),
-        joining.joined(Place(f"127.0.0.1:{port}", 2, 1, start_timeout_s=1)),
+        joining.joined(Member(f"127.0.0.1:{port}", 2, 1, start_timeout_s=1)),
     ):
         pass

@@ -52,7 +52,7 @@ class Watched(toy.ToyBatches):
             assert len(batch["encoder_input_tokens"]) == 4  # of 8: one's own rows only
             yield batch
 
-with joining.joined(joining.Place(f"127.0.0.1:{port}", 2, index)) as hosts:
+with joining.joined(joining.Member(f"127.0.0.1:{port}", 2, index)) as hosts:
     inputs = dataclasses.replace(toy.inputs(), held_out=())
     watched = dataclasses.replace(inputs, batches=Watched(8))
     settings = toy.settings(base / "stopped", **small)
