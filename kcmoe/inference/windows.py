@@ -21,7 +21,7 @@ from kcmoe.inference.batching import Advance
 if TYPE_CHECKING:
     from kcmoe.inference.predict import LanguageModel
 
-_FIRST_ROWS, _MOST_ROWS = 1024, 16384
+_FIRST_ROWS, _MOST_ROWS = 256, 16384
 _SECONDS = 20.0  # that a window should take
 _CHARACTERS = 32 << 20  # a window of fewer rows where they are long
 _AHEAD = 1  # windows waiting, beside the one that is being made

@@ -41,13 +41,20 @@ def answered_by(
     shares = _shares(processes)
     pipes, workers = [], []
     try:
-        for share in shares:
-            here, there = context.Pipe()
-            worker = context.Process(target=_work, args=(there, found, asked, share), daemon=True)
-            worker.start()
-            there.close()
-            pipes.append(here)
-            workers.append(worker)
+        # Ctrl-C reaches all, and is the parent's to see to: workers are born deaf to it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for share in shares:
+                here, there = context.Pipe()
+                pipes.append(here)
+                worker = context.Process(
+                    target=_work, args=(there, found, asked, share), daemon=True
+                )
+                worker.start()
+                workers.append(worker)
+                there.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from _in_order(pipes, windows, advance)
     finally:
         for pipe in pipes:
@@ -115,7 +122,6 @@ def _shares(processes: int) -> list[list[int]]:
 
 def _work(pipe: Any, found: Found, asked: Question, cores: list[int]) -> None:
     """Answers windows until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent sees to it
     if cores:
         os.sched_setaffinity(0, cores)  # before XLA counts them
     from kcmoe.inference import loading
