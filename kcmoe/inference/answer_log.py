@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io.wording import human_bytes
+from kcmoe.io.wording import human_bytes, listed
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAGIC = '{"kcmoe_answers": 1, '
@@ -100,7 +100,7 @@ def open_log(path: str, facts: Mapping[str, Any], *, anew: bool = False) -> Answ
 
     Args:
       path: the file; nothing is done to one that is no log.
-      facts: plain values, each by the name that a message gives it.
+      facts: plain values, or mappings to such, each by the name that a message gives it.
       anew: whether to begin anew where the log is that of other facts.
 
     Raises:
@@ -174,7 +174,10 @@ def _differences(header: bytes, facts: Mapping[str, Any]) -> list[str]:
     found = []
     for name, value in facts.items():
         before = recorded.get(name)
-        if before != value:
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            names = [key for key in {**before, **value} if before.get(key) != value.get(key)]
+            found += [f"another {name} of {listed(names)}"] if names else []
+        elif before != value:
             known = isinstance(value, str) and not value.startswith("sha256:")
             told = f" ({before}, now {value})" if known else ""
             found.append(f"another {name}{told}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe import __version__
-from kcmoe.config import gin_files
 from kcmoe.data import table_writing, tables, whole
 from kcmoe.errors import UserError
 from kcmoe.inference.asking import Question
@@ -140,18 +139,15 @@ def check_unchanged(job: Job, found: Survey) -> None:
 
 def facts(job: Job, found: Survey) -> dict[str, Any]:
     """What answers depend on, each by the name that a message gives it."""
-    settings = {
-        "macros": gin_files.dump(job.found.macros),
-        "task": repr(job.asked),
-        "reading": (job.encoding, job.lenient),
-    }
+    settings = {name: repr(value) for name, value in sorted(job.found.macros.items())}
+    settings |= {"task": repr(job.asked), "lenient": repr(job.lenient), "encoding": job.encoding}
     return {
         "input": _file_digest(job.file),
         "task": job.asked.name,
         "column": ", ".join(found.columns),
         "model": _model_digest(job.found.checkpoint),
         "version": f"kcmoe {__version__} with jax {importlib.metadata.version('jax')}",
-        "setting": f"sha256:{hashing.facts_digest(settings)}",
+        "setting": settings,
         "number of lines": f"{found.rows:,}",
     }
 
