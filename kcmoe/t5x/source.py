@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our corpora as a SeqIO data source: the engine's readers, prompts and token ids, one shard per file.
+"""Our corpora as a SeqIO data source: the engine's readers, prompts and token ids, shared out over hosts.
 
 Rows, held-out splits and ids come from `kcmoe.data` and `kcmoe.vocabulary`, so a labelled example has
-the same ids under T5X as under the engine. Whole chunks of rows are tokenized at once and taken apart
-by TensorFlow, since one Python call per row would starve a pod.
+the same ids under T5X as under the engine. Whole chunks of rows are tokenized at once, and the texts of a
+corpus reach TensorFlow joined, since one call per text, Python's or TensorFlow's, would starve a pod.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import seqio
@@ -25,13 +27,16 @@ from kcmoe.tasks.registry import Task
 
 _PARALLEL_FILES = 8
 _TOKENIZER_THREADS = 4
+_JOINED_TOKENS = 65_536  # as long as t5 lets a text be
+_Row = TypeVar("_Row")
 
 
 class TextSource(seqio.DataSource):
     """Token ids of one task; the features are int32 [length], without EOS.
 
-    A span corruption task gives `targets`; a labelled one `inputs`, `targets` and both as text under
-    `inputs_pretokenized` and `targets_pretokenized`.
+    A span corruption task gives `targets`: texts joined up to `_JOINED_TOKENS`, for t5 to cut into rows. t5
+    itself joins 128 texts, which of comments leaves an eighth of each row empty. A labelled task gives
+    `inputs`, `targets` and both as text under `inputs_pretokenized` and `targets_pretokenized`.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class TextSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        return False
+        return True  # SeqIO would prepare every row on every host and throw most away
 
     def list_shards(self, split: str) -> Sequence[str]:
         """The files that hold `split`; `UserError` where there is none."""
@@ -68,58 +73,75 @@ class TextSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: object,
     ) -> tf.data.Dataset:
-        """Examples of `split` in file order, or several files at a time in a shuffled order."""
+        """Examples of `split` in file order, or several files at a time in a shuffled order.
+
+        With `shard_info` those of one host; no two hosts have a row in common, and all have equally many.
+        """
         files = list(self.list_shards(split))
+        part = Part()
         if shard_info:
-            files = files[shard_info.index :: shard_info.num_shards]
+            files, part = part_of(files, shard_info.index, shard_info.num_shards)
         dataset = tf.data.Dataset.from_tensor_slices(files)
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
+        joined = self._task.kind == "span_corruption"
+        pieces = self._joined if joined else self._examples
 
-        def chunks_of(file: tf.Tensor) -> tf.data.Dataset:
+        def pieces_of(file: tf.Tensor) -> tf.data.Dataset:
             return tf.data.Dataset.from_generator(
-                lambda path: self._chunks(path.decode(), split),
+                lambda path: pieces(path.decode(), split, part),
                 args=(file,),
-                output_signature=self._signature(),
+                output_signature=_JOINED if joined else _EXAMPLES,
             )
 
         dataset = dataset.interleave(
-            chunks_of, cycle_length=_PARALLEL_FILES if shuffle else 1, deterministic=True
+            pieces_of,
+            cycle_length=_PARALLEL_FILES if shuffle else 1,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
-        return dataset.map(_ragged).unbatch()
+        return dataset if joined else dataset.map(_ragged).unbatch()
 
-    def _signature(self) -> dict[str, tf.TensorSpec]:
-        ids = {"/ids": tf.int32, "/lengths": tf.int64}
-        features = ["targets"] if self._task.kind == "span_corruption" else ["inputs", "targets"]
-        signature = {
-            feature + part: tf.TensorSpec([None], dtype)
-            for feature in features
-            for part, dtype in ids.items()
-        }
-        if self._task.kind == "labelled":
-            texts = {
-                f"{feature}_pretokenized": tf.TensorSpec([None], tf.string) for feature in features
-            }
-            signature.update(texts)
-        return signature
+    def _joined(self, path: str, split: str, part: Part) -> Iterator[dict[str, np.ndarray]]:
+        """The texts of one file, tokenized a chunk at a time and joined."""
+        column = self._task.text_column
+        chunks = tables.read_chunks(
+            path, [column], strict=self._strict, encoding=self._task.encoding
+        )
+        rows = part.of(itertools.chain.from_iterable(chunk[column] for chunk in chunks))
+        texts = (
+            text
+            for text in map(self._as_text, itertools.repeat(path), rows)
+            if text.strip() and splits.in_split(self._task, split, text)
+        )
+        while chunk := list(itertools.islice(texts, tables.CHUNK_ROWS)):
+            ids, _ = self._tokenized(chunk)
+            for start in range(0, len(ids), _JOINED_TOKENS):
+                yield {"targets": ids[start : start + _JOINED_TOKENS]}
 
-    def _chunks(self, path: str, split: str) -> Iterator[dict[str, np.ndarray]]:
-        if self._task.kind == "span_corruption":
-            for texts in self._texts(path, split):
-                yield self._tokenized("targets", texts)
-            return
+    def _as_text(self, path: str, value: object) -> str:
+        """A value of the text column; "" where it is missing, or is no text and reading is lenient."""
+        if self._strict and not isinstance(value, str | None):
+            raise UserError(f"{path}: column {self._task.text_column} is {value!r}, not text")
+        return value if isinstance(value, str) else ""
+
+    def _examples(self, path: str, split: str, part: Part) -> Iterator[dict[str, np.ndarray]]:
+        """The labelled examples of one file, a chunk at a time."""
         key = "train" if self._task.is_held_out(split) else split
         task = dataclasses.replace(self._task, files={**self._task.files, key: (path,)})
-        examples = labelled.iter_examples(task, split, self._data_dir, strict=self._strict)
+        examples = part.of(labelled.iter_examples(task, split, self._data_dir, strict=self._strict))
         while chunk := list(itertools.islice(examples, tables.CHUNK_ROWS)):
-            inputs = [example.inputs_text for example in chunk]
-            targets = [self._as_answered(example.target_text) for example in chunk]
-            yield {
-                **self._tokenized("inputs", inputs),
-                **self._tokenized("targets", targets),
-                "inputs_pretokenized": np.array([text.encode() for text in inputs], object),
-                "targets_pretokenized": np.array([text.encode() for text in targets], object),
+            columns = {
+                "inputs": [example.inputs_text for example in chunk],
+                "targets": [self._as_answered(example.target_text) for example in chunk],
             }
+            features = {}
+            for feature, texts in columns.items():
+                features[f"{feature}/ids"], features[f"{feature}/lengths"] = self._tokenized(texts)
+                features[f"{feature}_pretokenized"] = np.array(
+                    [text.encode() for text in texts], object
+                )
+            yield features
 
     def _as_answered(self, text: str) -> str:
         """The answer as a perfect model would give it: free text may not survive the vocabulary."""
@@ -128,27 +150,42 @@ class TextSource(seqio.DataSource):
         vocabulary = vocabularies.engine_vocabulary(self._vocabulary_file)
         return vocabulary.decode(vocabulary.encode(text))
 
-    def _texts(self, path: str, split: str) -> Iterator[list[str]]:
-        """Documents of one file that belong to `split`, chunk by chunk, empty ones left out."""
-        column = self._task.text_column
-        chunks = tables.read_chunks(
-            path, [column], strict=self._strict, encoding=self._task.encoding
-        )
-        for chunk in chunks:
-            odd = next((t for t in chunk[column] if not isinstance(t, str | None)), None)
-            if odd is not None and self._strict:
-                raise UserError(f"{path}: column {column} is {odd!r}, not text")
-            texts = [text for text in chunk[column] if isinstance(text, str) and text.strip()]
-            yield [text for text in texts if splits.in_split(self._task, split, text)]
-
-    def _tokenized(self, feature: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def _tokenized(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts (int32) and how many each has (int64)."""
         vocabulary = vocabularies.engine_vocabulary(self._vocabulary_file)
         ids = vocabulary.encode_batch(texts, threads=_TOKENIZER_THREADS)
-        flat = list(itertools.chain.from_iterable(ids))
-        return {
-            f"{feature}/ids": np.array(flat, np.int32),
-            f"{feature}/lengths": np.array([len(row) for row in ids], np.int64),
-        }
+        flat = np.array(list(itertools.chain.from_iterable(ids)), np.int32)
+        return flat, np.array([len(row) for row in ids], np.int64)
+
+
+_JOINED = {"targets": tf.TensorSpec([None], tf.int32)}
+_EXAMPLES = {
+    feature + part: tf.TensorSpec([None], dtype)
+    for feature in ("inputs", "targets")
+    for part, dtype in (("/ids", tf.int32), ("/lengths", tf.int64), ("_pretokenized", tf.string))
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which rows of its files a host has: every `of_parts`-th."""
+
+    index: int = 0
+    of_parts: int = 1
+
+    def of(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """Those of this host."""
+        return itertools.islice(rows, self.index, None, self.of_parts)
+
+
+def part_of(files: Sequence[str], host: int, num_hosts: int) -> tuple[list[str], Part]:
+    """The files that a host reads, and its part of their rows.
+
+    Files are dealt whole where their number is a multiple of that of the hosts. Otherwise several hosts
+    read the same ones, as few as give all hosts the same share.
+    """
+    groups = math.gcd(len(files), num_hosts)
+    return list(files[host % groups :: groups]), Part(host // groups, num_hosts // groups)
 
 
 def _ragged(chunk: dict[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:

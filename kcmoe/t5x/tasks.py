@@ -86,6 +86,7 @@ def _preprocessors(task: Task, noise: Noise) -> Sequence[Callable[..., Any]]:
                 t5.data.preprocessors.span_corruption,
                 noise_density=noise.density,
                 mean_noise_span_length=noise.mean_span,
+                merge_examples_to_reduce_padding=False,  # the source has joined them
             )
         )
     return [*steps, seqio.preprocessors.append_eos_after_trim]

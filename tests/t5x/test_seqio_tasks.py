@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_a_sentinel_in_a_comment_stays_text(tmp_path: Path, vocabulary: Vocabula
     )
     rows = list(TextSource(task, str(tmp_path)).get_dataset("train", shuffle=False))
     ids = [row["targets"].numpy().tolist() for row in rows]
-    assert ids == [vocabulary.encode("안녕 <unused3> <extra_id_3>"), vocabulary.encode("둘째")]
+    assert ids == [vocabulary.encode("안녕 <unused3> <extra_id_3>") + vocabulary.encode("둘째")]
     assert max(map(max, ids)) < vocabulary.size - vocabulary.num_sentinels
 
 
@@ -140,13 +141,13 @@ def test_span_corruption_has_the_statistics_of_the_engine(
     segment, *found_noise = facts(ours["encoder_input_tokens"], ours["decoder_target_tokens"])
     np.testing.assert_allclose(found_noise, t5[1:], rtol=0.02)
     np.testing.assert_allclose(found_noise, [density, span], rtol=0.02)
-    # t5 concatenates 128 texts at a time, and what is left over at their end is a shorter segment.
-    assert 0.95 * segment < t5[0] <= segment == tokens
+    # Only the end of a file is a shorter segment.
+    assert 0.99 * segment < t5[0] <= segment == tokens
 
 
-def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
-    import seqio
-
+@pytest.fixture
+def five(tmp_path: Path) -> Any:
+    """Source of five files of seven texts."""
     from kcmoe.t5x.source import TextSource
 
     for file in range(5):
@@ -154,21 +155,78 @@ def test_shards_are_the_whole_without_overlap(tmp_path: Path) -> None:
     task = tasks.Task(
         name="five", kind="span_corruption", files={"train": ("*.txt",)}, text_column="x"
     )
-    source = TextSource(task, str(tmp_path))
-    assert len(source.list_shards("train")) == 5
+    return TextSource(task, str(tmp_path))
 
-    def ids(**options: Any) -> list[tuple[int, ...]]:
-        return [tuple(row["targets"].numpy()) for row in source.get_dataset("train", **options)]
 
-    whole = ids(shuffle=False)
-    halves = [ids(shuffle=False, shard_info=seqio.ShardInfo(i, 2)) for i in range(2)]
-    assert (len(halves[0]), len(halves[1])) == (21, 14)
-    assert sorted(halves[0] + halves[1]) == sorted(whole)
+def texts(source: Any, vocabulary: Vocabulary, **options: Any) -> list[str]:
+    rows = source.get_dataset("train", **options)
+    joined = " ".join(vocabulary.decode(row["targets"].numpy().tolist()) for row in rows)
+    return [f"문장{text}".strip() for text in joined.split("문장")[1:]]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 5, 10, 15])
+def test_hosts_share_all_rows_and_have_equally_many(
+    hosts: int, five: Any, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more hosts than files; and a host tokenizes nothing but its own."""
+    import seqio
+
+    assert five.supports_arbitrary_sharding
+    tokenized: list[str] = []
+    encode = Vocabulary.encode_batch
+
+    def counting(self: Vocabulary, batch: Any, threads: int = 1) -> Any:
+        tokenized.extend(batch)
+        return encode(self, batch, threads)
+
+    monkeypatch.setattr(Vocabulary, "encode_batch", counting)
+    whole = texts(five, vocabulary, shuffle=False)
     assert len(set(whole)) == 35
-    shuffled = ids(shuffle=True, seed=1)
-    assert sorted(shuffled) == sorted(whole)
+    tokenized.clear()
+    shares = [
+        texts(five, vocabulary, shuffle=True, seed=1, shard_info=seqio.ShardInfo(host, hosts))
+        for host in range(hosts)
+    ]
+    assert sorted(itertools.chain.from_iterable(shares)) == sorted(whole)
+    assert len(tokenized) == 35
+    if hosts != 2:  # 35 rows of 5 files over 2 hosts: 5 x 4 and 5 x 3
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_files_are_dealt_whole_where_they_can_be() -> None:
+    from kcmoe.t5x.source import Part, part_of
+
+    files = [f"{i}" for i in range(20)]
+    assert part_of(files, 3, 10) == (["3", "13"], Part(0, 1))
+    assert part_of(files, 23, 40) == (["3"], Part(1, 2))
+    assert part_of(files, 6, 16) == (["2", "6", "10", "14", "18"], Part(1, 4))
+
+
+def test_a_shuffled_order_repeats_with_its_seed(five: Any, vocabulary: Vocabulary) -> None:
+    whole = texts(five, vocabulary, shuffle=False)
+    shuffled = texts(five, vocabulary, shuffle=True, seed=1)
     assert shuffled != whole
-    assert shuffled == ids(shuffle=True, seed=1)
+    assert sorted(shuffled) == sorted(whole)
+    assert shuffled == texts(five, vocabulary, shuffle=True, seed=1)
+
+
+def test_labelled_rows_are_shared_out_too() -> None:
+    import seqio
+
+    from kcmoe.t5x.source import TextSource
+
+    source = TextSource(tasks.named_task("sample_reviews"), str(DATA))
+
+    def prompts(**options: Any) -> list[bytes]:
+        rows = source.get_dataset("train", shuffle=False, **options)
+        return [row["inputs_pretokenized"].numpy() for row in rows]
+
+    whole = prompts()
+    shares = [prompts(shard_info=seqio.ShardInfo(host, 3)) for host in range(3)]
+    assert [row for rows in zip(*shares, strict=False) for row in rows] == whole[
+        : 3 * len(shares[2])
+    ]
+    assert sum(map(len, shares)) == len(whole)
 
 
 @pytest.mark.parametrize(
