@@ -153,7 +153,7 @@ def five(tmp_path: Path) -> Any:
     for file in range(5):
         (tmp_path / f"{file}.txt").write_text("".join(f"문장 {file} {line}\n" for line in range(7)))
     task = tasks.Task(
-        name="five", kind="span_corruption", files={"train": ("*.txt",)}, text_column="x"
+        name="five", kind="span_corruption", files={"train": ("*.txt",)}, text_column="text"
     )
     return TextSource(task, str(tmp_path))
 
