@@ -78,7 +78,7 @@ class TextSource(seqio.DataSource):
         With `shard_info` those of one host; no two hosts have a row in common, and all have equally many.
         """
         files = list(self.list_shards(split))
-        part = Part()
+        part = RowShare()
         if shard_info:
             files, part = part_of(files, shard_info.index, shard_info.num_shards)
         dataset = tf.data.Dataset.from_tensor_slices(files)
@@ -102,7 +102,7 @@ class TextSource(seqio.DataSource):
         )
         return dataset if joined else dataset.map(_ragged).unbatch()
 
-    def _joined(self, path: str, split: str, part: Part) -> Iterator[dict[str, np.ndarray]]:
+    def _joined(self, path: str, split: str, part: RowShare) -> Iterator[dict[str, np.ndarray]]:
         """The texts of one file, tokenized a chunk at a time and joined."""
         column = self._task.text_column
         chunks = tables.read_chunks(
@@ -125,7 +125,7 @@ class TextSource(seqio.DataSource):
             raise UserError(f"{path}: column {self._task.text_column} is {value!r}, not text")
         return value if isinstance(value, str) else ""
 
-    def _examples(self, path: str, split: str, part: Part) -> Iterator[dict[str, np.ndarray]]:
+    def _examples(self, path: str, split: str, part: RowShare) -> Iterator[dict[str, np.ndarray]]:
         """The labelled examples of one file, a chunk at a time."""
         key = "train" if self._task.is_held_out(split) else split
         task = dataclasses.replace(self._task, files={**self._task.files, key: (path,)})
@@ -167,7 +167,7 @@ _EXAMPLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class RowShare:
     """Which rows of its files a host has: every `of_parts`-th."""
 
     index: int = 0
@@ -178,14 +178,14 @@ class Part:
         return itertools.islice(rows, self.index, None, self.of_parts)
 
 
-def part_of(files: Sequence[str], host: int, num_hosts: int) -> tuple[list[str], Part]:
+def part_of(files: Sequence[str], host: int, num_hosts: int) -> tuple[list[str], RowShare]:
     """The files that a host reads, and its part of their rows.
 
     Files are dealt whole where their number is a multiple of that of the hosts. Otherwise several hosts
     read the same ones, as few as give all hosts the same share.
     """
     groups = math.gcd(len(files), num_hosts)
-    return list(files[host % groups :: groups]), Part(host // groups, num_hosts // groups)
+    return list(files[host % groups :: groups]), RowShare(host // groups, num_hosts // groups)
 
 
 def _ragged(chunk: dict[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.RaggedTensor]:

@@ -194,12 +194,12 @@ def test_hosts_share_all_rows_and_have_equally_many(
 
 
 def test_files_are_dealt_whole_where_they_can_be() -> None:
-    from kcmoe.t5x.source import Part, part_of
+    from kcmoe.t5x.source import RowShare, part_of
 
     files = [f"{i}" for i in range(20)]
-    assert part_of(files, 3, 10) == (["3", "13"], Part(0, 1))
-    assert part_of(files, 23, 40) == (["3"], Part(1, 2))
-    assert part_of(files, 6, 16) == (["2", "6", "10", "14", "18"], Part(1, 4))
+    assert part_of(files, 3, 10) == (["3", "13"], RowShare(0, 1))
+    assert part_of(files, 23, 40) == (["3"], RowShare(1, 2))
+    assert part_of(files, 6, 16) == (["2", "6", "10", "14", "18"], RowShare(1, 4))
 
 
 def test_a_shuffled_order_repeats_with_its_seed(five: Any, vocabulary: Vocabulary) -> None:
