@@ -29,6 +29,7 @@ VERBS = {
     ),
     "tokenizer": ("kcmoe.tokenizer.command", "train and compare morpheme-aware vocabularies"),
     "checkpoint": ("kcmoe.checkpoint.command", "inspect and convert checkpoints"),
+    "prune": ("kcmoe.tools.prune.command", "a smaller model: the experts used most, or none"),
     "parity": ("kcmoe.tools.parity.command", "compare with numbers that T5X + Flaxformer computed"),
     "plan": ("kcmoe.tools.plan.command", "memory, time and device-hours of a run before it starts"),
     "bench": ("kcmoe.tools.bench.command", "speed of training, prediction and the data pipeline"),
@@ -37,7 +38,7 @@ VERBS = {
 _MOST = 3000  # characters of a message
 
 # Verbs that multiply matrices for longer than a moment.
-COMPUTING = ("train", "evaluate", "predict", "serve", "bench")
+COMPUTING = ("train", "evaluate", "predict", "serve", "prune", "bench")
 
 
 def _usage() -> str:

@@ -25,6 +25,8 @@ OPTIMIZER = "state/param_states/"
 """What the paths of the optimizer's state begin with."""
 STEP = "state/step"
 """The path of the step."""
+AVERAGE, AVERAGED = "ema", "ema_taken"
+"""Slots of a parameter's moving average: float32 of its shape, and over how many steps, [1]."""
 
 
 class ShapeDtype(NamedTuple):
@@ -144,6 +146,16 @@ def parameter_of(path: str) -> str | None:
     return None
 
 
+def slot(parameter: str, name: str) -> str:
+    """Returns the path of what the optimizer keeps for a parameter under `name`."""
+    return f"{OPTIMIZER}{parameter}/{name}"
+
+
+def is_average(path: str) -> bool:
+    """Tells whether a leaf of a state belongs to the moving average of the weights."""
+    return is_optimizer(path) and path.rpartition("/")[2] in (AVERAGE, AVERAGED)
+
+
 def as_state(params: Mapping[str, T]) -> dict[str, T]:
     """Returns the parameters (name -> leaf) under the paths they have in a state."""
     return {PARAMETERS + name: leaf for name, leaf in params.items()}
@@ -165,7 +177,7 @@ def joined(
     """
     state = {**as_state(params), STEP: step}
     for parameter, leaves in param_states.items():
-        state |= {f"{OPTIMIZER}{parameter}/{name}": leaf for name, leaf in leaves.items()}
+        state |= {slot(parameter, name): leaf for name, leaf in leaves.items()}
     return state
 
 

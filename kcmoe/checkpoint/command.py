@@ -56,7 +56,9 @@ def _parser() -> Parser:
     )
     change.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     change.add_argument(
-        "--params_only", action="store_true", help="leave the optimizer state behind"
+        "--params_only",
+        action="store_true",
+        help="leave the optimizer state behind; averages of the weights (EMA_DECAY) take their place",
     )
     change.add_argument(
         "--dtype",

@@ -23,7 +23,16 @@ from kcmoe.checkpoint.run_config import explain_difference
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
-from kcmoe.tree import ShapeDtype, shape_dtype
+from kcmoe.tree import (
+    AVERAGE,
+    AVERAGED,
+    PARAMETERS,
+    ShapeDtype,
+    is_parameter,
+    parameter_of,
+    shape_dtype,
+    slot,
+)
 
 _UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-")
 
@@ -123,6 +132,38 @@ def restore(
     if problems:
         reason = explain_difference(here, wanted)
         raise UserError(describe_problems(f"{reader.path} cannot be restored{reason}", problems))
+    return restored
+
+
+def parameter_sources(reader: Reader) -> dict[str, str]:
+    """Returns path of a parameter -> path of what is used for it: its average where the run kept one.
+
+    So whoever takes the parameters alone takes what validation saw; see `training.optimizers.averaged`.
+    """
+    here = reader.scan()[0]
+    sources = {}
+    for path in filter(is_parameter, here):
+        name = parameter_of(path) or ""
+        average, taken = slot(name, AVERAGE), slot(name, AVERAGED)
+        kept = average in here and taken in here and reader.read(taken).item() > 0
+        sources[path] = average if kept else path
+    return sources
+
+
+def restore_parameters(
+    reader: Reader,
+    expected: Mapping[str, Any],
+    sharding: Mapping[str, Any] | Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """As `restore` for the parameters alone, which may be averages; 16-bit floats are widened."""
+    restored = restore(reader, expected, [PARAMETERS], sharding, widen=True)
+    averages = {path: at for path, at in parameter_sources(reader).items() if at != path}
+    place = _placer(expected, sharding)
+    for path, at in averages.items():
+        values = reader.read(at)
+        if values.shape != restored[path].shape or count_non_finite(values):
+            raise UserError(f"{reader.path} cannot be restored: {at} does not fit {path}")
+        restored[path] = place(path, values.astype(shape_dtype(expected[path]).dtype, copy=False))
     return restored
 
 

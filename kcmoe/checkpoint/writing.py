@@ -10,7 +10,7 @@ disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ from kcmoe.checkpoint import checksums, formats, run_config, together
 from kcmoe.checkpoint.base import Provenance, Reader, describe_problems
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.encodings import named_dtype
-from kcmoe.checkpoint.reading import checked_leaves, compare, open_checkpoint
+from kcmoe.checkpoint.reading import (
+    checked_leaves,
+    compare,
+    open_checkpoint,
+    parameter_sources,
+)
 from kcmoe.checkpoint.run_config import sizes_of
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
@@ -135,7 +140,8 @@ def convert(
 ) -> Path:
     """Writes the checkpoint `source` as `destination` in `format`; returns the new path.
 
-    `params_only` leaves the optimizer state behind, as some formats always do; `dtype` ("float32",
+    `params_only` leaves the optimizer state behind, as some formats always do, and takes the moving averages
+    of the weights where the run kept them (EMA_DECAY); `dtype` ("float32",
     "bfloat16") is that of the parameters, theirs if None. `vocabulary` is the file of the vocabulary, for
     formats that hold it, if the one that is recorded is not there. `progress` gets the number of bytes and
     returns a function that is called with the bytes of each leaf. Every leaf is checked on the way:
@@ -147,12 +153,16 @@ def convert(
         raise UserError(f"{final} exists already: choose another place, or remove it first")
     outputs.check_folder(final)
     reader = open_checkpoint(source)
+    whole = reader.tree()
     before = {
         path: leaf
-        for path, leaf in reader.tree().items()
+        for path, leaf in whole.items()
         if is_parameter(path)
         or not (chosen.parameters_only or (params_only and is_optimizer(path)))
     }
+    # Parameters alone are those to use, so the averages where the run kept some.
+    alone = params_only or chosen.parameters_only
+    sources = parameter_sources(reader) if alone else {}
     after = {path: _with_dtype(path, leaf, dtype) for path, leaf in before.items()}
     step = reader.step
     # The copy leaves config.gin behind, so it takes along what loading it needs.
@@ -162,19 +172,25 @@ def convert(
     config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
     extras = {**reader.extras(), run_config.JSON_FILE: config}
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None
-    leaves = _checked(reader, list(before), after, advance)
+    leaves = _checked(reader, {path: sources.get(path, path) for path in before}, after, advance)
     about = Provenance(step, reader.path, {**macros, **sizes})
     return write_checkpoint(final, format, after, leaves, about=about, extras=extras)
 
 
 def _checked(
-    reader: Reader, paths: Sequence[str], after: dict[str, ShapeDtype], advance: Progress | None
+    reader: Reader,
+    sources: Mapping[str, str],
+    after: dict[str, ShapeDtype],
+    advance: Progress | None,
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the leaves `after`, each read from its path in `sources`."""
     problems: dict[str, str] = {}
-    for path, values in checked_leaves(reader, paths, problems):
+    written = {source: path for path, source in sources.items()}
+    for source, values in checked_leaves(reader, list(written), problems):
         if advance is not None:
             advance(values.nbytes)
         if not problems:
+            path = written[source]
             yield path, values.astype(after[path].dtype, copy=False)
     if problems:
         raise UserError(describe_problems(f"{reader.path} was not converted", problems))

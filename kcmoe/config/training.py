@@ -267,6 +267,44 @@ class ScheduleConfig(GinConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageConfig(GinConfig):
+    """Whether a run keeps a moving average of its weights; `kcmoe.training.optimizers.averaged`."""
+
+    decay: float | None = macro(
+        "EMA_DECAY",
+        above=0,
+        below=1,
+        default=None,
+        help="share of the old average of the weights in each step, e.g. 0.999; None keeps no average",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(GinConfig):
+    """Whether a run learns from another model's answers; `kcmoe.training.teacher`."""
+
+    teacher: str | None = macro(
+        "TEACHER",
+        default=None,
+        help="checkpoint whose probabilities are learnt as well as the targets; 'tiny' is the one that ships",
+    )
+    weight: float = macro(
+        "TEACHER_WEIGHT",
+        above=0,
+        most=1,
+        default=0.5,
+        help="share of the teacher's probabilities in the loss, against the targets",
+    )
+    top: int = macro(
+        "TEACHER_TOP",
+        least=1,
+        most=1024,
+        default=16,
+        help="likeliest pieces of the teacher at each position; their probabilities are made to sum to 1",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdafactorConfig(GinConfig):
     """What Adafactor leaves to choose."""
 

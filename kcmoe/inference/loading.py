@@ -261,10 +261,10 @@ def _platform() -> str:
 
 def _read_weights(reader: Reader, model: ModelConfig) -> dict[str, np.ndarray]:
     """path -> float32 array; a checkpoint in bfloat16 or float16 is widened."""
-    from kcmoe.checkpoint.reading import restore
+    from kcmoe.checkpoint.reading import restore_parameters
 
     shapes = tree.as_state(expected.param_shapes(model, kept_programs()))
-    return tree.parameters(restore(reader, shapes, [tree.PARAMETERS], widen=True))
+    return tree.parameters(restore_parameters(reader, shapes))
 
 
 def unlearnt(checkpoint: str, macros: Mapping[str, Any], task: str) -> str:

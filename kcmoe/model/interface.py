@@ -17,6 +17,9 @@ from kcmoe.tree import flattened
 Flat = dict[str, Any]  # path -> array or jax.ShapeDtypeStruct
 
 HEAD = "decoder/logits_dense/kernel"  # float32[D, V]
+# What a teacher says of each target position: its likeliest pieces, int32[B, L, K], and their probabilities.
+TEACHER_IDS, TEACHER_PROBS = "teacher_ids", "teacher_probs"
+_NOT_FOR_THE_MODEL = ("decoder_loss_weights", TEACHER_IDS, TEACHER_PROBS)
 
 
 def init_params(config: ModelConfig, seed: int) -> Flat:
@@ -33,7 +36,7 @@ def param_shapes(config: ModelConfig) -> Flat:
 
 def features(batch: Mapping[str, Array]) -> dict[str, Array]:
     """The part of a batch that the model takes."""
-    return {name: x for name, x in batch.items() if name != "decoder_loss_weights"}
+    return {name: x for name, x in batch.items() if name not in _NOT_FOR_THE_MODEL}
 
 
 def loss_weights(batch: Mapping[str, Array]) -> Array:

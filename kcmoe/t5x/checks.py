@@ -26,6 +26,8 @@ _ENGINE_ONLY: Mapping[str, Any] = {
     "FREEZE": (),
     "STEP_OFFSET": 0,
     "OPTIMIZER": "adafactor",
+    "EMA_DECAY": None,
+    "TEACHER": None,
 }
 
 

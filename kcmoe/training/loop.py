@@ -30,6 +30,7 @@ from kcmoe.training.run_folder import RunFolder, read_best
 from kcmoe.training.settings import INITIAL, Settings
 from kcmoe.training.state import TrainState, frozen_paths
 from kcmoe.training.stopping import StopRequest, StopVote
+from kcmoe.training.teacher import open_teacher
 from kcmoe.training.validation import MakeTaskMetric, open_validation
 
 
@@ -90,6 +91,10 @@ def train(
         for line in [*inputs.lines, *folder.changes]:
             say(line)
 
+        teacher = open_teacher(settings.macros, settings.model, inputs.vocabulary, mesh)
+        if teacher:
+            say(report.teacher(teacher.checkpoint, teacher.params, settings))
+
         # --- The state to start from, and the batches that belong to it. From here on files are written,
         # so Ctrl-C no longer interrupts.
         stop = held.enter_context(StopRequest())
@@ -112,7 +117,8 @@ def train(
 
         # --- The compiled update and evaluation, and fresh weights where nothing was restored.
         parts = updates.of_run(settings, frozen)
-        rows = sharding.batch_rows(batches.at(start.step), run.batch_size)
+        rows: Any = sharding.batch_rows(batches.at(start.step), run.batch_size)
+        rows = teacher.example(rows) if teacher else rows
         programs = updates.lower(parts, settings.model, mesh, rows, run.microbatches, dims)
         state, update = programs.start(state)
         say(report.memory(update))
@@ -133,6 +139,7 @@ def train(
         stopping = vote.ask()
         while step < run.train_steps and not stopping:
             batch = sharding.put_batch(mesh, next(upcoming), run.microbatches, run.batch_size)
+            batch = teacher(batch) if teacher else batch
             state, metrics = update(state, batch)
             step += 1
             observer.add(step, metrics)  # waits for the step before, while this one is computed
@@ -146,7 +153,7 @@ def train(
             kept_memory.give_back()  # evaluating and saving need some, too
             values = None
             if validation and eval_due and not stopping:  # a stop that was asked for comes first
-                values = validation.run(state.params)
+                values = validation.run(states.for_use(state))
                 observer.validated(step, values, validation.chooser.metric)
             if save_due or stopping:
                 observer.sync()

@@ -20,7 +20,7 @@ from kcmoe.config.training import LossConfig
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import with_gradient
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.interface import HEAD, features, loss_weights
+from kcmoe.model.interface import HEAD, TEACHER_IDS, TEACHER_PROBS, features, loss_weights
 from kcmoe.tree import flattened, nested
 
 Batch = Mapping[str, Array]
@@ -108,12 +108,48 @@ def head_cross_entropy(
     return loss, z_term, correct
 
 
+def towards_teacher(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, ids: Array, probs: Array
+) -> Array:
+    """What the cross-entropy against a teacher's probabilities is above that against the targets.
+
+    Both contain log Z, so their difference needs only the logits of a few pieces: that of the target, less
+    the mean of the teacher's pieces by their probabilities.
+
+    Args:
+      hidden: float[N, D].
+      kernel: float32[D, V].
+      targets: int32[N].
+      weights: float32[N].
+      ids: int32[N, K], the pieces.
+      probs: float32[N, K], rows summing to 1.
+
+    Returns:
+      float32 (), the weighted sum over tokens.
+    """
+
+    @jax.checkpoint
+    def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
+        x_NxD, targets_N, weights_N, ids_NxK, probs_NxK = chunk
+        named_Nx1K = jnp.concatenate([targets_N[:, None], ids_NxK], axis=1)
+        logits_Nx1K = jnp.einsum("nd,dnk->nk", x_NxD, jnp.take(kernel, named_Nx1K, axis=1))
+        excess_N = logits_Nx1K[:, 0] - jnp.sum(probs_NxK * logits_Nx1K[:, 1:], axis=-1)
+        return total + jnp.sum(weights_N * excess_N), None
+
+    first = _chunks(hidden, targets, weights)
+    count, size = first[1].shape
+    pad = ((0, count * size - targets.shape[0]), (0, 0))
+    more = [jnp.pad(x, pad).reshape(count, size, -1) for x in (ids, probs)]
+    return jax.lax.scan(add, jnp.zeros(()), (*first, *more))[0]
+
+
 def loss_and_metrics(
     model: EncoderDecoder,
     params: Mapping[str, Any],
     batch: Batch,
     config: LossConfig,
     dropout_rng: Array | None,
+    teacher_weight: float = 0.0,
 ) -> tuple[Array, Metrics]:
     """The loss that is differentiated, and what is reported about it.
 
@@ -123,11 +159,13 @@ def loss_and_metrics(
       batch: T5X's features.
       config: weights of the parts.
       dropout_rng: a key for training (and the training capacity factor), None for evaluation.
+      teacher_weight: share of a teacher's probabilities, where the batch has some (`training.teacher`).
 
     Returns:
       The total loss (float32 scalar) and metrics: sums `correct`, `weights`; scalars `loss`, `z_loss`,
-      `cross_ent_loss`, `experts/*` as T5X reports them (losses weighted, the rest means over sparse layers),
-      and per sparse layer everything `MoeLayer` sows, at `router/<layer path>/<name>`.
+      `cross_ent_loss` (against the targets), with a teacher `teacher_cross_ent_loss`, `experts/*` as T5X
+      reports them (losses weighted, the rest means over sparse layers), and per sparse layer
+      everything `MoeLayer` sows, at `router/<layer path>/<name>`.
     """
     training = dropout_rng is not None
     hidden, sown = model.apply(
@@ -142,14 +180,13 @@ def loss_and_metrics(
     num_weights = jnp.sum(weights)
     real_only = config.normalizing_factor == "NUM_REAL_TARGET_TOKENS"
     normalizer = num_weights if real_only else jnp.asarray(targets.size, jnp.float32)
-    token_part, z_loss, correct = head_cross_entropy(
+    tokens = (
         hidden.reshape(targets.size, -1),
         params[HEAD],
         targets.reshape(-1),
         weights.reshape(-1) / normalizer,
-        config.z_loss,
-        config.label_smoothing,
     )
+    token_part, z_loss, correct = head_cross_entropy(*tokens, config.z_loss, config.label_smoothing)
 
     report = flattened(sown.get("intermediates", {}))
     means = _means_over_layers(report)
@@ -163,6 +200,14 @@ def loss_and_metrics(
         "correct": correct * normalizer,
         "weights": num_weights,
     }
+    if training and TEACHER_IDS in batch:
+        ids, probs = (
+            batch[name].reshape(targets.size, -1) for name in (TEACHER_IDS, TEACHER_PROBS)
+        )
+        excess = towards_teacher(*tokens, ids, probs)
+        loss = loss + teacher_weight * excess
+        metrics["teacher_cross_ent_loss"] = metrics["cross_ent_loss"] + excess
+        metrics["loss"] = loss
     if means:
         metrics |= {
             "experts/auxiliary_loss": aux_loss,

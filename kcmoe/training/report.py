@@ -81,6 +81,16 @@ def memory(compiled: Any) -> str:
     )
 
 
+def teacher(checkpoint: str, params: Mapping[str, Any], settings: Settings) -> str:
+    """Whose probabilities are learnt, and how much they count."""
+    total = sum(leaf.size for leaf in params.values())
+    weight = settings.teacher.weight
+    return (
+        f"teacher     {checkpoint}, {total:,} parameters: its {settings.teacher.top} likeliest pieces of "
+        f"each position count {weight:.0%} of the loss, the targets {1 - weight:.0%}"
+    )
+
+
 def start(where: Start, seed: int) -> str:
     """Where the weights are from: a checkpoint of this run, one of another, or a seed."""
     begins = f"start       step {where.step:,}"

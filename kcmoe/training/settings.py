@@ -19,10 +19,12 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import (
     LossConfig,
     ScheduleConfig,
+    TeacherConfig,
     TrainConfig,
     counted_from,
     counts_from_start,
 )
+from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
 from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.optimizers.registry import optimizer
@@ -40,6 +42,7 @@ class Settings:
     losses: LossConfig
     schedule: ScheduleConfig
     optimizer: Optimizer
+    teacher: TeacherConfig
 
     @classmethod
     def from_macros(cls, macros: Macros) -> Settings:
@@ -57,6 +60,7 @@ class Settings:
             losses=LossConfig.from_macros(macros),
             schedule=ScheduleConfig.from_macros(macros),
             optimizer=optimizer(run.optimizer, macros),
+            teacher=TeacherConfig.from_macros(macros),
         )
         settings.check()
         return settings
@@ -67,6 +71,11 @@ class Settings:
         if model.is_sparse:
             fits.check_expert_partitions(run.num_expert_partitions, model.num_experts)
         fits.check_batch(run.batch_size, run.microbatches)
+        if self.teacher.teacher is not None and self.losses.label_smoothing:
+            raise UserError(
+                f"TEACHER and LABEL_SMOOTHING = {self.losses.label_smoothing} are two ways to soften the "
+                "targets; set LABEL_SMOOTHING = 0.0"
+            )
 
 
 def count_steps(macros: Macros) -> Macros:

@@ -15,6 +15,7 @@ import numpy as np
 from kcmoe import checkpoint as checkpoints
 from kcmoe import tree
 from kcmoe.checkpoint import run_config, shipped
+from kcmoe.checkpoint.reading import restore_parameters
 from kcmoe.errors import UserError
 from kcmoe.model.interface import Flat
 from kcmoe.training import state as states
@@ -111,7 +112,8 @@ def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[Train
 
     Returns:
       The state, and whether its optimizer state is from `path` too; where that has none
-      (safetensors) or that of another optimizer, it is a fresh one at the checkpoint's step.
+      (safetensors) or that of another optimizer, it is a fresh one at the checkpoint's step, and the
+      weights are the averages that it may have kept.
 
     Raises:
       UserError: listing all leaves that are missing, misshapen or damaged.
@@ -121,11 +123,14 @@ def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[Train
     reader = checkpoints.open_checkpoint(path)
     here = reader.scan()[0]
     same_optimizer = _recorded(path).get("OPTIMIZER") in (None, settings.run.optimizer)
-    if same_optimizer and tree.STEP in here and _slot_names(here) == _slot_names(expected):
+    kept = same_optimizer and tree.STEP in here and _slot_names(here) == _slot_names(expected)
+    restored: Flat
+    if kept and _averages(here) == _averages(expected):
         return states.from_flat(checkpoints.restore(reader, expected, sharding=placing)), True
-    restored: Flat = checkpoints.restore(
-        reader, expected, [tree.PARAMETERS], sharding=placing, widen=True
-    )
+    if kept:  # a run may begin to average, or stop it; all else is there
+        restored = checkpoints.restore(reader, expected, [_NO_AVERAGE], sharding=placing)
+    else:
+        restored = restore_parameters(reader, expected, placing)
     fresh = {
         leaf: np.zeros(shape.shape, shape.dtype)
         for leaf, shape in expected.items()
@@ -136,12 +141,20 @@ def restore(path: str, shardings: TrainState, settings: Settings) -> tuple[Train
         leaf: jax.make_array_from_callback(value.shape, placing[leaf], value.__getitem__)
         for leaf, value in fresh.items()
     }
-    return states.from_flat({**placed, **restored}), False
+    return states.from_flat({**placed, **restored}), kept
+
+
+_NO_AVERAGE = rf"(?!.*/({tree.AVERAGE}|{tree.AVERAGED})$)"
 
 
 def _slot_names(paths: Iterable[str]) -> set[str]:
-    """What an optimizer calls its slots, from the paths of a flat train state."""
-    return {path.rpartition("/")[2] for path in paths if tree.is_optimizer(path)}
+    """What an optimizer calls its slots, from the paths of a flat train state; averages are no part of it."""
+    optimizers = (path for path in paths if tree.is_optimizer(path) and not tree.is_average(path))
+    return {path.rpartition("/")[2] for path in optimizers}
+
+
+def _averages(paths: Iterable[str]) -> set[str]:
+    return {path for path in paths if tree.is_average(path)}
 
 
 def _recorded(checkpoint: str) -> dict[str, Any]:

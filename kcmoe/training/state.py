@@ -58,6 +58,21 @@ def state_shapes(config: ModelConfig, optimizer: Optimizer) -> TrainState:
     return jax.eval_shape(lambda: init_state(config, 0, optimizer))
 
 
+def for_use(state: TrainState) -> Flat:
+    """The parameters to judge and use: the averages where the run keeps them, else the weights.
+
+    A parameter that was never averaged (frozen, or before the first step) is itself.
+    """
+
+    def one(path: str, param: Array) -> Array:
+        slots = state.param_states.get(path, {})
+        if tree.AVERAGE not in slots:
+            return param
+        return jnp.where(slots[tree.AVERAGED] > 0, slots[tree.AVERAGE].astype(param.dtype), param)
+
+    return {path: one(path, param) for path, param in state.params.items()}
+
+
 def to_flat(state: TrainState) -> Flat:
     """The state as T5X's checkpoint tree, flat."""
     return tree.joined(state.step, state.params, state.param_states)

@@ -65,12 +65,12 @@ class UpdateParts:
     frozen: frozenset[str] = frozenset()
 
 
-def model_loss(model: ModelConfig, losses: LossConfig) -> LossFn:
+def model_loss(model: ModelConfig, losses: LossConfig, teacher_weight: float = 0.0) -> LossFn:
     """The loss of the model, for `UpdateParts`."""
     module = EncoderDecoder(model)
 
     def loss_fn(params: Flat, batch: Batch, rng: Array | None) -> tuple[Array, Metrics]:
-        return loss_and_metrics(module, params, batch, losses, rng)
+        return loss_and_metrics(module, params, batch, losses, rng, teacher_weight)
 
     return loss_fn
 
@@ -78,7 +78,7 @@ def model_loss(model: ModelConfig, losses: LossConfig) -> LossFn:
 def of_run(settings: Settings, frozen: frozenset[str] = frozenset()) -> UpdateParts:
     """The parts that a run's settings ask for."""
     return UpdateParts(
-        loss_fn=model_loss(settings.model, settings.losses),
+        loss_fn=model_loss(settings.model, settings.losses, settings.teacher.weight),
         optimizer=settings.optimizer,
         learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
         num_expert_partitions=settings.run.num_expert_partitions,

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from kcmoe.config.gin_files import Macros
+from kcmoe.config.training import AverageConfig
 from kcmoe.errors import UserError, near_misses
 from kcmoe.training.optimizers.adafactor import Adafactor
 from kcmoe.training.optimizers.adamw import AdamW
+from kcmoe.training.optimizers.averaged import Averaged
 from kcmoe.training.optimizers.base import Optimizer
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -16,7 +18,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 def optimizer(name: str, macros: Macros) -> Optimizer:
-    """The optimizer called `name`, with its settings from `macros`.
+    """The optimizer called `name`, with its settings from `macros`; EMA_DECAY puts an average of the weights
+    beside it.
 
     Raises:
       UserError: for a name that none has, or settings that are missing or wrong.
@@ -26,4 +29,6 @@ def optimizer(name: str, macros: Macros) -> Optimizer:
             f"OPTIMIZER = {name!r}, but it is one of {', '.join(OPTIMIZERS)}."
             f"{near_misses(name, OPTIMIZERS)}"
         )
-    return OPTIMIZERS[name].from_macros(macros)
+    chosen = OPTIMIZERS[name].from_macros(macros)
+    decay = AverageConfig.from_macros(macros).decay
+    return chosen if decay is None else Averaged(chosen, decay)
