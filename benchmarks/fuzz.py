@@ -4,7 +4,8 @@
     python benchmarks/fuzz.py --rounds=1000 [--kind=gin --kind=tsv] [--seed=0]
 
 A mutated input may be read, or refused with one line and status 2; nothing else: no traceback, no message
-of several lines or of thousands of characters, no new file beside the output, none at all after a refusal.
+of several lines or of thousands of characters, no new or changed file beside the output, none at all after a
+refusal, and no output of which a part has a temporary name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import random
@@ -19,16 +21,20 @@ import shutil
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 
 from kcmoe import cli
 from kcmoe.checkpoint.base import Provenance
 from kcmoe.checkpoint.writing import write_checkpoint
-from kcmoe.io import resources
+from kcmoe.io import durable, resources
 from kcmoe.tree import shape_dtype
 
 _SIGNS = "{}[]()'\"\\%@=:,.#\n\t \0\ufeff\r-+eE09a_/!;가\U0001f642|"
@@ -44,7 +50,7 @@ class Case:
       files: those that are mutated, one each time.
       command: arguments of `kcmoe`.
       output: what it writes, if anything.
-      whole_text: mutates signs of the text besides bytes.
+      text: mutates signs of the text besides bytes.
     """
 
     folder: Path
@@ -91,8 +97,12 @@ def _mutated(content: bytes, text: bool, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def _listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+def _listing(folder: Path) -> dict[str, bytes]:
+    """Every file and folder, with the content of the files."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
 
 
 def one(case: Case, rng: random.Random) -> str:
@@ -106,15 +116,10 @@ def one(case: Case, rng: random.Random) -> str:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
             status = cli.run(case.command)
-        new = _listing(case.folder) - before
-        allowed = set()
-        if status == 0 and case.output is not None:
-            below = str(case.output.relative_to(case.folder))
-            allowed = {name for name in new if name.startswith(below)}
         if status not in (0, 2):
             return f"status {status}: {said.getvalue()}"
-        if new - allowed:
-            return f"left {sorted(new - allowed)[:5]} with status {status}"
+        if fault := _left(case, before, status):
+            return f"{fault} with status {status}"
         lines = [line for line in said.getvalue().splitlines() if line.startswith("kcmoe ")]
         if status == 2 and (len(lines) != 1 or len(lines[0]) > 4000):
             return f"status 2 with {len(lines)} lines: {said.getvalue()[-500:]}"
@@ -128,6 +133,18 @@ def one(case: Case, rng: random.Random) -> str:
         file.write_bytes(content)
         if case.output is not None:
             remove(case.output)
+
+
+def _left(case: Case, before: dict[str, bytes], status: int) -> str:
+    """What a command changed that it may not change, "" if nothing."""
+    after = _listing(case.folder)
+    changed = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
+    if status == 0 and case.output is not None:
+        below = str(case.output.relative_to(case.folder))
+        if any(durable.TEMPORARY in name or name.endswith(".part") for name in changed):
+            return f"half-written {sorted(changed)[:5]}"
+        changed = {name for name in changed if not name.startswith(below)}
+    return f"left or changed {sorted(changed)[:5]}" if changed else ""
 
 
 def remove(output: Path) -> None:
@@ -179,17 +196,20 @@ _ROWS = [
 ]
 
 
-def _tables(name: str, content: str) -> Callable[[Path], Case]:
+def _tables(name: str, content: str | bytes) -> Callable[[Path], Case]:
     def make(folder: Path) -> Case:
         (folder / "own.gin").write_text(_GIN.replace("train.tsv", name), encoding="utf-8")
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         command = (
             "data",
             "inspect",
             f"--gin_file={folder / 'own.gin'}",
             f"--gin.DATA_DIR='{folder}'",
         )
-        return Case(folder, (folder / "own.gin", folder / name), command)
+        mutated = (
+            (folder / "own.gin", folder / name) if isinstance(content, str) else (folder / name,)
+        )
+        return Case(folder, mutated, command, text=isinstance(content, str))
 
     return make
 
@@ -201,6 +221,51 @@ def _vocabulary(folder: Path) -> Case:
     return Case(
         folder, (model,), ("tokenizer", "add-sentinels", str(model), str(output)), output, False
     )
+
+
+def _lines(folder: Path) -> Case:
+    text = folder / "lines.txt"
+    text.write_text("".join(f"{a}\n" for a, _ in _ROWS), encoding="utf-8")
+    output = folder / "measures.json"
+    command = ("tokenizer", "report", f"--text={text}", f"--json={output}")
+    return Case(folder, (text,), command, output)
+
+
+def _corpus(folder: Path) -> Case:
+    text = folder / "corpus.jsonl"
+    rows = ({"text": f"{a} 그리고 조금 더 긴 글입니다"} for a, _ in _ROWS)
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    output = folder / "prepared"
+    command = ("data", "prepare", str(text), f"--output={output}", "--workers=1")
+    return Case(folder, (text,), command, output)
+
+
+def _run(folder: Path) -> Case:
+    """What a model directory has besides checkpoints, as `report` reads it."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.gin").write_text("NUM_SELECTED_EXPERTS = 2\nBATCH_SIZE = 8\n", encoding="utf-8")
+    shown = {"split": "train", "cross_ent_loss": 5.0, "loss": 6.0, "grad_norm": 1.0, "step_s": 0.5}
+    rows = [{"step": step, **shown, "router/a/expert_load": [0.5, 0.5]} for step in range(1, 9)]
+    rows.append({"step": 8, "split": "eval", "loss": 5.0})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    files = (run / "config.gin", run / "metrics.jsonl")
+    output = folder / "page.html"
+    return Case(folder, files, ("report", str(run), f"--output={output}"), output)
+
+
+def _columns(write: Callable[[pa.Table, io.BytesIO], None]) -> bytes:
+    file = io.BytesIO()
+    write(pa.table({"document": [a for a, _ in _ROWS], "label": [int(b) for _, b in _ROWS]}), file)
+    return file.getvalue()
+
+
+def _zip(name: str, content: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
 
 
 def _plan(folder: Path) -> Case:
@@ -234,13 +299,23 @@ def _json_lines() -> str:
 
 
 KINDS: dict[str, Callable[[Path], Case]] = {
+    "corpus": _corpus,
     "csv": _tables("train.csv", _separated(",")),
+    "csv.gz": _tables("train.csv.gz", gzip.compress(_separated(",").encode(), mtime=0)),
+    "csv.zip": _tables("train.csv.zip", _zip("train.csv", _separated(","))),
+    "csv.zst": _tables(
+        "train.csv.zst", pa.compress(_separated(",").encode(), "zstd", asbytes=True)
+    ),
+    "feather": _tables("train.feather", _columns(pyarrow.feather.write_feather)),
     "gin": _plan,
     "json": _tables("train.json", json.dumps([{"document": a, "label": b} for a, b in _ROWS])),
     "jsonl": _tables("train.jsonl", _json_lines()),
+    "lines": _lines,
     "legacy": _checkpoint("t5x_legacy", False),
     "orbax": _checkpoint("t5x_orbax", False),
     "orbax with checksums": _checkpoint("t5x_orbax", True),
+    "parquet": _tables("train.parquet", _columns(pyarrow.parquet.write_table)),
+    "run": _run,
     "safetensors": _checkpoint("safetensors", False),
     "tsv": _tables("train.tsv", _separated("\t")),
     "vocabulary": _vocabulary,
