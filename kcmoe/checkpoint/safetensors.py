@@ -145,6 +145,8 @@ def indexed_files(folder: Folder) -> tuple[list[str], dict[str, str]]:
 
 def parse_header(file: Path) -> dict[str, tuple[ShapeDtype, int]]:
     """Returns name -> (shape and dtype, offset in the file). Raises `Damaged`."""
+    if not file.is_file():
+        raise Damaged("it is a device or a pipe, not a file")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER_BYTES, os.path.getsize(file) - 8):

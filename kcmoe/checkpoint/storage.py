@@ -66,10 +66,11 @@ class Folder:
         import tensorstore as ts
 
         # A few retries for a bucket that fails once; without a network an error comes within seconds.
+        retries = {"max_retries": 5, "max_delay": "4s"}
         return ts.Context(
             {
                 "cache_pool": {"total_bytes_limit": 64_000_000},
-                "gcs_request_retries": {"max_retries": 5, "max_delay": "4s"},
+                **{f"{kind}_request_retries": retries for kind in ("gcs", "http", "s3")},
             }
         )
 

@@ -151,7 +151,7 @@ def convert(
     chosen, final = formats.named(format), Path(destination)
     if os.path.lexists(final):
         raise UserError(f"{final} exists already: choose another place, or remove it first")
-    outputs.check_folder(final)
+    outputs.check_folder(destination)  # `final` has lost one of two slashes
     reader = open_checkpoint(source)
     whole = reader.tree()
     before = {

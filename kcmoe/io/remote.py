@@ -68,6 +68,11 @@ def os_errors() -> Iterator[None]:
     """Turns what libraries of servers and buckets raise, mostly exceptions of their own, into OSError."""
     try:
         yield
+    except FileNotFoundError as error:
+        # fsspec says so of whatever it cannot reach.
+        if error.__cause__ is None or getattr(error.__cause__, "status", 0) == 404:
+            raise
+        raise OSError(first_line(error.__cause__)) from error
     except (OSError, ValueError, ImportError):
         raise
     except Exception as error:

@@ -136,6 +136,7 @@ def test_parameters_alone_in_half_precision(
         (["convert", "{good}", "{tmp}/new", "--format=orbax"], "Did you mean t5x_orbax?"),
         (["convert", "{good}", "{good}", "--format=t5x_orbax"], "exists already"),
         (["convert", "{good}", "{tmp}/new"], "required: --format"),
+        (["convert", "{good}", "gs://b/new", "--format=safetensors"], "gs://b/new is not on this"),
         (["convert", "{bad}", "{tmp}/new", "--format=t5x_orbax"], f"{NORM}: 1 of 16 values"),
         (["inspct"], "invalid choice"),
     ],

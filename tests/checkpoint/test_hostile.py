@@ -193,3 +193,14 @@ def test_names_that_cannot_be_read_back_are_not_written(
     with pytest.raises(UserError, match="cannot be written in"):
         convert(source, copy, format)
     assert not copy.parent.exists()
+
+
+@pytest.mark.parametrize("how", ["pipe", "device"])
+def test_a_safetensors_file_that_is_none_is_never_opened(how: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    if how == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="a device or a pipe"):
+        checkpoint.open_checkpoint(tmp_path).tree()
