@@ -24,9 +24,11 @@ from kcmoe.errors import UserError
 from kcmoe.inference import answer_log, file_job, windows, workers
 from kcmoe.inference.answer_log import AnswerLog
 from kcmoe.inference.file_job import Job, Survey
+from kcmoe.inference.patience import short_patience
 from kcmoe.inference.progress import Progress, duration
 from kcmoe.io import durable, outputs
 
+_PATIENCE_S = 2.0  # that Ctrl-C waits for XLA
 _PREFIXES = ("", "predicted_", "{task}_", "predicted_{task}_")
 
 
@@ -48,6 +50,11 @@ def run(job: Job) -> str:
     facts = file_job.facts(job, survey)
     log = answer_log.open_log(job.part, facts, anew=job.overwrite)
     began, before = time.monotonic(), log.rows
+
+    def kept() -> str:
+        of = f"{log.rows:,} of {survey.rows:,} lines"
+        return f"kcmoe predict: answers to {of} are kept; the same command goes on"
+
     try:
         if os.path.exists(job.output) and os.stat(job.output).st_ino == log.became:
             log.remove()
@@ -58,14 +65,12 @@ def run(job: Job) -> str:
                 f"kcmoe predict: going on after {before:,} of {survey.rows:,} lines",
                 file=sys.stderr,
             )
-        _answer(job, survey, log)
+        with short_patience(_PATIENCE_S, lambda: f"{kept()}\nkcmoe predict: interrupted"):
+            _answer(job, survey, log)
         cut, flattened = _write(job, survey, log, kind)
         log.remove()
     except KeyboardInterrupt:
-        said = (
-            f"answers to {log.rows:,} of {survey.rows:,} lines are kept; the same command goes on"
-        )
-        print(f"kcmoe predict: {said}", file=sys.stderr)
+        print(kept(), file=sys.stderr)
         raise
     finally:
         log.close()

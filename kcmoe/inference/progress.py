@@ -33,7 +33,7 @@ class Progress:
         if self._before is None:
             # Before the first rows were done programs were loaded or compiled, once.
             self._before, self._began = self._done, now
-        if self._bar.disable and now - self._told >= _LINE_S:
+        if self._bar.disable and now > self._began and now - self._told >= _LINE_S:
             self._told = now
             print(f"kcmoe predict: {self.line(now - self._began)}", file=sys.stderr, flush=True)
 

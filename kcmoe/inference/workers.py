@@ -57,12 +57,13 @@ def answered_by(
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from _in_order(pipes, windows, advance)
     finally:
-        for pipe in pipes:
-            pipe.close()
+        # In this order: a worker that sees its pipe break while it starts would print that.
         for worker in workers:
             worker.terminate()
         for worker in workers:
             worker.join(5)
+        for pipe in pipes:
+            pipe.close()
 
 
 def _in_order(pipes: list[Any], windows: Windows, advance: Advance) -> Iterator[list[Cells | None]]:
@@ -154,5 +155,5 @@ def _work(pipe: Any, found: Found, asked: Question, cores: list[int]) -> None:
             pipe.send(answers)
     except UserError as error:
         pipe.send(str(error))
-    except BrokenPipeError:
+    except OSError:  # the parent is gone
         os._exit(1)

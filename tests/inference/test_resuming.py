@@ -151,6 +151,22 @@ def test_what_was_there_is_not_taken_for_the_result(
     assert len(list(rows.records("out.csv"))) == 4
 
 
+def test_ctrl_c_does_not_wait_for_what_does_not_hear_it() -> None:
+    """In a process of its own, which it ends; a handler that does nothing stands for XLA."""
+    program = """
+import os, signal, threading, time
+from kcmoe.inference.patience import short_patience
+signal.signal(signal.SIGINT, lambda *_: None)
+with short_patience(0.2, lambda: "kept"):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "kept\n")
+
+
 def test_killed_with_several_processes(
     predict_file: Predict, rows: ModuleType, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
