@@ -89,7 +89,7 @@ class ModelConfig(GinConfig):
     routing: typing.Literal["capacity", "dropless"] = macro(
         "ROUTING", help="'capacity' drops tokens as Flaxformer does, 'dropless' drops none"
     )
-    dispatch: typing.Literal["auto", "gather", "einsum", "grouped", "ragged"] = macro(
+    dispatch: typing.Literal["auto", "gather", "exchange", "einsum", "grouped", "ragged"] = macro(
         "DISPATCH", help="how tokens travel to experts; 'auto' takes the fastest measured here"
     )
     remat: bool = macro("REMAT", help="recompute layers in the backward pass to save memory")

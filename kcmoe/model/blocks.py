@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import attention
@@ -50,10 +51,13 @@ class Layer(nn.Module):
     config: ModelConfig
     sparse: bool
     platform: str  # of `MoeLayer`
+    mesh: Mesh | None = None
 
     def _setup_mlp(self) -> None:
         self.pre_mlp_layer_norm = norm(self.config)
-        self.mlp = MoeLayer(self.config, self.platform) if self.sparse else _mlp(self.config)
+        self.mlp = (
+            MoeLayer(self.config, self.platform, self.mesh) if self.sparse else _mlp(self.config)
+        )
         if self.sparse:
             self.pre_extra_mlp_layer_norm = norm(self.config)
             self.extra_mlp = _mlp(self.config)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How tokens travel to experts and back, given the router's decisions.
 
-Five ways with the same result up to float rounding, each a method of `Dispatch`. The first, `einsum`, can be
+Six ways with the same result up to float rounding, each a method of `Dispatch`. The first, `einsum`, can be
 read alone. The others are faster on most devices and stand on `Slots`, a map between choices and rows; the
 last, `used`, has no gradient.
 """
@@ -17,13 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import rows_at, with_gradient
 from kcmoe.model.dispatch_choice import USED_ROWS, Way, grouped_block, grouped_rows, resolve
+from kcmoe.model.placing import placed
 from kcmoe.model.routing import Routing, earlier_equal
+from kcmoe.model.tpu import kept
 
 
 class Rows(Protocol):
@@ -51,15 +54,25 @@ class Dispatch:
       experts: E.
       groups: G.
       capacity: C, slots per expert and group; a choice whose place is not below it is dropped.
+      mesh: the devices that share the groups and the experts, if several do.
     """
 
     way: Way
     experts: int
     groups: int
     capacity: int
+    mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, tokens: int, *, train: bool, platform: str) -> Dispatch:
+    def of(
+        cls,
+        config: ModelConfig,
+        tokens: int,
+        *,
+        train: bool,
+        platform: str,
+        mesh: Mesh | None = None,
+    ) -> Dispatch:
         """The dispatch of `config` for a batch of `tokens` tokens on `platform` ("cpu", "gpu", "tpu")."""
         experts = config.num_experts
         groups = routing_lib.num_groups(
@@ -80,13 +93,14 @@ class Dispatch:
             experts=experts,
             platform=platform,
         )
-        return cls(way, experts, groups, capacity)
+        return cls(way, experts, groups, capacity, mesh)
 
     def __call__(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
         """Sends tokens to their experts: for each token the sum of gate * expert's output, dtype[G, T, D]."""
         ways = {
             "einsum": self.einsum,
             "gather": self.gather,
+            "exchange": self.exchange,
             "grouped": self.grouped,
             "ragged": self.ragged,
             "used": self.used,
@@ -106,10 +120,9 @@ class Dispatch:
             "gta,gtae,gtac->gtec", routing.gate_GxTxA, expert_GxTxAxE, place_GxTxAxC
         )
         sent_GxTxExC = jax.lax.stop_gradient(sent_GxTxExC).astype(x_GxTxD.dtype)
-        x_ExGxCxD = jnp.einsum("gtd,gtec->egcd", x_GxTxD, sent_GxTxExC)
-        y = experts(x_ExGxCxD.reshape(self.experts, -1, x_GxTxD.shape[-1]), ByExpert())
-        y_ExGxCxD = y.reshape(x_ExGxCxD.shape)
-        return jnp.einsum("egcd,gtec->gtd", y_ExGxCxD, gate_GxTxExC.astype(y.dtype))
+        x_GxExCxD = jnp.einsum("gtd,gtec->gecd", x_GxTxD, sent_GxTxExC)
+        y_GxExCxD = self._at_experts(x_GxExCxD, experts)
+        return jnp.einsum("gecd,gtec->gtd", y_GxExCxD, gate_GxTxExC.astype(y_GxExCxD.dtype))
 
     def gather(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
         """Rows are gathered to their slots, multiplied expert by expert, and gathered back."""
@@ -117,6 +130,25 @@ class Dispatch:
         x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
         y = experts(x_MxD.reshape(self.experts, -1, x_MxD.shape[1]), ByExpert())
         return self._back(y.reshape(x_MxD.shape), routing, slots)
+
+    def exchange(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
+        """As `gather`, each group by itself: only what lies in slots travels from device to device."""
+        slots = jax.vmap(
+            functools.partial(local_slots, experts=self.experts, capacity=self.capacity)
+        )(routing.expert_GxTxA, routing.place_GxTxA)
+        x_GxMxD = jax.vmap(to_slots)(x_GxTxD, slots)
+        x_GxExCxD = x_GxMxD.reshape(self.groups, self.experts, self.capacity, -1)
+        y_GxExCxD = self._at_experts(x_GxExCxD, experts)
+        return jax.vmap(from_slots)(y_GxExCxD.reshape(x_GxMxD.shape), routing.gate_GxTxA, slots)
+
+    def _at_experts(self, x_GxExCxD: Array, experts: Experts) -> Array:
+        """What the experts make of each group's slots; between devices it is there and back an all-to-all."""
+        x_GxExCxD = placed(x_GxExCxD, self.mesh, "rows")
+        # What has travelled is kept: it would travel again for the backward pass.
+        x_ExGxCxD = kept(placed(jnp.swapaxes(x_GxExCxD, 0, 1), self.mesh, "experts", "groups"))
+        y = experts(x_ExGxCxD.reshape(self.experts, -1, x_ExGxCxD.shape[-1]), ByExpert())
+        y_ExGxCxD = placed(y.reshape(x_ExGxCxD.shape), self.mesh, "experts", "groups")
+        return kept(placed(jnp.swapaxes(y_ExGxCxD, 0, 1), self.mesh, "rows"))
 
     def grouped(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
         """Rows sorted by expert, each expert's share as long as it is, but for the end of its last block."""
@@ -251,6 +283,12 @@ def capacity_slots(routing: Routing, experts: int, capacity: int) -> Slots:
     num_slots = experts * groups * capacity
     slot_GxTxA = jnp.where(routing.place_GxTxA < capacity, slot_GxTxA, num_slots)
     return _slots(slot_GxTxA.reshape(groups * tokens, selected), num_slots)
+
+
+def local_slots(expert_TxA: Array, place_TxA: Array, *, experts: int, capacity: int) -> Slots:
+    """Slots of one group in the order [E, C]."""
+    slot_TxA = expert_TxA * capacity + place_TxA
+    return _slots(jnp.where(place_TxA < capacity, slot_TxA, experts * capacity), experts * capacity)
 
 
 def grouped_slots(

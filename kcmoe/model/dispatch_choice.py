@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dispatch `DISPATCH = 'auto'` means, per device.
 
-The numbers are measured: `kcmoe bench dispatch` prints them for the machine it runs on, and
-benchmarks/README.md keeps ours. Devices without a line here get what is never far from the fastest, and the
-bench says whether another way is better there. Override with `--gin.DISPATCH='"ragged"'`.
+The numbers for CPUs are measured: `kcmoe bench dispatch` prints them for the machine it runs on, and
+benchmarks/README.md keeps ours. TPUs go by their compiler's estimates (`kcmoe plan --compile`), also there.
+Devices without a line here get what is never far from the fastest, and the bench says whether another way is
+better there. Override with `--gin.DISPATCH='"ragged"'`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import dataclasses
 import math
 import typing
 
-Way = typing.Literal["gather", "einsum", "grouped", "ragged", "used"]
+Way = typing.Literal["gather", "exchange", "einsum", "grouped", "ragged", "used"]
 USED_ROWS = 32
 """Rows per block of `used`: products of so few already run as fast as large ones, and little is empty."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """From where on the grouped product wins on a device, and which one.
+    """From where on the grouped product wins on a device, which one, and what else is best.
 
     Attributes:
       way: "grouped" or "ragged".
@@ -28,14 +29,20 @@ class Threshold:
       capacity_slots: capacity routing with at least so many slots for each row of the grouped product.
         Four slots per expert and group is Flaxformer's least, so that with many experts and few tokens
         nearly all of them are empty.
+      otherwise: the way where the grouped product does not win.
     """
 
     way: Way
     dropless_tokens: int
     capacity_slots: float
+    otherwise: Way = "gather"
 
 
-MEASURED: dict[str, Threshold] = {"cpu": Threshold("grouped", 128, 4.0)}
+MEASURED: dict[str, Threshold] = {
+    "cpu": Threshold("grouped", 128, 4.0),
+    # One device of a slice has groups and experts of its own, and what `gather` looks up is everywhere.
+    "tpu": Threshold("ragged", 512, math.inf, otherwise="exchange"),
+}
 UNMEASURED = Threshold("grouped", 512, math.inf)
 
 
@@ -64,8 +71,10 @@ def resolve(
     measured = MEASURED.get(platform, UNMEASURED)
     if routing == "capacity":
         rows = grouped_rows(choices, experts, grouped_block(choices, experts))
-        return measured.way if slots >= measured.capacity_slots * rows else "gather"
-    return measured.way if tokens >= measured.dropless_tokens else "gather"
+        grouped = slots >= measured.capacity_slots * rows
+    else:
+        grouped = tokens >= measured.dropless_tokens
+    return measured.way if grouped else measured.otherwise
 
 
 def grouped_block(choices: int, experts: int) -> int:

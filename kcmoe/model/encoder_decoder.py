@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import attention, current_platform
 from kcmoe.model.blocks import Cache, DecoderLayer, EncoderLayer, Layer, norm
 from kcmoe.model.layers import Dense, Embed, dropout, kernel_init
+from kcmoe.model.tpu import KEPT
 
 
 class _Stack(nn.Module):
@@ -28,23 +30,28 @@ class _Stack(nn.Module):
     config: ModelConfig
     token_embedder: Embed
     platform: str
+    mesh: Mesh | None
 
     def _setup_layers(self, kind: type[Layer], stack: Literal["encoder", "decoder"]) -> None:
         config = self.config
         sparse = config.sparse_layers(stack)
         count = getattr(config, f"num_{stack}_layers")
-        self.layers = [kind(config, i in sparse, self.platform) for i in range(count)]
+        self.layers = [kind(config, i in sparse, self.platform, self.mesh) for i in range(count)]
         self.relpos_bias = attention.RelativePositionBiases(
             config.num_heads, config.scale, jnp.dtype(config.activation_dtype)
         )
 
     def _through(self, layer: Layer, *arrays: Array, deterministic: bool) -> Array:
-        """layer(*arrays); with REMAT its insides are computed again in the backward pass."""
+        """layer(*arrays); with REMAT its insides are computed again in the backward pass, on TPUs some."""
 
         def call(layer: Layer, *arrays: Array) -> Array:
             return layer(*arrays, deterministic=deterministic)
 
-        return (nn.remat(call) if self.config.remat else call)(layer, *arrays)
+        if self.config.remat:
+            call = nn.remat(call)
+        elif self.platform == "tpu":
+            call = nn.remat(call, policy=KEPT)
+        return call(layer, *arrays)
 
     def _embed(self, ids: Array, deterministic: bool) -> Array:
         return dropout(self, self.token_embedder(ids), self.config.dropout_rate, deterministic)
@@ -163,18 +170,20 @@ class EncoderDecoder(nn.Module):
     Attributes:
       config: shape and routing.
       platform: what it is planned for ("cpu", "gpu", "tpu"); None is what this process computes on.
+      mesh: the devices that share a batch, see `training.sharding`; None leaves the sharing to XLA.
     """
 
     config: ModelConfig
     platform: str | None = None
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.activation_dtype)
         platform = self.platform or current_platform()
         self.token_embedder = Embed(config.num_embeddings, config.embed_dim, dtype)
-        self.encoder = Encoder(config, self.token_embedder, platform)
-        self.decoder = Decoder(config, self.token_embedder, platform)
+        self.encoder = Encoder(config, self.token_embedder, platform, self.mesh)
+        self.decoder = Decoder(config, self.token_embedder, platform, self.mesh)
 
     def encode(
         self,

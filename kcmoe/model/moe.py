@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import Mesh
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.dispatch import Dispatch, Rows, UsedBlocks
 from kcmoe.model.layers import Dense, Kernel, gated_gelu, kernel_init, product, scale_kept
+from kcmoe.model.placing import placed
+from kcmoe.model.tpu import kept
 
 
 class RouterWeights(nn.Module):
@@ -62,9 +65,9 @@ class Experts(nn.Module):
         x_in = x.astype(dtype)
         if isinstance(rows, UsedBlocks):
             return rows.through(_gated_mlp, x_in, wi_0, wi_1, wo).astype(x.dtype)
-        inner = gated_gelu(rows.dot(x_in, wi_0), rows.dot(x_in, wi_1))
+        inner = gated_gelu(kept(rows.dot(x_in, wi_0)), kept(rows.dot(x_in, wi_1)))
         inner = self._dropout(inner, rows, deterministic)
-        return rows.dot(inner, wo).astype(x.dtype)
+        return kept(rows.dot(inner, wo)).astype(x.dtype)
 
     def _dropout(self, inner: Array, rows: Rows, deterministic: bool) -> Array:
         """Each expert drops features of its own, the same ones for all its rows, as T5's MLP does."""
@@ -86,10 +89,12 @@ class MoeLayer(nn.Module):
     Attributes:
       config: the model's.
       platform: what it computes on, or is planned for ("cpu", "gpu", "tpu"); DISPATCH = 'auto' goes by it.
+      mesh: the devices that share a batch, see `training.sharding`; None leaves the sharing to XLA.
     """
 
     config: ModelConfig
     platform: str
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
@@ -102,8 +107,10 @@ class MoeLayer(nn.Module):
         padded = jnp.pad(x, padding) if (padded_batch, padded_length) != (batch, length) else x
 
         tokens = padded_batch * padded_length
-        dispatch = Dispatch.of(config, tokens, train=not deterministic, platform=self.platform)
-        x_GxTxD = padded.reshape(dispatch.groups, -1, width)
+        dispatch = Dispatch.of(
+            config, tokens, train=not deterministic, platform=self.platform, mesh=self.mesh
+        )
+        x_GxTxD = placed(padded.reshape(dispatch.groups, -1, width), self.mesh, "rows")
         logits_GxTxE = Router(config.num_experts, name="router")(x_GxTxD)
         routing = routing_lib.route(logits_GxTxE, config.num_selected_experts)
         experts: nn.Module = Experts(config, name="expert")

@@ -116,7 +116,7 @@ def train(
         say(report.plan(settings, start.step, checkpoint_bytes))
 
         # --- The compiled update and evaluation, and fresh weights where nothing was restored.
-        parts = updates.of_run(settings, frozen)
+        parts = updates.of_run(settings, frozen, mesh)
         rows: Any = sharding.batch_rows(batches.at(start.step), run.batch_size)
         rows = teacher.example(rows) if teacher else rows
         programs = updates.lower(parts, settings.model, mesh, rows, run.microbatches, dims)

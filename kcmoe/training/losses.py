@@ -8,19 +8,22 @@ gradient chunk by chunk on the way forward.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 
 from kcmoe.config.training import LossConfig
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import with_gradient
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, TEACHER_IDS, TEACHER_PROBS, features, loss_weights
+from kcmoe.model.placing import row_axes, rows_over
 from kcmoe.tree import flattened, nested
 
 Batch = Mapping[str, Array]
@@ -68,7 +71,10 @@ def _weighted_sums(
     return jnp.stack([loss_N + z_term_N, z_term_N, correct_N]) @ weights_N
 
 
-@with_gradient(*gradients.head_cross_entropy(_chunks, _weighted_sums), settings=(4, 5))
+_forward, _backward = gradients.head_cross_entropy(_chunks, _weighted_sums)
+
+
+@with_gradient(_forward, _backward, settings=(4, 5))
 def head_cross_entropy(
     hidden: Array,
     kernel: Array,
@@ -143,6 +149,39 @@ def towards_teacher(
     return jax.lax.scan(add, jnp.zeros(()), (*first, *more))[0]
 
 
+@functools.cache
+def _head_over(mesh: Mesh) -> Callable[..., tuple[Array, Array, Array]]:
+    """`head_cross_entropy` of tokens that are divided over the devices, each of which cuts its own.
+
+    XLA alone would send every chunk to every device, and add up the kernel's gradient chunk by chunk.
+    """
+    axes = row_axes(mesh)
+    rows, copied = PartitionSpec(axes), PartitionSpec()
+
+    def on_each(function: Callable[..., Any], outputs: Any) -> Callable[..., Any]:
+        specs = {"in_specs": (rows, copied, rows, rows), "out_specs": outputs}
+        # Other axes of the mesh, which divide matrices, stay XLA's.
+        return jax.shard_map(function, mesh=mesh, axis_names=set(axes), check_vma=False, **specs)
+
+    def forward(*arguments: Any) -> Any:
+        def own(*arrays: Array) -> Any:
+            sums, (dhidden, dkernel) = _forward(*arrays, *arguments[4:])
+            return jax.lax.psum(sums, axes), (dhidden, jax.lax.psum(dkernel, axes))
+
+        return on_each(own, (copied, (rows, copied)))(*arguments[:4])
+
+    @with_gradient(forward, _backward, settings=(4, 5))
+    def over_devices(*arguments: Any) -> tuple[Array, Array, Array]:
+        def own(*arrays: Array) -> Any:
+            hidden, kernel, targets, weights = arrays
+            sums = head_cross_entropy(hidden, kernel, targets, weights, *arguments[4:])
+            return jax.lax.psum(sums, axes)
+
+        return on_each(own, copied)(*arguments[:4])
+
+    return over_devices
+
+
 def loss_and_metrics(
     model: EncoderDecoder,
     params: Mapping[str, Any],
@@ -180,13 +219,16 @@ def loss_and_metrics(
     num_weights = jnp.sum(weights)
     real_only = config.normalizing_factor == "NUM_REAL_TARGET_TOKENS"
     normalizer = num_weights if real_only else jnp.asarray(targets.size, jnp.float32)
+    devices = rows_over(model.mesh)
+    spread = model.mesh is not None and devices > 1 and targets.size % devices == 0
+    head = _head_over(model.mesh) if spread else head_cross_entropy
     tokens = (
         hidden.reshape(targets.size, -1),
         params[HEAD],
         targets.reshape(-1),
         weights.reshape(-1) / normalizer,
     )
-    token_part, z_loss, correct = head_cross_entropy(*tokens, config.z_loss, config.label_smoothing)
+    token_part, z_loss, correct = head(*tokens, config.z_loss, config.label_smoothing)
 
     report = flattened(sown.get("intermediates", {}))
     means = _means_over_layers(report)

@@ -65,9 +65,12 @@ class UpdateParts:
     frozen: frozenset[str] = frozenset()
 
 
-def model_loss(model: ModelConfig, losses: LossConfig, teacher_weight: float = 0.0) -> LossFn:
-    """The loss of the model, for `UpdateParts`."""
-    module = EncoderDecoder(model)
+def model_loss(
+    model: ModelConfig, losses: LossConfig, teacher_weight: float = 0.0, mesh: Mesh | None = None
+) -> LossFn:
+    """The loss of the model, for `UpdateParts`, computed by this process or by the devices of `mesh`."""
+    platform = mesh.devices.flat[0].platform if mesh else None
+    module = EncoderDecoder(model, platform, mesh)
 
     def loss_fn(params: Flat, batch: Batch, rng: Array | None) -> tuple[Array, Metrics]:
         return loss_and_metrics(module, params, batch, losses, rng, teacher_weight)
@@ -75,10 +78,12 @@ def model_loss(model: ModelConfig, losses: LossConfig, teacher_weight: float = 0
     return loss_fn
 
 
-def of_run(settings: Settings, frozen: frozenset[str] = frozenset()) -> UpdateParts:
-    """The parts that a run's settings ask for."""
+def of_run(
+    settings: Settings, frozen: frozenset[str] = frozenset(), mesh: Mesh | None = None
+) -> UpdateParts:
+    """The parts that a run's settings ask for; `mesh` as in `model_loss`."""
     return UpdateParts(
-        loss_fn=model_loss(settings.model, settings.losses, settings.teacher.weight),
+        loss_fn=model_loss(settings.model, settings.losses, settings.teacher.weight, mesh),
         optimizer=settings.optimizer,
         learning_rate=lambda step: schedule.learning_rate(step, settings.schedule),
         num_expert_partitions=settings.run.num_expert_partitions,

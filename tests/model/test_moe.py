@@ -52,7 +52,7 @@ def test_copied_experts_with_room_for_all_are_one_dense_mlp(toy, x):
 
 
 def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
-    """gather = einsum = grouped = ragged, with drops and without."""
+    """gather = exchange = einsum = grouped = ragged, with drops and without."""
 
     def run(**settings):
         config = toy(**settings)
@@ -69,7 +69,7 @@ def test_every_dispatch_gives_the_same_output_and_gradients(toy, x):
         common = {"ROUTING": routing, "EVAL_EXPERT_CAPACITY_FACTOR": 1.0}
         value, dropped, grads = run(DISPATCH="gather", **common)
         assert (dropped > 0) == (routing == "capacity")
-        for way in ("einsum", "grouped", "ragged"):
+        for way in ("exchange", "einsum", "grouped", "ragged"):
             other_value, _, other_grads = run(DISPATCH=way, **common)
             np.testing.assert_allclose(other_value, value, rtol=1e-5)
             for ours, theirs in zip(other_grads, grads, strict=True):

@@ -4,7 +4,7 @@
 The formulas themselves stand where the model uses them (`layers`, `attention`, `dispatch`,
 `training.losses`), each under `@with_gradient(…)`. Here is, for each, a forward pass that returns what the
 backward pass needs, and the backward pass. Tests compare every pair with JAX's gradient of the formula.
-KCMOE_OWN_GRADIENTS=0 takes JAX's own instead.
+Where a TPU wants it otherwise, `model.tpu` has the piece. KCMOE_OWN_GRADIENTS=0 takes JAX's own instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from kcmoe.model import tpu
+from kcmoe.model.tpu import kept
 
 Formula = TypeVar("Formula", bound=Callable[..., Any])
 
@@ -142,13 +145,21 @@ def softmax_attention_forward(
     if position_bias is not None:
         logits_BxHxQxS += position_bias
     largest_BxHxQx1 = jnp.max(logits_BxHxQxS, axis=-1, keepdims=True)
-    exponentials_BxHxQxS = jnp.exp(logits_BxHxQxS - largest_BxHxQx1)
-    total_BxHxQx1 = jnp.sum(exponentials_BxHxQxS.astype(jnp.float32), axis=-1, keepdims=True)
-    mixed = jnp.matmul(exponentials_BxHxQxS, value).astype(jnp.float32) / total_BxHxQx1
-    mixed_BxHxQxK = mixed.astype(value.dtype)
+    exponentials_BxHxQxS = kept(jnp.exp(logits_BxHxQxS - largest_BxHxQx1))
+    mixed, total = jax.lax.platform_dependent(
+        exponentials_BxHxQxS, value, tpu=tpu.mixed_and_total, default=_mixed_and_total
+    )
+    total_BxHxQx1 = kept(total)
+    mixed_BxHxQxK = kept((mixed / total_BxHxQx1).astype(value.dtype))
     has_bias = None if position_bias is None else jnp.zeros(())
     saved = (query, key, value, exponentials_BxHxQxS, total_BxHxQx1, mixed_BxHxQxK, has_bias)
     return mixed_BxHxQxK, saved
+
+
+def _mixed_and_total(weights_BxHxQxS: Array, value: Array) -> tuple[Array, Array]:
+    """weights @ value and the sums of the weights' rows, both in float32."""
+    mixed = jnp.matmul(weights_BxHxQxS, value).astype(jnp.float32)
+    return mixed, jnp.sum(weights_BxHxQxS.astype(jnp.float32), axis=-1, keepdims=True)
 
 
 def softmax_attention_backward(
@@ -255,6 +266,17 @@ def grouped_dot_backward(
 Chunk = tuple[Array, Array, Array]  # float32[n, D] hidden, int32[n] targets, float32[n] weights
 
 
+def head_gradients(
+    x_NxD: Array, kernel: Array, exponentials_NxV: Array, scale: Array, right: Array,
+    targets_N: Array, dkernel_DxV: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Gradient of x, and that of the kernel added to `dkernel_DxV`; the logits' own is never formed."""
+    dkernel_DxV += jnp.dot((scale * x_NxD).T, exponentials_NxV)
+    dkernel_DxV = dkernel_DxV.at[:, targets_N].add(-(right * x_NxD).T)
+    dx_NxD = scale * jnp.dot(exponentials_NxV, kernel.T)
+    return dx_NxD - right * jnp.take(kernel, targets_N, axis=1).T, dkernel_DxV
+
+
 def head_cross_entropy(
     cut: Callable[[Array, Array, Array], Chunk], sums_of: Callable[..., Array]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -284,15 +306,14 @@ def head_cross_entropy(
             exponentials_NxV = jnp.exp(logits_NxV - largest_N[:, None])
             total_N = jnp.sum(exponentials_NxV, axis=-1)
             log_z_N = jnp.log(total_N) + largest_N
-            # The gradient of the logits is scale * exponentials - right at the target - flat everywhere. It
-            # is never formed: its three parts go through the products with kernel and x one by one.
+            # The gradient of the logits is scale * exponentials - right at the target - flat everywhere.
             scale = (weights_N * (1.0 + 2.0 * z_loss * log_z_N) / total_N)[:, None]
             right = (weights_N * (1.0 - label_smoothing - wrong))[:, None]
             total_sums, dkernel_DxV = carry
-            dkernel_DxV += jnp.dot((scale * x_NxD).T, exponentials_NxV)
-            dkernel_DxV = dkernel_DxV.at[:, targets_N].add(-(right * x_NxD).T)
-            dx_NxD = scale * jnp.dot(exponentials_NxV, kernel.T)
-            dx_NxD -= right * jnp.take(kernel, targets_N, axis=1).T
+            parts = (x_NxD, kernel, exponentials_NxV, scale, right, targets_N, dkernel_DxV)
+            dx_NxD, dkernel_DxV = jax.lax.platform_dependent(
+                *parts, tpu=tpu.head_gradients, default=head_gradients
+            )
             if label_smoothing:
                 flat = (weights_N * wrong)[:, None]
                 dkernel_DxV -= jnp.sum(flat * x_NxD, axis=0)[:, None]

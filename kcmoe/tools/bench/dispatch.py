@@ -25,7 +25,7 @@ examples:
   kcmoe bench dispatch --gin NUM_EXPERTS=64
 """
 ROUTINGS: tuple[Any, ...] = ("capacity", "dropless")
-WAYS: tuple[Any, ...] = ("gather", "einsum", "grouped", "ragged")
+WAYS: tuple[Any, ...] = ("gather", "exchange", "einsum", "grouped", "ragged")
 
 
 def main(argv: list[str]) -> int:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folder of a reference case")
     parser.add_argument(
         "--dispatch",
-        choices=("auto", "gather", "einsum", "grouped", "ragged"),
+        choices=("auto", "gather", "exchange", "einsum", "grouped", "ragged"),
         default="auto",
         help="how tokens travel to experts (default: what this device would choose)",
     )

@@ -5,32 +5,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
-from kcmoe.io.wording import gibibytes
+from kcmoe.tools.plan import compiled as compiled_lib
+from kcmoe.tools.plan import pace as pace_lib
+from kcmoe.tools.plan import printing
 
 if TYPE_CHECKING:
     from kcmoe.config.gin_files import Macros
-    from kcmoe.tools.plan.estimate import Forecast, Planner, Stack
+    from kcmoe.tools.plan.compiled import Compiled
+    from kcmoe.tools.plan.estimate import Forecast, Planner, Stack, Tradeoff
+    from kcmoe.tools.plan.pace import Pace
 
 _EPILOG = """\
 examples:
   kcmoe plan --size=base --task=pretrain --gin_file=configs/runs/pretrain.gin --hardware=v3-8
   kcmoe plan --gin_file=configs/runs/pretrain_mini.gin --hardware=h100x1 --gin.NUM_MICROBATCHES=8
-  kcmoe plan --size=base --task=nsmc --gin_file=configs/runs/finetune.gin --hardware=v5e-8
+  kcmoe plan --size=base --task=nsmc --gin_file=configs/runs/finetune.gin --hardware=v5e-8 --compile
 
 Prints parameters, arithmetic, memory per device, time and device-hours. Exit status 0 if the run fits,
 1 if it does not; then the settings that make it fit follow. TPUs and GPUs are counted as XLA fuses there.
+--compile asks the TPU's own compiler, which needs no TPU: base takes it some minutes, and its answer is kept
+under ~/.cache/kcmoe (KCMOE_CACHE_DIR). It needs pip install 'kcmoe[tpu]', and T5X for what T5X trains.
 """
 
 # Share of the peak that useful arithmetic gets, where nobody says better.
 _TPU_UTILISATION = 0.44  # the published run: 1.45 steps/s on a v3-8
 _OTHER_UTILISATION = 0.35  # assumed
-DAY_S = 86400
-_SHORT_STEP_S = 1e-3  # about what it takes to start a step on an accelerator
 # Macros that a run needs and a plan does not.
 _NOT_NEEDED = ("MODEL_DIR", "DATA_DIR", "INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
 
@@ -52,32 +57,72 @@ def main(argv: Sequence[str]) -> int:
                         help="share of the peak, 0 to 1; published run 0.44, otherwise 0.35")  # fmt: skip
     parser.add_argument("--start_step", type=arguments.between(int, 0, 2**31 - 1), metavar="N",
                         help="steps already done; read off INITIAL_CHECKPOINT_PATH if set")  # fmt: skip
+    parser.add_argument("--compile", action="store_true",
+                        help="compile the step for that TPU slice and say how it went")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args, macros = arguments.parse_with_gin(parser, argv, base=["configs/engine/engine.gin"])
     if args.utilisation is not None and not 0.0 < args.utilisation <= 1.0:
         raise UserError(f"--utilisation={args.utilisation}: a share is above 0 and at most 1")
 
     planner, partitions, steps = _planner(args, macros)
+    if args.compile:
+        compiled_lib.check(planner.hardware, planner.stack)
     estimate = planner.estimate(planner.asked(partitions))
-    report = _report(planner, estimate, steps)
-    fits = planner.fits(estimate)
-    remedies = [] if fits == "yes" else planner.remedies(estimate.choice)
+    pace = _pace(planner, estimate)
+    report = _report(planner, estimate, pace, steps)
+    if not args.json:
+        printing.print_plan(planner, estimate, pace, report)
+    answers: dict[Tradeoff, Compiled] = {}
+
+    def fits(other: Forecast) -> bool:
+        """Whether what fits by arithmetic fits; without --compile that is all there is to know."""
+        if args.compile:
+            answers[other.choice] = _compile(planner, estimate, other, quiet=args.json)
+        return not args.compile or not answers[other.choice].error
+
+    if args.compile:
+        report["fits"] = "yes" if fits(estimate) else "no"
+        report["compiled"] = dataclasses.asdict(answers[estimate.choice])
+    asked = answers.get(estimate.choice)
+    if asked and not args.json:
+        print("\n".join(printing.compiled_lines(asked, estimate, planner.hardware)))
+    remedies = [] if report["fits"] == "yes" else planner.remedies(estimate.choice, fits)
     if args.json:
         report["remedies"] = [dataclasses.asdict(other.choice) for other in remedies]
         print(json.dumps(report, indent=2))
     else:
-        _print(planner, estimate, report)
-        _print_verdict(planner, estimate, remedies, report)
-    return 1 if fits == "no" else 0
+        found = [(other, answers.get(other.choice)) for other in remedies]
+        printing.print_verdict(planner, estimate, found, report)
+    return 1 if report["fits"] == "no" else 0
+
+
+def _compile(planner: Planner, asked: Forecast, other: Forecast, *, quiet: bool) -> Compiled:
+    """The compiler's answer about `other`, a run that differs from the one asked about in some settings."""
+    changed = printing.changed_macros(asked.choice, other.choice)
+    macros = planner.settings.macros.replace(**changed)
+    if not quiet:
+        wanted = " ".join(f"{name}={value}" for name, value in changed.items())
+        print(
+            f"compiling    {wanted or 'the step'}; base takes minutes …",
+            file=sys.stderr,
+            flush=True,
+        )
+        if note := compiled_lib.other_version():
+            print(f"             {note}", file=sys.stderr)
+    return compiled_lib.compile_step(macros, planner.hardware, planner.stack, packed=planner.packed)
 
 
 def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     """The planner, NUM_MODEL_PARTITIONS, and the number of steps to do."""
+    import jax
+
     from kcmoe.config.training import counted_from, counts_from_start
     from kcmoe.tools.plan import hardware as hardware_lib
     from kcmoe.tools.plan.estimate import Planner
     from kcmoe.training.settings import Settings
 
+    # Only shapes are traced here: no GPU is taken, and no TPU looked for.
+    jax.config.update("jax_platforms", "cpu")
     hardware = hardware_lib.parse(args.hardware)
     is_tpu = hardware.platform == "tpu"
     stack: Stack = args.stack if args.stack != "auto" else "t5x" if is_tpu else "engine"
@@ -131,7 +176,14 @@ def _start_step(macros: Macros) -> int:
     return step
 
 
-def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
+def _pace(planner: Planner, estimate: Forecast) -> Pace:
+    """What the run asks of the hosts."""
+    row_tokens = sum(planner.settings.run.lengths[name] for name in ("inputs", "targets"))
+    rows = estimate.choice.batch_size
+    return pace_lib.of(planner.hardware, planner.stack, rows, row_tokens, estimate.step_s)
+
+
+def _report(planner: Planner, estimate: Forecast, pace: Pace, steps: int) -> dict[str, Any]:
     """Everything there is to say, as plain numbers with units in their names."""
     from kcmoe.model import flops
     from kcmoe.training import state
@@ -142,6 +194,7 @@ def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
     total, active = flops.parameter_counts(planner.settings.model, shapes.params)
     flat = state.to_flat(shapes).values()
     tokens = choice.batch_size * sum(run.lengths[name] for name in ("inputs", "targets"))
+    step_s = estimate.step_s * pace.slowdown
     return {
         "hardware": hardware.name,
         "devices": hardware.devices,
@@ -162,99 +215,9 @@ def _report(planner: Planner, estimate: Forecast, steps: int) -> dict[str, Any]:
         "usable_bytes": hardware.usable_bytes,
         "fits": planner.fits(estimate),
         "checkpoint_bytes": total_bytes(flat),
-        "step_s": estimate.step_s,
-        "days": estimate.step_s * steps / DAY_S,
-        "device_hours": estimate.step_s * steps / 3600 * hardware.devices,
+        "pace": dataclasses.asdict(pace) | {"slowdown": pace.slowdown},
+        "step_s": step_s,
+        "days": step_s * steps / printing.DAY_S,
+        "device_hours": step_s * steps / 3600 * hardware.devices,
+        "compiled": None,
     }
-
-
-def _print(planner: Planner, estimate: Forecast, report: dict[str, Any]) -> None:
-    run, kind, dtype = planner.settings.run, planner.hardware.kind, planner.settings.model
-    inputs, targets = run.lengths["inputs"], run.lengths["targets"]
-    mesh, memory = estimate.mesh, estimate.memory
-    # What the number in a name counts is not what JAX calls a device, so both are said.
-    print(
-        f"hardware     {report['hardware']}: {report['devices']} JAX devices of "
-        f"{kind.peak_tflops:,.4g} TFLOP/s and {kind.memory_gib:,.4g} GiB; "
-        f"data {mesh.data} x expert {mesh.expert} x model {mesh.model}; "
-        f"{'T5X + Flaxformer' if planner.stack == 't5x' else 'the engine'}"
-    )
-    print(
-        f"model        {report['parameters']:,} parameters, {report['active_parameters']:,} active "
-        f"per token, {dtype.activation_dtype} activations"
-    )
-    print(
-        f"step         {report['batch_size']} rows x ({inputs} inputs + {targets} targets) = "
-        f"{report['tokens_per_step']:,} tokens, {report['flops_per_step']:.3g} FLOP"
-    )
-    if report["extra_flops_per_step"]:
-        why = "one-hot dispatch masks" if planner.stack == "t5x" else "recomputation (REMAT)"
-        share = report["extra_flops_per_step"] / report["flops_per_step"]
-        print(f"             and {report['extra_flops_per_step']:.3g} FLOP ({share:.0%}) of {why}")
-    after = f" after {report['start_step']:,} already done" if report["start_step"] else ""
-    print(f"run          {report['steps']:,} steps{after}, {report['tokens']:.3g} tokens")
-    print("memory of one device")
-    for name, size in dataclasses.asdict(memory).items():
-        if size:
-            print(f"  {name:<12}{gibibytes(size):>10}")
-    usable = f"{kind.usable:.0%} of {kind.memory_gib:,.4g} GiB"
-    print(
-        f"  {'in all':<12}{gibibytes(memory.total):>10}  of {gibibytes(report['usable_bytes'])} ({usable})"
-    )
-    print(f"checkpoint   {gibibytes(report['checkpoint_bytes'])} on disk")
-    rate = 1 / estimate.step_s
-    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    print(
-        f"time         {shown} steps/s, {_duration(estimate.step_s * report['steps'])}, "
-        f"{report['device_hours']:,.1f} device-hours at {report['utilisation']:.0%} of the peak"
-    )
-    if estimate.step_s < _SHORT_STEP_S:
-        print(
-            "             arithmetic alone: a step as short as this takes longer to be started, and the "
-            "run to compile"
-        )
-
-
-def _print_verdict(
-    planner: Planner, estimate: Forecast, remedies: Sequence[Forecast], report: dict[str, Any]
-) -> None:
-    over = estimate.memory.total - report["usable_bytes"]
-    if report["fits"] == "tight":
-        share = over / estimate.memory.activations
-        print(f"fits         tight: XLA for TPUs will compute {share:.0%} of the activations again")
-    else:
-        print(f"fits         {report['fits']}")
-    if report["fits"] == "yes":
-        return
-    for other in remedies:
-        time = _duration(other.step_s * report["steps"])
-        share = other.choice.batch_size / estimate.choice.batch_size
-        tokens = "" if share == 1 else f", {share:.0%} of the tokens"
-        size = gibibytes(other.memory.total)
-        print(f"  room with  {_changes(estimate, other)}: {size} per device, {time}{tokens}")
-    if not remedies:
-        print("             no setting makes it fit; use larger or more devices")
-    if planner.hardware.kind.usable == 0.75:
-        print(
-            "             JAX takes 75 % of a GPU; XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 gives it more"
-        )
-
-
-def _changes(asked: Forecast, other: Forecast) -> str:
-    names = {
-        "batch_size": "BATCH_SIZE",
-        "microbatches": "NUM_MICROBATCHES",
-        "remat": "REMAT",
-        "model_partitions": "NUM_MODEL_PARTITIONS",
-    }
-    before, after = dataclasses.asdict(asked.choice), dataclasses.asdict(other.choice)
-    changed = [f"--gin.{names[k]}={after[k]}" for k in names if before[k] != after[k]]
-    return " ".join(changed)
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * DAY_S:
-        return f"{seconds / DAY_S:,.1f} days"
-    if seconds >= 7200:
-        return f"{seconds / 3600:,.1f} hours"
-    return f"{seconds / 60:,.1f} minutes"

@@ -8,13 +8,14 @@ tokens to experts by multiplying with one-hot masks, which costs arithmetic and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from kcmoe import fits
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.model import flops
+from kcmoe.model.routing import expert_capacity, num_groups
 from kcmoe.tools.plan import memory as memory_lib
 from kcmoe.tools.plan.hardware import Hardware
 from kcmoe.tools.plan.memory import Memory, MeshShape
@@ -23,7 +24,7 @@ from kcmoe.training.settings import Settings
 Stack = Literal["engine", "t5x"]
 Fit = Literal["yes", "tight", "no"]
 
-TRACED_ROWS = 8  # at 512 tokens a row, one group of 4,096
+_TRIES = 2  # of a setting, where looking closer takes minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +79,27 @@ class Planner:
         how = memory_lib.mesh_shape(
             model, self.hardware.devices, run.num_expert_partitions, choice.model_partitions
         )
-        rows = fits.check_batch(choice.batch_size, choice.microbatches, how.rows_over)
+        fits.check_batch(choice.batch_size, choice.microbatches, how.rows_over)
+        if self.stack == "t5x":
+            # Flaxformer makes as many groups that each copy of an expert has some.
+            copies = max(1, how.data * how.expert // run.num_expert_partitions)
+            model = dataclasses.replace(model, num_expert_replicas=copies)
         parameters, optimizer = memory_lib.state_bytes(model, self.settings.optimizer, how)
-        # Traced once and scaled: tracing takes seconds, and everything kept grows with the rows.
-        activations = rows * memory_lib.activation_bytes(
+        activations = memory_lib.activation_bytes(
             model,
             self.settings.losses,
-            TRACED_ROWS,
+            choice.batch_size // choice.microbatches,
             run.lengths,
             packed=self.packed,
-            platform=self.hardware.platform,
+            platform="gpu" if self.stack == "t5x" else self.hardware.platform,
+            devices=how.rows_over,
+            whole_logits=self.stack == "t5x",
         )
-        activations //= TRACED_ROWS * choice.model_partitions
+        activations //= choice.model_partitions
         gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
+        if self.stack == "t5x":
+            activations = int(activations * memory_lib.T5X_KEPT)
+            gradients = parameters * (2 if choice.microbatches > 1 else 1)
         process = int(memory_lib.PROCESS_BYTES) if self.hardware.platform == "cpu" else 0
         inputs, targets = run.lengths["inputs"], run.lengths["targets"]
         useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)
@@ -98,6 +107,7 @@ class Planner:
         masks = 0.0
         if self.stack == "t5x":
             masks = mask_flops(model, choice.batch_size, inputs, targets)
+            masks += embedding_flops(model, choice.batch_size * (inputs + targets))
         peak = self.hardware.peak_flops(model.activation_dtype)
         return Forecast(
             choice=choice,
@@ -120,8 +130,13 @@ class Planner:
         is_tpu = self.hardware.platform == "tpu"
         return "tight" if is_tpu and over <= estimate.memory.activations / 4 else "no"
 
-    def remedies(self, asked: Tradeoff) -> list[Forecast]:
-        """For each setting that saves memory, the smallest change that makes the run fit."""
+    def remedies(
+        self, asked: Tradeoff, accept: Callable[[Forecast], bool] = lambda _: True
+    ) -> list[Forecast]:
+        """For each setting that saves memory, the smallest change that makes the run fit.
+
+        `accept` may look closer at what fits by arithmetic; where it refuses, one more step is tried.
+        """
         found = []
         for candidates in (
             self._microbatches(asked),
@@ -129,13 +144,19 @@ class Planner:
             self._model_partitions(asked),
             self._batches(asked),
         ):
+            refused = 0
             for choice in candidates:
                 try:
                     estimate = self.estimate(choice)
                 except UserError:
                     continue  # does not divide
-                if self.fits(estimate) == "yes":
+                if self.fits(estimate) != "yes":
+                    continue
+                if accept(estimate):
                     found.append(estimate)
+                    break
+                refused += 1
+                if refused == _TRIES:
                     break
         return found
 
@@ -176,6 +197,14 @@ class Planner:
             size //= 2
 
 
+def embedding_flops(config: ModelConfig, tokens: int) -> float:
+    """FLOPs of a training step that Flaxformer spends on multiplying one-hot vectors with the embedding.
+
+    Forward pass and gradient of the table; the one-hot vectors get none.
+    """
+    return 2.0 * 2.0 * tokens * config.num_embeddings * config.embed_dim
+
+
 def mask_flops(config: ModelConfig, rows: int, inputs: int, targets: int) -> float:
     """FLOPs of a training step that Flaxformer spends on multiplying with dispatch and combine masks.
 
@@ -183,8 +212,10 @@ def mask_flops(config: ModelConfig, rows: int, inputs: int, targets: int) -> flo
     """
 
     def one_stack(length: int, layers: int) -> float:
-        group = min(config.group_size, rows * length)
-        slots = config.train_expert_capacity_factor * group
+        copies = config.num_experts * config.num_expert_replicas
+        group = rows * length // num_groups(rows * length, config.group_size, copies)
+        factor = config.train_expert_capacity_factor
+        slots = config.num_experts * expert_capacity(factor, group, config.num_experts)
         return layers * rows * length * 4.0 * slots * config.embed_dim
 
     forward = one_stack(inputs, config.num_encoder_sparse_layers)

@@ -26,7 +26,7 @@ def test_golden_case_holds(golden, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dispatch"),
-    [("packed_top2", way) for way in ("gather", "einsum", "grouped", "ragged")]
+    [("packed_top2", way) for way in ("gather", "exchange", "einsum", "grouped", "ragged")]
     + [("factored_unpacked", "gather")],
 )
 def test_reference_cases_hold_whatever_the_dispatch(reference, name, dispatch):

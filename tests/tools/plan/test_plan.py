@@ -15,7 +15,7 @@ from kcmoe import cli
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.tools.plan import hardware, memory
-from kcmoe.tools.plan.estimate import Planner
+from kcmoe.tools.plan.estimate import Planner, embedding_flops, mask_flops
 from kcmoe.training import sharding
 from kcmoe.training import state as states
 from kcmoe.training.settings import Settings
@@ -84,6 +84,8 @@ def test_the_usual_share_of_a_tpu_is_what_the_published_run_got(
         ("v3-8", 8, 1, "tpu"),
         ("v4-32", 16, 4, "tpu"),
         ("v5e-256", 256, 32, "tpu"),
+        ("v6e-256", 256, 64, "tpu"),
+        ("v6e-8", 8, 1, "tpu"),
         ("h200x8", 8, 1, "gpu"),
         ("h100", 1, 1, "gpu"),
         ("cpu", 1, 1, "cpu"),
@@ -244,16 +246,43 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
         )
         for name, leaf in memory.batch_shapes(32, 128, 32, packed=True).items()
     }
-    update = jax.jit(make_update(of_run(run)), donate_argnums=0, out_shardings=(shards, None))
+    update = jax.jit(
+        make_update(of_run(run, mesh=mesh)), donate_argnums=0, out_shardings=(shards, None)
+    )
     compiled = update.lower(state, rows).compile().memory_analysis()
     how = memory.mesh_shape(run.model, devices, 4, 1)
     parameters, optimizer = memory.state_bytes(run.model, run.optimizer, how)
     kept = memory.activation_bytes(
-        run.model, run.losses, 32 // devices, run.run.lengths, packed=True, platform="cpu"
+        run.model,
+        run.losses,
+        32,
+        run.run.lengths,
+        packed=True,
+        platform="cpu",
+        devices=devices,
     )
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
     gradients = memory.gradient_bytes(parameters, kept, 1)
     assert gradients + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "gib"),
+    [("v3-8", 16, 11.70), ("v5e-8", 16, 11.69), ("v4-32", 16, 7.91), ("v4-32", 64, 8.37)],
+)
+def test_t5x_takes_what_the_tpus_compiler_said(name: str, experts: int, gib: float) -> None:
+    """The real step of T5X + Flaxformer, compiled by libtpu 0.0.42.1."""
+    plan = planner("base", name, "t5x", f"NUM_EXPERTS={experts}", "NUM_EXPERT_PARTITIONS=16")
+    assert plan.estimate(plan.asked(1)).memory.total / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+def test_t5x_is_charged_for_its_one_hot_vectors() -> None:
+    """Counted in the compiled step: 1.6e13 FLOP of the embedding, beside the masks."""
+    plan = planner("base", "v3-8", "t5x")
+    config, tokens = plan.settings.model, 256 * (512 + 114)
+    assert embedding_flops(config, tokens) == pytest.approx(1.6e13, rel=0.02)
+    masks = mask_flops(config, 256, 512, 114)
+    assert plan.estimate(plan.asked(1)).extra_flops == masks + embedding_flops(config, tokens)
 
 
 @pytest.mark.parametrize(("size", "said"), [("tiny", True), ("base", False)])
