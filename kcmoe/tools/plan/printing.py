@@ -94,9 +94,9 @@ def compiled_lines(compiled: Compiled, estimate: Forecast, hardware: Hardware) -
         f"  {'arguments':<12}{gibibytes(compiled.arguments_bytes):>10}",
         f"  {'temporaries':<12}{gibibytes(compiled.temporaries_bytes):>10}",
         f"  {'code':<12}{gibibytes(compiled.code_bytes + compiled.new_outputs_bytes):>10}",
-        f"  {'in all':<12}{gibibytes(compiled.total_bytes):>10}  of {hardware.kind.memory_gib:,.4g} GiB; "
-        f"{gibibytes(compiled.peak_bytes)} at a time; by arithmetic {gibibytes(planned)} "
-        f"({planned / compiled.total_bytes - 1:+.0%})",
+        f"  {'in all':<12}{gibibytes(compiled.total_bytes):>10}  of {hardware.kind.memory_gib:,.4g} GiB",
+        f"  {'peak':<12}{gibibytes(compiled.peak_bytes):>10}  by arithmetic {gibibytes(planned)} "
+        f"({planned / max(compiled.peak_bytes, 1) - 1:+.0%})",
         f"  time        {compiled.estimate_s:.3g} s a step, the compiler's estimate; by arithmetic "
         f"{estimate.step_s:.3g} s",
         f"  one device  {compiled.flops:.3g} FLOP and {human_bytes(compiled.accessed_bytes)} read and "
