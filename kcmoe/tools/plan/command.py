@@ -126,16 +126,9 @@ def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:
     hardware = hardware_lib.parse(args.hardware)
     is_tpu = hardware.platform == "tpu"
     stack: Stack = args.stack if args.stack != "auto" else "t5x" if is_tpu else "engine"
-    if stack == "engine" and hardware.hosts > 1:
-        raise UserError(
-            f"the engine uses the devices of one host, and {hardware.name} has {hardware.hosts} "
-            "hosts; train there with T5X (--stack=t5x, configs/t5x)"
-        )
     partitions = macros.get("NUM_MODEL_PARTITIONS") or 1
     if not isinstance(partitions, int) or partitions < 1:
         raise UserError(f"NUM_MODEL_PARTITIONS = {partitions!r}, but it must be a whole number")
-    if stack == "engine" and partitions > 1:
-        raise UserError("NUM_MODEL_PARTITIONS is T5X's; the engine divides rows and experts only")
     missing = {name: "not needed" for name in _NOT_NEEDED if name in macros.required}
     start = args.start_step
     if start is None:

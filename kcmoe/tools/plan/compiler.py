@@ -69,9 +69,12 @@ def _lowered(request: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
         from kcmoe.t5x import step
 
         return step.lowered(request["macros"], devices, batch)
-    mesh = sharding.make_mesh(settings.model, run.num_expert_partitions, devices)
+    mesh = sharding.make_mesh(
+        settings.model, run.num_expert_partitions, devices, run.model_partitions
+    )
     parts = updates.of_run(settings, mesh=mesh)
-    programs = updates.lower(parts, settings.model, mesh, batch, run.microbatches)
+    dims = run.parameter_partitioning_dims
+    programs = updates.lower(parts, settings.model, mesh, batch, run.microbatches, dims)
     return programs.update, dict(mesh.shape)
 
 

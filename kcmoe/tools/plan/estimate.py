@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory, time and device-hours of a run on given hardware, and what to change where it does not fit.
 
-Two stacks are known: the engine (one host), and T5X + Flaxformer (a TPU slice of any size). The latter sends
+Two stacks are known: the engine, and T5X + Flaxformer (a TPU slice of any size). The latter sends
 tokens to experts by multiplying with one-hot masks, which costs arithmetic and memory of its own.
 """
 

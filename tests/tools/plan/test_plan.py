@@ -209,7 +209,6 @@ def test_unknown_steps_before_fine_tuning_are_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hardware=v4-32", "--stack=engine"], "one host"),
         (["--hardware=h100x8", "--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 is not a multiple of"),
         (["--hardware=a100x1"], "Did you mean a100-40x1 or a100-80x1?"),
         (["--hardware=h100x0"], "Did you mean h100x1"),
