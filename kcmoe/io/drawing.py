@@ -32,6 +32,8 @@ HEAT = (
     (199, 183, 107),
     (255, 234, 70),
 )
+# What is left outside: rarer than this at either end, and so many times as far away as the rest is wide.
+_RARE, _FAR = 0.003, 3.0
 INK, SOFT, LINE = "#1b1f24", "#57606a", "#d9dcd8"
 
 
@@ -161,7 +163,10 @@ def labels(values: Sequence[float]) -> list[str]:
 
 
 def bounds(picture: Picture) -> tuple[float, float, float, float]:
-    """(lowest x, highest x, lowest y, highest y) of the lines, with a little air above and below."""
+    """(lowest x, highest x, lowest y, highest y) of the lines, with a little air above and below.
+
+    A rare value that would press all others flat is left outside; who draws marks where.
+    """
     xs = [v for line in picture.lines for v in (line.x[:1], line.x[-1:]) for v in v]
     x_low, x_high = (min(xs), max(xs)) if xs else (0.0, 1.0)
     if x_low == x_high:
@@ -177,6 +182,11 @@ def bounds(picture: Picture) -> tuple[float, float, float, float]:
     )
     ys = ys[np.isfinite(ys) & ((ys > 0) | (picture.scale == "linear"))]
     y_low, y_high = (float(ys.min()), float(ys.max())) if len(ys) else (0.0, 1.0)
+    if picture.scale == "linear" and len(ys):
+        usual_low, usual_high = (float(q) for q in np.quantile(ys, (_RARE, 1 - _RARE)))
+        far = _FAR * (usual_high - usual_low)
+        y_low = usual_low if 0 < far < usual_low - y_low else y_low
+        y_high = usual_high if 0 < far < y_high - usual_high else y_high
     if picture.scale == "log":
         return x_low, x_high, y_low / 1.1, max(y_high * 1.1, y_low * 1.3)
     air = 0.06 * (y_high - y_low) or max(abs(y_high) * 0.1, 1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe.errors import UserError
-from kcmoe.io.drawing import COLOURS, HEAT, INK, LINE, SOFT, Picture, number, style
+from kcmoe.io.drawing import COLOURS, HEAT, INK, LINE, SOFT, Picture, bounds, number, style
 
 _KOREAN = (
     "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Nanum Gothic", "Malgun Gothic", "AppleGothic",
@@ -142,6 +142,7 @@ def _lines(picture: Picture, axes: Any) -> None:
         axes.legend(frameon=False, ncols=min(4, len(picture.lines)), fontsize=7.5)
     _formatted(axes.xaxis)
     if picture.scale == "linear":
+        axes.set_ylim(*bounds(picture)[2:])
         _formatted(axes.yaxis)
 
 

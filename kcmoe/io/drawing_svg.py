@@ -124,7 +124,8 @@ def _line_body(picture: Picture, width: int, height: int) -> list[str]:
                 f'stroke-dasharray="3 3"><title>{escape(mark.name)}</title></path>'
             )
     for place, line in enumerate(picture.lines):
-        parts.append(_curve(line, place, px, py, log))
+        parts.append(_curve(line, place, px, lambda y: py(np.clip(y, y_low, y_high)), log))
+        parts += _outside(line, place, px, (_TOP, height - bottom), bounds(picture)[2:])
     for row, entries in enumerate(legend_rows):
         y = height - 8 - 16 * (len(legend_rows) - 1 - row)
         parts += [_legend_entry(x, y, line, place) for x, line, place in entries]
@@ -181,6 +182,22 @@ def _curve(line: Line, place: int, px: _Axis, py: _Axis, log: bool) -> str:
         f'<path d="{"".join(steps)}" fill="none" stroke="{colour}" stroke-width="1.6" '
         f'stroke-linejoin="round"{dashed}/>'
     )
+
+
+def _outside(
+    line: Line, place: int, px: _Axis, edges: tuple[float, float], ends: tuple[float, ...]
+) -> list[str]:
+    """Arrows at the edges where values are beyond them, each with its value for who points at it."""
+    highest = line.y if line.high is None else line.high
+    lowest = line.y if line.low is None else line.low
+    over, under = highest > ends[1], lowest < ends[0]
+    found = [(x, edges[0], 6, value) for x, value in zip(line.x[over], highest[over], strict=True)]
+    found += [(x, edges[1], -6, v) for x, v in zip(line.x[under], lowest[under], strict=True)]
+    return [
+        f'<path d="M{px(x) - 4:.1f} {edge + step}h8l-4 {-step}Z" fill="{style(line, place)[0]}">'
+        f"<title>{number(value)}</title></path>"
+        for x, edge, step, value in found
+    ]
 
 
 def _legend(picture: Picture, width: int) -> list[list[tuple[float, Line, int]]]:

@@ -18,6 +18,7 @@ from kcmoe.io.drawing import (
     Line,
     Mark,
     Picture,
+    bounds,
     heat_colours,
     histogram,
     labels,
@@ -59,6 +60,20 @@ def test_png_has_hangul_or_says_what_lacks(picture: Picture, tmp_path: Path) -> 
     except UserError as error:
         pytest.skip(str(error))
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rare_peak_presses_nothing_flat_and_is_marked() -> None:
+    steps = np.arange(1000.0)
+    loss = 2 + 8 * np.exp(-steps / 80)
+    high = loss + 0.1
+    high[654] = 99.0
+    usual = Picture("a", "a", lines=[Line("loss", steps, loss, loss - 0.1, loss + 0.1)])
+    peak = Picture("a", "a", lines=[Line("loss", steps, loss, loss - 0.1, high)])
+    assert bounds(peak)[3] < 12
+    assert "<title>99</title>" in svg(peak) and "<title>" not in svg(usual)
+    assert bounds(usual)[3] > 10  # what only begins high is no rare peak
+    twice = Picture("a", "a", lines=[Line("loss", steps, np.where(steps > 500, 90.0, 2.0))])
+    assert bounds(twice)[3] > 90
 
 
 def test_bars_below_zero_go_the_other_way() -> None:
