@@ -178,7 +178,12 @@ class Batcher:
                 job.settle(ApiError(503, "the server is stopping", "server", "ask another one", 5))
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=2)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is still at work, which after `stop` is a compiler that cannot be interrupted."""
+        return any(thread.is_alive() for thread in self._threads)
 
     # --- In the threads.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
 import sys
@@ -109,6 +110,11 @@ def main(argv: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         serve(service, listener, local=args.host in _LOOPBACK)
+        if service.batcher.busy:
+            # Python would end the compiler's thread in the middle of C++, which then aborts the process.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     return 0
 
 

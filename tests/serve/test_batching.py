@@ -149,6 +149,26 @@ def test_numbers_divide_batches_but_need_no_program() -> None:
     queue.stop()
 
 
+def test_a_compiler_that_goes_on_at_the_end_is_told_of() -> None:
+    """Python must not end such a thread, or the process aborts in C++; `kcmoe serve` leaves at once."""
+    may_go = threading.Event()
+    queue = Batcher(lambda key, given: [may_go.wait(30)], lambda key: ROWS, Limits(window_ms=1.0))
+
+    async def ask() -> None:
+        waiting = asyncio.create_task(queue.submit(works(1)))
+        await asyncio.sleep(0.1)
+        queue.stop()
+        with pytest.raises(ApiError, match="stopping"):
+            await waiting
+
+    asyncio.run(ask())
+    assert queue.busy
+    may_go.set()
+    for _ in range(100):
+        time.sleep(0.02 if queue.busy else 0.0)
+    assert not queue.busy
+
+
 def test_the_queue_refuses_what_is_too_much_and_recovers() -> None:
     computer = Computer(0.05)
     queue = batcher(computer, queue=10, window_ms=1.0)
