@@ -163,9 +163,18 @@ def absent(pattern: str, folder: str | os.PathLike[str] = "") -> str:
     place = os.path.dirname(whole) or "."
     if remote.is_remote(whole) or has_wildcard(os.path.dirname(pattern)):
         return f"no file matches {whole}."
+    if (there := _nearest(path(place))) and not os.access(there, os.R_OK | os.X_OK):
+        return f"no file matches {whole}: there is no permission to look into {there}."
     if not os.path.isdir(path(place)):
         return f"no file matches {whole}: there is no folder {place}."
     return f"no file matches {whole}.{near_misses(os.path.basename(whole), _names(path(place)))}"
+
+
+def _nearest(folder: str) -> str:
+    """The folder, or the nearest one above it that is there."""
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def with_columns(text: str) -> tuple[str, tuple[str, ...]]:

@@ -141,3 +141,13 @@ def test_the_home_of_nobody_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~such-a-person").touch()
     assert given.path("~such-a-person") == "~such-a-person"
+
+
+def test_a_folder_one_may_not_look_into_is_not_an_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in path and real(path, mode))
+    assert f"no permission to look into {tmp_path}/closed." in given.absent(
+        "a.tsv", tmp_path / "closed"
+    )
+    assert "permission" not in given.absent("a.tsv", tmp_path)
