@@ -180,6 +180,7 @@ def kills(base: Path, rounds: int, layout: str, name: str, seed: int) -> None:
         took_s = time.monotonic() - sent_s
         processes[victim].wait()
         longest_s = max(longest_s, took_s)
+        begun = bool(lines_of(folder))  # before, they may not have met yet
         texts = [
             printed(folder, i).read_text("utf-8") for i in range(len(processes)) if i != victim
         ]
