@@ -184,6 +184,11 @@ def kills(base: Path, rounds: int, layout: str, name: str, seed: int) -> None:
         texts = [
             printed(folder, i).read_text("utf-8") for i in range(len(processes)) if i != victim
         ]
+        if processes[victim].returncode != -number and any(statuses):
+            text = printed(folder, victim).read_text("utf-8")
+            raise Fault(
+                f"turn {turn}: process {victim} had ended before:\n{text[-3000:]}\n{texts[0][-3000:]}"
+            )
         kept = (
             [path.name for path in checkpoints.all_checkpoints(folder)] if folder.exists() else []
         )

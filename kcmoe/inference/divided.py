@@ -63,6 +63,7 @@ class DividedModel(BatchedModel):
         rows = -(-count // self.hosts.count)  # of the host that has most
         filled = np.zeros((rows, *own.shape[1:]), own.dtype)
         filled[: len(own)] = own
+        self.hosts.wait()  # on CPUs the first message waits for 30 s only
         every: Any = multihost_utils.process_allgather(filled)
         return np.asarray(every).swapaxes(0, 1).reshape(-1, *own.shape[1:])[:count]
 

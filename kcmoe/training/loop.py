@@ -120,7 +120,8 @@ def train(
         rows: Any = sharding.batch_rows(batches.at(start.step), run.batch_size)
         rows = teacher.example(rows) if teacher else rows
         programs = updates.lower(parts, settings.model, mesh, rows, run.microbatches, dims)
-        state, update = programs.start(state)
+        # Some hosts compile longer than others, and on CPUs the first message waits for 30 s only.
+        state, update = programs.start(state, hosts.wait)
         say(report.memory(update))
         update = kept_memory.keep(update)
         validation = open_validation(settings, inputs, mesh, programs.evaluate, make_task_metric)

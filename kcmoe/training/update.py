@@ -187,13 +187,18 @@ class Programs:
     init: Any
     update: Any
 
-    def start(self, state: TrainState | None = None) -> tuple[TrainState, Any]:
-        """The state, fresh where there is none, and the compiled update."""
+    def start(
+        self, state: TrainState | None = None, compiled: Callable[[], None] = lambda: None
+    ) -> tuple[TrainState, Any]:
+        """The state, fresh where there is none, and the update; `compiled` is called before either runs."""
         if state is not None:
-            return state, self.update.compile()
+            update = self.update.compile()
+            compiled()
+            return state, update
         # Side by side: XLA compiles outside Python's lock, and most of its passes use one core.
         with ThreadPoolExecutor(2) as pool:
             init, update = pool.map(lambda one: one.compile(), (self.init.lower(), self.update))
+        compiled()
         return init(), update
 
 
