@@ -59,8 +59,9 @@ class Watch:
 
         Where JAX failed because another host is gone, this does not return: the watch finds out who.
         """
+        # A collective that breaks raises JaxRuntimeError or, from a compiled program, ValueError.
         by_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-        if by_jax and "RESOURCE_EXHAUSTED" not in str(error):
+        if (by_jax and "RESOURCE_EXHAUSTED" not in str(error)) or "Gloo " in str(error):
             time.sleep(self._timeout_s + 2 * _PERIOD_S)
         self._end({"text": _reason(error), "status": 2 if isinstance(error, UserError) else 1})
         self._stopped.set()

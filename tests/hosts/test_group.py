@@ -98,3 +98,22 @@ def test_processes_that_disagree_in_number_are_refused(hosts: Run) -> None:
     assert (one, other) == (2, 2)
     assert "was started with --num_processes=3, host 0 (" in first
     assert "give every host the same number" in second
+
+
+def test_a_collective_that_breaks_is_blamed_on_the_host_that_is_gone(hosts: Run) -> None:
+    """Gloo tells only that a connection was reset, from a compiled program with a ValueError."""
+    ends = hosts(
+        """
+        hosts.wait()
+        if index == 1:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1.5)
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+        """
+    )
+    status, text = ends[0]
+    assert status == 1
+    assert "host 1 (" in text.rstrip().splitlines()[-1]
+    assert "was lost" in text
+    assert "Traceback" not in text
