@@ -3,9 +3,9 @@
 
 Three threads compute, so that no kind of work waits for another: one for answers that take a moment, one for
 those that take longer (generation, the experts' map), one for programs that are not compiled yet. Each takes
-the request that has had least of the machine so far, and fills the batch with lines of the same program from
-other requests. Every fourth time it takes the request that has waited longest, so that none starves. Knows
-keys, works and costs, not what they mean.
+the request that will have had least of the machine after its turn, so that a line overtakes a thousand, and
+fills the batch with lines of the same program from other requests. Every fourth time it takes the one that
+has waited longest, so that none starves. Knows keys, works and costs, not what they mean.
 """
 
 from __future__ import annotations
@@ -239,7 +239,9 @@ class Batcher:
             key = next((k for k in job.waiting if self._lane(k) == lane), None)
             if key is None:
                 continue
-            rank = (job.used_s if fair else 0.0, job.arrived_s)
+            # What it would have had after its next batch: of two that had nothing yet, the smaller first.
+            next_s = self._cost_s * min(len(job.waiting[key]), self._rows(key))
+            rank = (job.used_s + next_s if fair else 0.0, job.arrived_s)
             if best is None or rank < best:
                 best, found = rank, (job, key)
         return found

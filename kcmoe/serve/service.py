@@ -20,6 +20,7 @@ from kcmoe.serve.metrics import Metrics
 from kcmoe.serve.operations import parse
 from kcmoe.serve.work import Work
 
+_SMALL_BYTES = 4096  # of a body: a few lines
 _DIGITS = 6  # of probabilities, as `kcmoe predict` prints them
 # So that the first answers wait for no compiler; comments and reviews are of these lengths.
 _WARM_LENGTHS = (16, 20, 24, 28, 32, 40, 48, 64)
@@ -39,7 +40,9 @@ class Service:
             engine.compute, engine.rows, limits, self.metrics.batch, engine.forget
         )
         # JSON and cutting text into pieces take a while for large requests: not on the event loop.
+        # A small request does not wait for the large ones there.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="kcmoe-read")
+        self._small_readers = ThreadPoolExecutor(1, thread_name_prefix="kcmoe-read-small")
         self.ready = False
         self.stopping = False
         self._preferences: asyncio.Task[dict[str, Any]] | None = None
@@ -72,10 +75,12 @@ class Service:
     def stop(self) -> None:
         """Ends the threads."""
         self.batcher.stop()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for readers in (self._readers, self._small_readers):
+            readers.shutdown(wait=False, cancel_futures=True)
 
-    async def _read(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, function, *args)
+    async def _read(self, function: Callable[..., Any], *args: Any, small: bool = False) -> Any:
+        readers = self._small_readers if small else self._readers
+        return await asyncio.get_running_loop().run_in_executor(readers, function, *args)
 
     async def answer(self, operation: str, body: bytes) -> bytes:
         """The answer to a POST to /v1/`operation`, as JSON.
@@ -84,14 +89,15 @@ class Service:
           ApiError: for everything a client can be told.
         """
         started_s = time.monotonic()
-        works, finish = await self._read(self._prepare, operation, body)
+        small = len(body) <= _SMALL_BYTES
+        works, finish = await self._read(self._prepare, operation, body, small=small)
         answers = await self.batcher.submit(works)
 
         def write() -> bytes:
             seconds = round(time.monotonic() - started_s, 4)
             return as_json({**finish(answers), "seconds": seconds})
 
-        content: bytes = await self._read(write)
+        content: bytes = await self._read(write, small=small)
         return content
 
     def _prepare(

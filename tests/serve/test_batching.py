@@ -87,6 +87,25 @@ def test_a_small_request_does_not_wait_for_a_large_one() -> None:
     queue.stop()
 
 
+def test_a_line_overtakes_many_that_came_before_it() -> None:
+    computer = Computer(0.02)
+    queue = batcher(computer, window_ms=1.0)
+
+    async def ask() -> None:
+        await queue.submit([*works(0), *works(0, length=32)])
+        computer.batches.clear()
+        large = [asyncio.create_task(queue.submit(works(*range(40)))) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        await queue.submit(works(7, length=32))
+        assert len(computer.batches) < 12  # not one for each of those before it
+        for one in large:
+            one.cancel()
+        await asyncio.gather(*large, return_exceptions=True)
+
+    asyncio.run(ask())
+    queue.stop()
+
+
 def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
     compiling, may_go = threading.Event(), threading.Event()
 

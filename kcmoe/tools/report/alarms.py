@@ -155,9 +155,10 @@ def _dropped(run: Run) -> list[Alarm]:
                 Alarm(
                     "note",
                     run.intervals.first,
-                    f"{layer}에서는 마지막 10분의 1 동안 둘째 선택의 {share:.0%}가 자리가 없어 버려졌습니다.",
+                    f"{layer}에서는 마지막 10분의 1 동안 둘째 선택의 {share:.0%}가 자리가 없어 버려졌습니다. "
+                    "TRAIN_EXPERT_CAPACITY_FACTOR를 올리면 줄어듭니다.",
                     f"In {layer} {share:.0%} of the second choices found no place over the last tenth "
-                    "of the run.",
+                    "of the run. A larger TRAIN_EXPERT_CAPACITY_FACTOR drops fewer.",
                 )
             )
     return found
