@@ -59,12 +59,13 @@ def lines(pace: Pace, stack: str) -> list[str]:
         if pace.hosts > 1
         else ""
     )
-    has = f" of {pace.host_cores}" if pace.host_cores else ""
-    doing = "SeqIO reading and tokenizing" if stack == "t5x" else "reading ids"
-    cores = math.ceil(pace.cores)
+    has = f" of the {pace.host_cores}" if pace.host_cores else ""
+    doing, measured = ("SeqIO reads and tokenizes", "two cores")
+    if stack == "engine":
+        doing, measured = "the engine reads ids", "one core"
     said = [
-        f"{pace.rows_per_s:,.0f} rows/s{each}: {doing} needs {cores}{has} core{'s' if cores > 1 else ''} "
-        f"of a host, at {pace.rows_per_core:,.0f} rows/s a core (measured on two)"
+        f"{pace.rows_per_s:,.0f} rows/s{each}: {doing} on {math.ceil(pace.cores)}{has} cores of a host, "
+        f"at {pace.rows_per_core:,.0f} rows/s a core (measured on {measured})"
     ]
     if pace.slowdown > 1:
         said.append(
