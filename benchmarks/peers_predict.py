@@ -96,21 +96,14 @@ def _random(size: str, ids: Ids, labels: Ids) -> Callable[[], Any]:
 
     from kcmoe.inference import loading
     from kcmoe.inference.batching import BatchedModel, default_tokens, inference_config
-    from kcmoe.inference.compute import Jitted, Programs
-    from kcmoe.inference.runtime import Runtime
-    from kcmoe.model.encoder_decoder import EncoderDecoder
     from kcmoe.model.interface import init_params
     from kcmoe.tools.bench.worker import StepShape, model_config
 
-    config = inference_config(model_config(StepShape(size, 1, 1, 1)))
+    config = inference_config(model_config(StepShape(size, 1, 1, 1)), platform="cpu")
     params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)
-    runtime = Runtime.of()
     weights = {path: np.asarray(leaf) for path, leaf in params.items()}
-    compute: Any = Jitted(EncoderDecoder(config), params)
-    if runtime is not None:
-        compute = Programs(config, weights, runtime, loading.kept_programs())
     tokens = default_tokens(sum(x.size for x in weights.values()), "cpu")
-    model = BatchedModel(compute, max(map(len, ids)), tokens)
+    model = BatchedModel(loading.compute_of(config, weights), max(map(len, ids)), tokens)
     return lambda: model.rank(ids, labels)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import given, hashing, remote, resources
+from kcmoe.io import compilation_cache, given, hashing, remote, resources
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
 # Vocabularies differ in how they spell a sentinel; the published one puts a space mark before it.
@@ -52,6 +52,10 @@ class Vocabulary:
         import sentencepiece
 
         self.digest = hashing.sha256(model)
+        # Changing the sentinels takes the longest, so the changed model is kept.
+        kept, facts = compilation_cache.kept(), {"what": "control pieces", "of": self.digest}
+        changed = kept.find(facts)
+        model = changed or model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -72,7 +76,9 @@ class Vocabulary:
         sentinels = range(self.size - self.num_sentinels, self.size)
         if not all(self._processor.IsControl(i) for i in sentinels):
             # Otherwise SentencePiece would find them inside ordinary text.
-            self._processor.LoadFromSerializedProto(_with_control_pieces(model, sentinels))
+            changed = _with_control_pieces(model, sentinels)
+            self._processor.LoadFromSerializedProto(changed)
+            kept.keep(facts, changed)
 
     def _count_sentinels(self) -> int:
         count = 0

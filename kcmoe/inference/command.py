@@ -8,11 +8,12 @@ while later lines are still being computed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kcmoe.config import arguments
@@ -229,12 +230,22 @@ def _utf8(stream: TextIO) -> TextIO:
     return stream
 
 
+@contextlib.contextmanager
+def _bar(lines: int) -> Iterator[Callable[[int], object] | None]:
+    """A progress bar, on a terminal only, and only when there is something to wait for."""
+    if lines < 100:
+        yield None  # importing tqdm takes longer than a few lines
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=lines, disable=None, unit="line", file=sys.stderr) as bar:
+        yield bar.update
+
+
 def _results(
     model: LanguageModel, lines: Sequence[str], args: argparse.Namespace
 ) -> Iterator[Mapping[str, Any]]:
     """One JSON object per line, in order; all lines are checked and encoded before the first."""
-    from tqdm import tqdm
-
     from kcmoe.inference.answers import answers
 
     empty = sum(not line.strip() for line in lines)
@@ -250,20 +261,18 @@ def _results(
         if not generates:
             model.answers(task)
         ids = model.encode(_prompts(task, lines), name="lines")
-    # On a terminal only, and only when there is something to wait for.
-    quiet = True if len(lines) < 100 else None
-    with tqdm(total=len(lines), disable=quiet, unit="line", file=sys.stderr) as bar:
+    with _bar(len(lines)) as advance:
         for start in range(0, len(lines), _LINES_AT_ONCE):
             part = slice(start, start + _LINES_AT_ONCE)
             if task is None or generates:
                 generated = model.generate_ids(
-                    ids[part], args.beam_size, max_tokens=args.max_tokens, advance=bar.update
+                    ids[part], args.beam_size, max_tokens=args.max_tokens, advance=advance
                 )
                 for text, answer in zip(lines[part], generated, strict=True):
                     yield {"text": text, "generated": answer}
                 continue
             for text, prediction in zip(
-                lines[part], model.classify_ids(ids[part], task, bar.update), strict=True
+                lines[part], model.classify_ids(ids[part], task, advance), strict=True
             ):
                 yield {"text": text, **prediction.as_json()}
 

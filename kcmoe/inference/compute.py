@@ -19,8 +19,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -154,12 +153,7 @@ class Programs:
         started = time.monotonic()
         count = "a program" if len(missing) == 1 else f"{len(missing)} programs"
         _log.info("compiling %s for this machine, once, about 5 s each …", count)
-        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
-            try:
-                list(pool.map(self._compiled, missing))
-            except BaseException:  # Ctrl-C waits for what is being compiled, not for the rest
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        _in_threads(self._compiled, missing)
         place = (
             f"kept in {self._kept.folder}" if self._kept.folder else "KCMOE_CACHE_DIR keeps none"
         )
@@ -270,6 +264,31 @@ class Programs:
         }
         executable: Any = compiled.runtime_executable()
         return json.dumps(about).encode() + b"\n" + executable.serialize()
+
+
+def _in_threads(work: Callable[[Call], None], calls: Sequence[Call]) -> None:
+    """Does the work for all calls, on all processors. Ctrl-C waits for none of it: daemons end with us."""
+    waiting, failures = list(calls), list[BaseException]()
+
+    def take() -> None:
+        while waiting and not failures:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                call = waiting.pop(0)
+                try:
+                    work(call)
+                except BaseException as error:
+                    failures.append(error)
+
+    threads = [
+        threading.Thread(target=take, daemon=True, name="kcmoe-compile")
+        for _ in range(min(len(calls), os.cpu_count() or 1))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from kcmoe.inference import expected
 from kcmoe.inference.compute import Compute, Jitted, Programs
 from kcmoe.inference.runtime import Runtime, computes_on_cpu
 from kcmoe.io import compilation_cache
-from kcmoe.io.kept import Kept
 from kcmoe.io.remote import is_remote
 from kcmoe.model import current_platform
 from kcmoe.tasks.registry import TASKS
@@ -90,18 +89,29 @@ class Loaded:
     @functools.cached_property
     def compute(self) -> Compute:
         """What runs the model's functions; see `compute`."""
-        runtime = Runtime.of()
-        if runtime is None:
-            from kcmoe.model.encoder_decoder import EncoderDecoder
-
-            return Jitted(EncoderDecoder(self.config), self.params)
-        return Programs(self.config, self.weights, runtime, kept_programs())
+        return compute_of(self.config, self.weights, lambda: self.params)
 
 
-def kept_programs() -> Kept:
-    """What is kept of compiling, in the cache folder."""
-    folder = compilation_cache.folder()
-    return Kept(None if folder is None else folder / "programs")
+def compute_of(
+    config: ModelConfig,
+    weights: Mapping[str, np.ndarray],
+    params: Callable[[], Mapping[str, Any]] | None = None,
+) -> Compute:
+    """What runs the functions of a model: programs kept on disk on a CPU, JAX elsewhere.
+
+    Args:
+      config: the model as inference runs it.
+      weights: path -> array.
+      params: gives the same on JAX's device, where somebody has it already.
+    """
+    runtime = Runtime.of()
+    if runtime is not None:
+        return Programs(config, weights, runtime, compilation_cache.kept())
+    import jax
+
+    from kcmoe.model.encoder_decoder import EncoderDecoder
+
+    return Jitted(EncoderDecoder(config), jax.device_put(weights) if params is None else params())
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:
@@ -263,7 +273,7 @@ def _read_weights(reader: Reader, model: ModelConfig) -> dict[str, np.ndarray]:
     """path -> float32 array; a checkpoint in bfloat16 or float16 is widened."""
     from kcmoe.checkpoint.reading import restore_parameters
 
-    shapes = tree.as_state(expected.param_shapes(model, kept_programs()))
+    shapes = tree.as_state(expected.param_shapes(model, compilation_cache.kept()))
     return tree.parameters(restore_parameters(reader, shapes))
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from kcmoe.io import given
+from kcmoe.io.kept import Kept
 
 
 def folder() -> Path | None:
@@ -21,6 +22,12 @@ def folder() -> Path | None:
         return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kcmoe"
     except RuntimeError:  # nobody's home
         return None
+
+
+def kept() -> Kept:
+    """What else takes long to make: compiled programs, and what of a model or vocabulary never changes."""
+    path = folder()
+    return Kept(None if path is None else path / "programs")
 
 
 def enable() -> None:
