@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from kcmoe.config.model import ModelConfig
-from kcmoe.inference.compute import surroundings
+from kcmoe.inference.surroundings import surroundings
 from kcmoe.io.kept import Kept
 from kcmoe.tree import ShapeDtype, shape_dtype
 
