@@ -27,9 +27,8 @@ def programs(model: LanguageModel, folder: Path | None) -> Programs:
 
 
 def search(compute: Any) -> Any:
-    return fetched(
-        compute("search", INPUTS, np.asarray(0.6, np.float32), max_decode_len=4, beam_size=2)
-    )
+    strength, ends = np.asarray(0.6, np.float32), np.array([1, 1], np.int32)
+    return fetched(compute("search", INPUTS, strength, ends, max_decode_len=4, beam_size=2))
 
 
 def test_programs_compute_what_jax_does_and_are_found_again(
