@@ -47,6 +47,7 @@ def _one_line(function: _F) -> _F:
             return function(*args, **kwargs)
         except UserError as error:
             print(f"kcmoe on t5x: {error}", file=sys.stderr, flush=True)
+            hosts.fail(error)
             raise SystemExit(2) from error
 
     return wrapped  # type: ignore[return-value]
