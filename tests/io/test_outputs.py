@@ -72,6 +72,7 @@ def test_overwrite_replaces_files_and_nothing_else(tmp_path: Path) -> None:
         "tokenizer report --text=nowhere.txt --plot={}",
         "tokenizer add-sentinels nowhere.model {}",
         "checkpoint convert tiny {} --format=safetensors",
+        "prune tiny {} --experts=0",
     ],
 )
 def test_no_verb_replaces_what_is_there(
@@ -111,4 +112,4 @@ def test_no_verb_takes_a_file_for_a_folder(
 
 def test_every_verb_that_writes_is_listed_above() -> None:
     verbs = [importlib.import_module(module).__name__ for module, _ in cli.VERBS.values()]
-    assert len(verbs) == 11  # a new one needs a line above if it writes
+    assert len(verbs) == 12  # a new one needs a line above if it writes
