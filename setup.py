@@ -99,7 +99,7 @@ setuptools.setup(
             "safetensors",
             "tokenizers",
             "torch",
-            "transformers>=5",
+            "transformers>=5.15",
         ],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

@@ -12,8 +12,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from transformers import T5Config
 
+TESTED = ("5.15", "5.23", "5.24")  # versions of transformers
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 15):
+    # Older ones read no such configuration, or do not tell blocks where padding is.
+    raise ImportError(
+        f"a Kc-MoE model needs transformers {TESTED[0]} or newer, not {transformers.__version__} (tested: "
+        f"{', '.join(TESTED)}): pip install 'transformers>={TESTED[0]}'"
+    )
 FEED_FORWARD = "gated-gelu of Kc_MoE (load with trust_remote_code=True)"
 
 

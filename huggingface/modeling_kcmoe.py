@@ -4,8 +4,8 @@
 This file and the four it imports are copied beside the weights of an exported model; they need nothing
 else of Kc-MoE. A sparse block ends in x + MoE(norm x), then x + MLP(norm x); all else, with caches, attention
 kernels and gradient checkpointing, is T5's. Routing drops no token, gates are not renormalised, router and
-head compute in float32. Tested with the transformers version in `TESTED`; others are tried, and what they
-lack is said.
+head compute in float32. Tested with transformers 5.15, 5.23 and 5.24 and torch 2.13; older ones are refused,
+others are tried, and what they lack is said.
 
 Differences from T5ForConditionalGeneration:
 - beams are scored as in T5X, see `generation_kcmoe.py`; `length_penalty` is 0.6 unless given;
@@ -23,9 +23,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration_kcmoe import KcMoeConfig
-
-TESTED = "5.23"
+from .configuration_kcmoe import TESTED, KcMoeConfig
 
 try:
     from transformers import initialization as init
@@ -47,7 +45,7 @@ try:
 except (ImportError, AttributeError) as error:
     raise ImportError(
         f"modeling_kcmoe.py does not run with transformers {transformers.__version__} ({error}); "
-        f"it was tested with transformers {TESTED}: pip install 'transformers~={TESTED}.0'"
+        f"it was tested with {', '.join(TESTED)}: pip install 'transformers~={TESTED[-1]}.0'"
     ) from error
 
 
@@ -72,6 +70,15 @@ class KcMoePreTrainedModel(T5PreTrainedModel):
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True  # transformers would look for its decorator in this file alone
+
+    def _grouped_mm_can_dispatch(self) -> bool:
+        """Grouped products need rows of whole 16 bytes; for other sizes the default is "eager"."""
+        for name in ("d_model", "moe_intermediate_size"):
+            if (size := getattr(self.config, name)) % 8:
+                raise ValueError(
+                    f'{name} is {size}, no multiple of 8: take experts_implementation="eager"'
+                )
+        return super()._grouped_mm_can_dispatch()
 
     def _start(self, config: KcMoeConfig) -> None:
         """What T5's constructors do before they build anything: skips theirs, which build dense stacks."""

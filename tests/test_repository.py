@@ -21,7 +21,7 @@ import kcmoe
 ROOT = Path(__file__).parents[1]
 CODE = sorted(
     path
-    for folder in ("kcmoe", "tests", "benchmarks", "scripts")
+    for folder in ("kcmoe", "huggingface", "tests", "benchmarks", "scripts")
     for path in (ROOT / folder).rglob("*.py")
 )
 PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "kcmoe")]

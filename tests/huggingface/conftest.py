@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,16 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     spread = {"scale": 0.1, "embedding": 1.0, "rel_embedding": 1.0}.get(name.rpartition("/")[2])
     if spread is None:
         spread = shape[-2] ** -0.5 * (3.0 if "router" in name else 0.6 if "query" in name else 1.0)
-    return rng.normal(name.endswith("scale"), spread, shape).astype(np.float32)
+    values = rng.normal(name.endswith("scale"), spread, shape).astype(np.float32)
+    if name == "decoder/logits_dense/kernel":
+        values[:, 1] *= 3.0  # so that some answers end
+    return values
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a checkpoint of the sparse model with other settings."""
+    return lambda **settings: make(tmp_path_factory.mktemp("other") / "model", SPARSE | settings)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kcmoe.checkpoint import writing
 from kcmoe.inference.predict import LanguageModel
 
 pytestmark = pytest.mark.huggingface
@@ -26,11 +28,13 @@ def our_ids(lm: LanguageModel, inputs: Any, tokens: int, beams: int, alpha: floa
     return lm.batched.generate(inputs, tokens, beam_size=beams, alpha=alpha)
 
 
-def their_ids(folder: Path, inputs: Any, tokens: int, **options: Any) -> np.ndarray:
+def their_ids(
+    folder: Path, inputs: Any, tokens: int, trust: bool = True, **options: Any
+) -> np.ndarray:
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=trust).eval()
     padded = AutoTokenizer.from_pretrained(folder).pad({"input_ids": inputs}, return_tensors="pt")
     with torch.no_grad():
         found = model.generate(**padded, max_new_tokens=tokens, **options)[:, 1:].numpy()
@@ -50,6 +54,7 @@ def test_beams_are_ours(sparse: Path, ours: LanguageModel, inputs: Any, tokens: 
     assert np.array_equal(their_ids(sparse, inputs, tokens, num_beams=4), expected)
     # A search that differs from the greedy one, and both beams that end and beams that are cut off.
     assert not np.array_equal(expected, our_ids(ours, inputs, tokens, 1, 0.6))
+    assert {True, False} == set((expected == 0).any(axis=1).tolist())
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
@@ -64,4 +69,35 @@ def test_dense_twin_generates_greedily_as_ours(
     dense: Path, ours_dense: LanguageModel, inputs: Any
 ) -> None:
     expected = our_ids(ours_dense, inputs, 12, 1, 0.6)
-    assert np.array_equal(their_ids(dense, inputs, 12), expected)
+    assert np.array_equal(their_ids(dense, inputs, 12, trust=False), expected)
+
+
+def test_beams_of_a_dense_twin_are_ours_if_its_search_is_trusted(
+    dense: Path, ours_dense: LanguageModel, inputs: Any
+) -> None:
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
+
+    expected = our_ids(ours_dense, inputs, 12, 4, 0.6)
+    assert np.array_equal(their_ids(dense, inputs, 12, num_beams=4), expected)
+    model = AutoModelForSeq2SeqLM.from_pretrained(dense, trust_remote_code=True).eval()
+    model.generate(torch.tensor([inputs[0]]), max_new_tokens=3, num_beams=2)
+    assert type(model) is T5ForConditionalGeneration  # afterwards as before
+    # Without trust transformers' own search runs, which puts ends behind the end at least.
+    assert not np.array_equal(their_ids(dense, inputs, 12, trust=False, num_beams=4), expected)
+
+
+def test_odd_sizes(checkpoint_of: Callable[..., Path], inputs: Any, tmp_path: Path) -> None:
+    """More decoder than encoder layers, rows that grouped products refuse, one expert per token."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    layers = {"NUM_ENCODER_LAYERS": 1, "NUM_ENCODER_SPARSE_LAYERS": 1, "NUM_DECODER_LAYERS": 3}
+    experts = {"NUM_EXPERTS": 3, "NUM_SELECTED_EXPERTS": 1, "EXPERT_MLP_DIM": 13}
+    source = checkpoint_of(**layers, **experts, HEAD_DIM=5, EMBED_DIM=27)
+    folder = writing.convert(source, tmp_path / "odd", "huggingface")
+    expected = our_ids(LanguageModel.load(source), inputs[:4], 5, 1, 0.6)
+    assert np.array_equal(their_ids(folder, inputs[:4], 5), expected)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+    assert model.config._experts_implementation == "eager"
+    model(input_ids=torch.tensor([[3, 1]]), labels=torch.tensor([[4, 1]])).loss.backward()

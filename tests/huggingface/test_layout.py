@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_settings(sparse: Path, dense: Path) -> None:
         "num_heads": 2,
         "num_experts": 4,
     }
+    assert fields["decoder_layers"] == 2  # else transformers' caches count the encoder's
     generation = json.loads((sparse / "generation_config.json").read_text("utf-8"))
     assert generation["decoder_start_token_id"] == generation["pad_token_id"] == 0
     assert generation["max_new_tokens"] == 12
@@ -128,7 +130,7 @@ def test_settings(sparse: Path, dense: Path) -> None:
     assert "auto_map" not in fields
     assert {path.name for path in dense.iterdir()} == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "custom_generate"),
     }
 
 
@@ -168,8 +170,19 @@ def test_shards_and_their_index(
 
 def test_bfloat16(sparse_checkpoint: Path, tmp_path: Path) -> None:
     folder = writing.convert(sparse_checkpoint, tmp_path / "half", "huggingface", dtype="bfloat16")
-    assert json.loads((folder / "config.json").read_text("utf-8"))["dtype"] == "bfloat16"
     assert {array.dtype.name for array in tensors(folder).values()} == {"bfloat16"}
+    # Read without a word about dtypes, it computes as ours does from the same weights: in float32.
+    assert json.loads((folder / "config.json").read_text("utf-8"))["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_model_that_computes_in_bfloat16(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, stored: str
+) -> None:
+    """Parameters in float32 are there to be trained on; otherwise bfloat16 is all there is."""
+    source = checkpoint_of(ACTIVATION_DTYPE="bfloat16")
+    folder = writing.convert(source, tmp_path / "out", "huggingface", dtype=stored)
+    assert json.loads((folder / "config.json").read_text("utf-8"))["dtype"] == stored
 
 
 def test_published_vocabulary_and_old_format(

@@ -149,10 +149,17 @@ def test_real_lines(
     lines = [*comments, *(unicodedata.normalize("NFD", line) for line in comments[:2000])]
     assert list(differences(path, lines)) == []
     vocabulary, theirs = Vocabulary(path), tokenizer_of(path)
-    if kind != "old":  # its unknown characters print otherwise
-        ids = vocabulary.encode_batch(comments[:5000])
-        decoded = theirs.decode_batch(ids)
-        assert decoded == [vocabulary.decode(one) for one in ids]
+    ids = vocabulary.encode_batch(comments[:5000])
+    decoded = theirs.decode_batch(ids, skip_special_tokens=False)
+    assert decoded == [vocabulary.decode(one) for one in ids]
+
+
+def test_unknown_characters_are_decoded_as_sentencepiece_does(own_vocabulary: Path) -> None:
+    vocabulary, theirs = Vocabulary(own_vocabulary), tokenizer_of(str(own_vocabulary))
+    for text in ("가 漢字 나", "뷁", "<unk>", "x漢</s>"):
+        ids = vocabulary.encode(text)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids
+        assert theirs.decode(ids, skip_special_tokens=False) == vocabulary.decode(ids)
 
 
 @pytest.fixture(scope="module")

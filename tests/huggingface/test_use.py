@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_gap(sparse: Path, tmp_path: Path) -> None:
 
     lines = card.example(sparse.name, sparse=True, task="")
     assert run(lines, sparse.parent, tmp_path).startswith("[")
+
+
+def test_older_versions_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.14.1")
+    with pytest.raises(ImportError, match=r"needs transformers 5\.15 or newer, not 5\.14\.1"):
+        runpy.run_path(str(ROOT / "huggingface/configuration_kcmoe.py"))
 
 
 def test_without_trust_it_is_not_loaded_as_t5(sparse: Path) -> None:

@@ -34,6 +34,8 @@ SHARD_BYTES = 5_000_000_000
 CODE = tuple(
     f"{name}_kcmoe.py" for name in ("configuration", "generation", "layers", "modeling", "routing")
 )
+# The beam search, and where transformers looks for a `generate` of one's own (of a dense twin).
+_SEARCH, _GENERATE = "generation_kcmoe.py", "custom_generate/generate.py"
 _ADAPTER = "adapter_config.json"  # of PEFT
 _ENGINE, _PUBLISHED = "configs/engine/engine.gin", "configs/sizes/base.gin"
 
@@ -201,19 +203,28 @@ class HuggingFaceWriter(Writer):
         told = settings.kept_names(kept, self._model.is_sparse)
         kept = {"step": self.about.step or 0, **{name: kept[name] for name in told}}
         lengths = self.about.macros.get("TASK_FEATURE_LENGTHS") or {}
-        config = settings.to_config(self._model, self._losses, self._dtype.name, kept)
+        config = settings.to_config(self._model, self._losses, self._computes_in(), kept)
         self._write(settings.FILE, config)
         self._write(settings.GENERATION_FILE, settings.to_generation_config(lengths))
         model = remote.read_bytes(self._vocabulary.path)
         files = tokenizer.files(model, self._vocabulary.path, int(lengths.get("inputs", 512)))
         if self._model.is_sparse:
             files |= {name: resources.find(f"huggingface/{name}").read_bytes() for name in CODE}
+        else:
+            files[_GENERATE] = resources.find(f"huggingface/{_SEARCH}").read_bytes()
         parameters = trees.total_values(self._shapes.values())
         files["README.md"] = card.text(
             os.path.basename(final), self._model, self._vocabulary, parameters, self.about
         ).encode()
         for name, content in files.items():
-            (self.folder / name).write_bytes(content)
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+    def _computes_in(self) -> str:
+        """The dtype to load in, float32 where the run computed in it: weights in bfloat16 only save space."""
+        names = (self._dtype.name, self._model.activation_dtype)
+        return "float32" if "float32" in names else self._dtype.name
 
     def _write(self, name: str, fields: Mapping[str, Any]) -> None:
         text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"

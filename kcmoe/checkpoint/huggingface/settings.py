@@ -66,6 +66,8 @@ def to_config(
         "dtype": dtype,
         "is_encoder_decoder": True,
         **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
+        # transformers' caches take the encoder's layers for the decoder's unless a field says this.
+        "decoder_layers": model.num_decoder_layers,
         "feed_forward_proj": "gated-gelu",
         "layer_norm_epsilon": 1e-6,
         "relative_attention_num_buckets": 32,

@@ -106,6 +106,9 @@ def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
         "decoder": {
             "type": "Sequence",
             "decoders": [
+                _replace(
+                    {"Regex": rf"\A{re.escape(pieces[2][0])}\z"}, proto.trainer_spec.unk_surface
+                ),
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
                 _replace({"String": _SPACE}, " "),
