@@ -57,11 +57,12 @@ def test_card(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None
     assert printed.startswith("[") and "run the custom code" not in printed
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.ko.md"])
-def test_readme(document: str, sparse: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "document", ["README.md", "README.ko.md", "how-to-train.md", "how-to-train.ko.md"]
+)
+def test_documents(document: str, sparse: Path, tmp_path: Path) -> None:
     examples = blocks(ROOT / document, '"my-model"')
-    if not examples:
-        pytest.skip(f"{document} has no example of an exported model")
+    assert examples
     shutil.copytree(sparse, tmp_path / "my-model")
     for example in examples:
         assert run(example, tmp_path, tmp_path / "modules").startswith("[")
