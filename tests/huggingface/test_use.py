@@ -71,7 +71,7 @@ def test_documents(document: str, sparse: Path, tmp_path: Path) -> None:
 def test_gap(sparse: Path, tmp_path: Path) -> None:
     from kcmoe.checkpoint.huggingface import card
 
-    lines = card.example(sparse.name, sparse=True, task="")
+    lines = card.example(sparse.name, sparse=True, tasks=[])
     assert run(lines, sparse.parent, tmp_path).startswith("[")
 
 

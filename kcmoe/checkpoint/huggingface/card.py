@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.base import Provenance
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
@@ -44,7 +45,7 @@ def text(
     name: str, model: ModelConfig, vocabulary: Vocabulary, parameters: int, about: Provenance
 ) -> str:
     """The card of the folder `name` as Markdown; the words stand in `huggingface/card.md`."""
-    task = str(about.macros.get("MIXTURE_OR_TASK_NAME") or "")
+    tasks = _tasks(about)
     facts = {
         "name": name,
         "parameters": f"{parameters:,}",
@@ -53,14 +54,14 @@ def text(
         "width": model.embed_dim,
         "heads": model.num_heads,
         "mlp": model.mlp_dim,
-        "step": f"{about.step or 0:,}",
         "pieces": f"{vocabulary.size:,}",
         "digest": vocabulary.digest[:16],
-        "example": example(name, model.is_sparse, task),
+        "example": example(name, model.is_sparse, tasks),
     }
     rows = list(_scores(about))
     template = string.Template(resources.find(TEMPLATE).read_text("utf-8"))
-    words = _sparse(model, parameters) | _task(task) | _licence(vocabulary) | _score_tables(rows)
+    words = _sparse(model, parameters) | _training(about.step or 0, tasks)
+    words |= _licence(vocabulary) | _score_tables(rows)
     return template.substitute(facts | words)
 
 
@@ -79,13 +80,25 @@ def _sparse(model: ModelConfig, parameters: int) -> dict[str, str]:
     }
 
 
-def _task(task: str) -> dict[str, str]:
-    home, licence = _DATA.get(task, ("", ""))
-    source = f" ([{licence}]({home}))" if home else ""
-    return {
-        "task_ko": f", 마지막 과제 `{task}`{source}" if task else "",
-        "task_en": f", the last task being `{task}`{source}" if task else "",
-    }
+def _tasks(about: Provenance) -> list[str]:
+    """Names of the tasks that the model has learnt, the run's own first."""
+    learnt = about.macros.get(run_config.LEARNT) or ()
+    own = about.macros.get("MIXTURE_OR_TASK_NAME")
+    return list(dict.fromkeys(str(name) for name in (own, *learnt) if name))
+
+
+def _training(step: int, tasks: Sequence[str]) -> dict[str, str]:
+    """Lines on steps, where they are counted, and on tasks with the licences of their data."""
+    sources = []
+    for task in tasks:
+        home, licence = _DATA.get(task, ("", ""))
+        sources.append(f"`{task}` ([{licence}]({home}))" if home else f"`{task}`")
+    korean = [f"- 학습: {step:,} 스텝\n"] if step else []
+    english = [f"- Training: {step:,} steps\n"] if step else []
+    if sources:
+        korean.append(f"- 학습한 과제: {', '.join(sources)}\n")
+        english.append(f"- Tasks learnt: {', '.join(sources)}\n")
+    return {"training_ko": "".join(korean), "training_en": "".join(english)}
 
 
 def _licence(vocabulary: Vocabulary) -> dict[str, str]:
@@ -143,7 +156,7 @@ def _scores(about: Provenance) -> Iterator[tuple[str, ...]]:
             continue  # a file of another kind under such a name says nothing of this model
 
 
-def example(name: str, sparse: bool, task: str) -> str:
+def example(name: str, sparse: bool, tasks: Sequence[str]) -> str:
     """Lines of Python that use the folder `name`; the card shows them."""
     trusted = ", trust_remote_code=True" if sparse else ""
     start = [
@@ -152,7 +165,8 @@ def example(name: str, sparse: bool, task: str) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{name}"{trusted})',
     ]
-    return "\n".join([*start, *(_labels(task) or _fill())])
+    answers = next(filter(None, map(_labels, tasks)), None)
+    return "\n".join([*start, *(answers or _fill())])
 
 
 def _labels(task: str) -> list[str]:
