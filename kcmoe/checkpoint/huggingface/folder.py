@@ -84,6 +84,11 @@ class HuggingFaceReader(safetensors.SafetensorsReader):
 
     def _scan(self) -> tuple[dict[str, ShapeDtype], dict[str, str]]:
         tensors, problems = super()._scan()
+        if not tensors and not problems:
+            raise UserError(
+                f"{self.path} has no {safetensors.FILE}: copy it there, or save the model in "
+                "transformers with save_pretrained(), which writes that format"
+            )
         expected = names.expected_parameters(self._macros)
         self._parameters = {trees.PARAMETERS + name: name for name in expected}
         layout = names.layout(expected)
