@@ -36,6 +36,7 @@ VERBS = {
 }
 
 _MOST = 3000  # characters of a message
+INTERRUPTED = 130  # the exit status after Ctrl-C
 
 # Verbs that multiply matrices for longer than a moment.
 COMPUTING = ("train", "evaluate", "predict", "serve", "prune", "bench")
@@ -76,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _one_line(error: UserError) -> str:
@@ -136,6 +137,9 @@ def main() -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = 0
+    if status == INTERRUPTED:
+        # Threads may be compiling or tokenizing still, and Python aborts where it ends beside them.
+        os._exit(INTERRUPTED)
     sys.exit(status)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C where Python hears it late: XLA compiles for seconds and more, and lets no handler run meanwhile."""
+"""Ctrl-C where it comes too late or too soon: while XLA compiles, and while jaxlib is being imported."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def short_patience(seconds: float, said: Callable[[], str]) -> Iterator[None]:
         os.close(told)
         thread.join()
         os.close(heard)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """A short block that no Ctrl-C interrupts; one that comes meanwhile acts at its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if came:
+            signal.raise_signal(signal.SIGINT)

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from kcmoe.inference.patience import ctrl_c_waits
+
 _log = logging.getLogger(__name__)
 _ALIGNED_BYTES = 64  # XLA reads an array where it lies if it begins at a multiple of this
 
@@ -37,7 +39,8 @@ class Runtime:
 
     def __init__(self) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # as JAX does
-        from jaxlib import _jax, xla_client
+        with ctrl_c_waits():  # jaxlib crashes where it is interrupted while it is imported
+            from jaxlib import _jax, xla_client
 
         self._jax = _jax
         make: Any = xla_client.make_cpu_client

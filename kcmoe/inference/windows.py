@@ -7,10 +7,11 @@ answer, so windows are as long as suits the speed: what a kill destroys is half 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kcmoe.data.whole import WholeChunk
@@ -64,7 +65,7 @@ class Windows:
         self.rows = max(64, min(suits, rows * 4, _MOST_ROWS))
 
 
-def ahead(items: Iterable[Item]) -> Iterator[Item]:
+def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
     """Yields `items`, which a thread makes a little ahead; what it raises is raised here."""
     waiting: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
     stop = threading.Event()
@@ -99,7 +100,7 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield item
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=1)
 
 
 def answered(
@@ -109,11 +110,13 @@ def answered(
     advance: Advance | None = None,
 ) -> Iterator[list[Cells | None]]:
     """Yields the answers to each window; `advance` is told how many rows are done."""
-    for encoded in ahead(asking.encode(model, asked, window) for window in windows):
-        began = time.monotonic()
-        found = asking.answer(model, asked, encoded, advance)
-        if advance is not None:
-            advance(encoded.rows - len(encoded.ids))
-        if isinstance(windows, Windows):
-            windows.took(encoded.rows, time.monotonic() - began)
-        yield found
+    made = ahead(asking.encode(model, asked, window) for window in windows)
+    with contextlib.closing(made):
+        for encoded in made:
+            began = time.monotonic()
+            found = asking.answer(model, asked, encoded, advance)
+            if advance is not None:
+                advance(encoded.rows - len(encoded.ids))
+            if isinstance(windows, Windows):
+                windows.took(encoded.rows, time.monotonic() - began)
+            yield found

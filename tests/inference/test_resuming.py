@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from kcmoe.inference import answer_log, windows
+from kcmoe.inference.patience import ctrl_c_waits
 
 TEXTS = ['정말 "재미" 있다', "별로, 두 번은 못 본다", "배우 연기 좋다 " * 4, "<extra_id_0>\t최악"]
 ALIKE = ["재미 있다", "별로 다", "재미 없다"]  # of one length in tokens, so one program is compiled
@@ -165,6 +166,17 @@ with short_patience(0.2, lambda: "kept"):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stderr) == (130, "kept\n")
+
+
+def test_ctrl_c_waits_for_what_it_would_break() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), ctrl_c_waits():
+        signal.raise_signal(signal.SIGINT)
+        done.append("block")
+    assert done == ["block"]
+    with ctrl_c_waits():
+        done.append("in peace")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_killed_with_several_processes(
