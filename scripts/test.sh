@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The whole test suite: format, lint, types, tests. About ten minutes on two idle cores.
+# Format, lint, types and the tests, but those that take minutes each. About ten minutes on two idle cores.
 #
-#   bash scripts/test.sh                  everything
+#   bash scripts/test.sh                  what continuous integration runs
+#   bash scripts/test.sh -m ""            the slow tests as well, about twice as long
 #   bash scripts/test.sh -k router -x     further arguments go to pytest
 #
 # Sets up its own virtual environment, .venv-test, and can be run again at any time.
@@ -23,4 +24,4 @@ echo "== mypy"
 mypy
 
 echo "== pytest"
-python -m pytest -n 2 --dist=worksteal "$@"  # two processes: most of the time is spent compiling
+python -m pytest -n 2 --dist=worksteal -m "not slow" "$@"  # two processes: most of the time is spent compiling

@@ -55,6 +55,7 @@ def test_the_difference_of_the_two_cross_entropies(monkeypatch, chunk: int) -> N
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(
     toy: ModuleType, tmp_path: Path, teacher: Path
 ) -> None:

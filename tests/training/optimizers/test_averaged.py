@@ -67,6 +67,7 @@ def test_it_is_what_is_judged_and_used(toy: ModuleType, tmp_path: Path) -> None:
         np.testing.assert_array_equal(copy.read(tree.PARAMETERS + path), value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_it_goes_on_bit_for_bit_and_may_begin_or_end_on_the_way(
     toy: ModuleType, tmp_path: Path
 ) -> None:
