@@ -185,6 +185,7 @@ def test_mistakes(
     assert "are for --suite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_aligned_answers_rank_the_same(model: str, data_dir: Path) -> None:
     loaded = loading.load(loading.find(model))
     batched = BatchedModel(loaded.compute, 32, 64)

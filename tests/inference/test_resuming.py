@@ -184,6 +184,7 @@ def test_ctrl_c_waits_for_what_it_would_break() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_killed_with_several_processes(
     predict_file: Predict, rows: ModuleType, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_cached_decoding_equals_the_full_forward_pass(toy, params_of, batch, bea
             np.testing.assert_allclose(logits[beam], full[position], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_number(toy, params_of, batch):
     def loss_and_grad(config):
         params = params_of(config)

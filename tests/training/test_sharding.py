@@ -107,7 +107,10 @@ def test_devices_do_not_change_the_losses(toy: ModuleType, tmp_path: Path, dispa
     assert one[4] < one[0]
 
 
-@pytest.mark.parametrize(("experts", "dims"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("experts", "dims"),
+    [(1, 1), (2, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(2, 1), (1, 2)])],
+)
 def test_matrices_and_widths_are_divided(
     toy: ModuleType, tmp_path: Path, experts: int, dims: int
 ) -> None:

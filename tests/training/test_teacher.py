@@ -103,6 +103,7 @@ def test_a_student_comes_nearer_to_its_teacher(
     assert distance(ended) < 0.9 * distance(alone)
 
 
+@pytest.mark.slow
 def test_without_a_share_of_its_own_it_changes_nothing(
     toy: ModuleType, tmp_path: Path, teacher: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_an_answer_is_kept_and_read_again(
     assert len(answers) == 2
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_settings_that_compile(
     answers: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

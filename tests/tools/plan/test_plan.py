@@ -153,6 +153,7 @@ def test_tokens_travel_as_they_would_on_the_hardware() -> None:
     assert kept("auto", "cpu") == kept("grouped", "cpu")
 
 
+@pytest.mark.slow
 def test_small_memory_gets_settings_that_fit() -> None:
     plan = planner("pretrain_tiny.gin", "rtx4090", "engine", *SMALL, "BATCH_SIZE=65536")
     asked = plan.asked(1)
