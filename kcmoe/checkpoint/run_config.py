@@ -8,7 +8,6 @@ holds `config.json` instead: what the weights need to be used, and no path of th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -29,8 +28,7 @@ JSON_FILE = "config.json"
 DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabulary of a run
 LEARNT = "LEARNT_TASKS"  # what a checkpoint without config.gin has learnt
 _MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
-_KEPT = (*(field.metadata["macro"] for field in dataclasses.fields(ModelConfig)),
-         DIGEST, "TASK_FEATURE_LENGTHS")  # fmt: skip
+_KEPT = (*ModelConfig.macro_names(), DIGEST, "TASK_FEATURE_LENGTHS")
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
 

@@ -164,17 +164,39 @@ def convert(
     alone = params_only or chosen.parameters_only
     sources = parameter_sources(reader) if alone else {}
     after = {path: _with_dtype(path, leaf, dtype) for path, leaf in before.items()}
-    step = reader.step
-    # The copy leaves config.gin behind, so it takes along what loading it needs.
-    macros, sizes = reader.recorded(), sizes_of(after)
+    macros = reader.recorded()
     if vocabulary is not None:
         macros = run_config.with_vocabulary(reader.path, macros, vocabulary)
-    config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
-    extras = {**reader.extras(), run_config.JSON_FILE: config}
+    extras = reader.extras()
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None
     leaves = _checked(reader, {path: sources.get(path, path) for path in before}, after, advance)
-    about = Provenance(step, reader.path, {**macros, **sizes})
-    return write_checkpoint(final, format, after, leaves, about=about, extras=extras)
+    return write_derived(reader, final, format, after, leaves, macros, extras)
+
+
+def write_derived(
+    reader: Reader,
+    final: str | os.PathLike[str],
+    format: str,
+    tree: Mapping[str, ShapeDtype],
+    leaves: Iterable[tuple[str, np.ndarray]],
+    macros: Mapping[str, Any],
+    extras: Mapping[str, bytes] | None = None,
+) -> Path:
+    """As `write_checkpoint`, for leaves that were made from those of `reader`.
+
+    What is written leaves config.gin behind, so it takes along what loading it needs of `macros`. Raises
+    `UserError` where those do not belong to `tree`.
+    """
+    step, sizes = reader.step, sizes_of(tree)
+    config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
+    return write_checkpoint(
+        final,
+        format,
+        tree,
+        leaves,
+        about=Provenance(step, reader.path, {**macros, **sizes}),
+        extras={**(extras or {}), run_config.JSON_FILE: config},
+    )
 
 
 def _checked(

@@ -86,6 +86,11 @@ class GinConfig:
                 _REGISTRY.setdefault(field.metadata["macro"], cls)
 
     @classmethod
+    def macro_names(cls) -> tuple[str, ...]:
+        """The macros it is built from, in the order of its fields."""
+        return tuple(field.metadata["macro"] for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
     def from_macros(cls, macros: Macros) -> Self:
         """Builds the dataclass from its macros.
 

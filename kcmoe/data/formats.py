@@ -40,18 +40,24 @@ def packing_of(path: str) -> str:
     return _PACKED.get(os.path.splitext(path)[1].lower(), "")
 
 
+def ending_of(path: str) -> str:
+    """The ending that says the format, compression set aside; spelt as in `FORMATS` where it is known."""
+    name = os.path.splitext(path)[0] if packing_of(path) else path
+    ending = os.path.splitext(name)[1].lower()
+    return _ALIASES.get(ending, ending)
+
+
 def format_of(path: str) -> str:
     """The format by ending, compression set aside: one of `FORMATS`.
 
     Raises:
       UserError: for any other ending.
     """
-    name = os.path.splitext(path)[0] if packing_of(path) else path
-    ending = os.path.splitext(name)[1].lower()
-    if packing_of(path) == "zip" and _ALIASES.get(ending, ending) not in FORMATS:
+    ending = ending_of(path)
+    if packing_of(path) == "zip" and ending not in FORMATS:
         with _opened(path) as raw, _archive(path, raw) as archive:
             ending = os.path.splitext(_member(path, archive))[1].lower()
-    ending = _ALIASES.get(ending, ending)
+            ending = _ALIASES.get(ending, ending)
     if ending not in FORMATS:
         raise UserError(f"{path}: a file of this kind is not read; known are {', '.join(FORMATS)}")
     if ending in (".parquet", ".arrow") and packing_of(path):

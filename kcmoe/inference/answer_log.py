@@ -7,7 +7,6 @@ cut off when the file is opened again, and the row answered anew, so that no row
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 from kcmoe.io.wording import human_bytes, listed
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAGIC = '{"kcmoe_answers": 1, '
 
 
@@ -157,7 +156,7 @@ def _opened(path: str, descriptor: int, facts: Mapping[str, Any], anew: bool) ->
 
 def not_written(error: OSError, path: str, kept: str) -> UserError:
     """The line for an error while writing: what the disk says, and what of the work is kept."""
-    if error.errno not in _NO_SPACE:
+    if error.errno not in durable.NO_SPACE:
         return UserError(f"{path} cannot be written ({error.strerror or error}); {kept}")
     free = human_bytes(shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free)
     return UserError(

@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kcmoe.config import gin_files
 from kcmoe.errors import UserError
+from kcmoe.inference import loading
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance
-from kcmoe.tasks.registry import Task, named_task, one_task
+from kcmoe.tasks.registry import Task
 
 if TYPE_CHECKING:
+    from kcmoe.inference.loading import Found
     from kcmoe.inference.predict import LanguageModel
 
 GENERATE = "generate"
@@ -129,20 +130,16 @@ class Encoded:
 
 
 def question(
-    macros: gin_files.Macros,
-    name: str | None,
-    beam_size: int = 1,
-    max_tokens: int | None = None,
+    found: Found, name: str | None, beam_size: int = 1, max_tokens: int | None = None
 ) -> Question:
-    """The question that a task name means for a model with these settings; None is what it was trained for.
+    """The question that a task name means for a model; None is what it was trained for.
 
     Raises:
       UserError: for an unknown name, or a task whose settings do not go together.
     """
-    own = macros.get("MIXTURE_OR_TASK_NAME")
     task = None
     if name != GENERATE:
-        task = one_task(macros) if name in (None, own) else named_task(str(name))
+        task = loading.chosen_task(found, name)
         if task.kind == "span_corruption":
             if name is not None:
                 raise UserError(f"task {name} has no labels to choose from; use --task={GENERATE}")

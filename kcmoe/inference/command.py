@@ -20,11 +20,11 @@ from kcmoe.config import arguments
 from kcmoe.errors import UserError
 
 if TYPE_CHECKING:
+    from kcmoe.inference.asking import Question
     from kcmoe.inference.loading import Found
     from kcmoe.inference.predict import LanguageModel
 
 _log = logging.getLogger(__name__)
-GENERATE = "generate"
 _LINES_AT_ONCE = 8192  # results held back until all of these are done, so that buckets fill
 
 _EPILOG = """\
@@ -108,10 +108,11 @@ def _parser() -> arguments.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `kcmoe predict --help`."""
-    args, macros = arguments.parse_with_gin(_parser(), argv)
+    parser = _parser()
+    args, macros = arguments.parse_with_gin(parser, argv)
     logging.basicConfig(format="kcmoe predict: %(message)s")
     from kcmoe.checkpoint import shipped
-    from kcmoe.inference import loading, texts
+    from kcmoe.inference import asking, loading, texts
 
     if args.checkpoint is None:
         args.checkpoint = shipped.DEFAULT
@@ -119,10 +120,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"kcmoe predict: {said}", file=sys.stderr)
     found = loading.find(args.checkpoint, args.config, macros)
     _check_choice(args, found.macros)
+    asked = asking.question(found, args.task, args.beam_size, args.max_tokens)
     if args.output is not None:
-        return _to_file(args, found)
-    _refuse_file_options(args)
-    _check_plain(args.file)
+        return _to_file(args, found, asked)
+    _refuse_file_options(args, parser)
+    if args.file != "-":
+        _check_plain(args.file)
     if args.file == "-" and os.isatty(0):
         print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
@@ -135,19 +138,19 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.inference.predict import LanguageModel
 
     model = LanguageModel(loading.load(found))
-    for result in _results(model, lines, args):
+    for result in _results(model, lines, asked):
         print(json.dumps(result, ensure_ascii=False), file=output, flush=True)
     return 0
 
 
-def _to_file(args: argparse.Namespace, found: Found) -> int:
-    from kcmoe.inference import asking, file_job, files
+def _to_file(args: argparse.Namespace, found: Found, asked: Question) -> int:
+    from kcmoe.inference import file_job, files
 
     if args.file == "-":
         raise UserError("--output needs a FILE, which can be read again; for a pipe write > OUT")
     job = file_job.Job(
         found=found,
-        asked=asking.question(found.macros, args.task, args.beam_size, args.max_tokens),
+        asked=asked,
         file=args.file,
         output=args.output,
         columns=tuple(name for name in args.columns.split(",") if name),
@@ -160,38 +163,22 @@ def _to_file(args: argparse.Namespace, found: Found) -> int:
     return 0
 
 
-def _refuse_file_options(args: argparse.Namespace) -> None:
-    defaults = {
-        "columns": "",
-        "encoding": "utf-8",
-        "lenient": False,
-        "overwrite": False,
-        "processes": 1,
-    }
-    for name, value in defaults.items():
-        if getattr(args, name) != value:
+def _refuse_file_options(args: argparse.Namespace, parser: arguments.Parser) -> None:
+    for name in ("columns", "encoding", "lenient", "overwrite", "processes"):
+        if getattr(args, name) != parser.get_default(name):
             raise UserError(f"--{name} is for a file with --output=OUT")
 
 
 def _check_plain(file: str) -> None:
     """Refuses a table of bytes where lines are read, and says of one of text that its lines are."""
-    ending = os.path.splitext(file)[1].lower()
-    if ending in (
-        ".parquet",
-        ".pq",
-        ".arrow",
-        ".feather",
-        ".ipc",
-        ".gz",
-        ".bz2",
-        ".xz",
-        ".zst",
-        ".zip",
-    ):
+    from kcmoe.data import formats
+
+    ending = formats.ending_of(file)
+    if formats.packing_of(file) or ending in (".parquet", ".arrow"):
         raise UserError(
             f"{file} is not plain lines: add --output=OUT.csv, .tsv, .jsonl or .parquet"
         )
-    if ending in (".csv", ".json", ".jsonl", ".ndjson"):
+    if ending in (".csv", ".jsonl"):
         _log.warning("%s is read as plain lines; with --output=OUT its columns are read", file)
 
 
@@ -200,6 +187,7 @@ def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
     from kcmoe.checkpoint import run_config
     from kcmoe.errors import near_misses
     from kcmoe.inference import loading
+    from kcmoe.inference.asking import GENERATE
     from kcmoe.tasks.registry import TASKS
 
     own = settings.get("MIXTURE_OR_TASK_NAME")
@@ -243,30 +231,21 @@ def _bar(lines: int) -> Iterator[Callable[[int], object] | None]:
 
 
 def _results(
-    model: LanguageModel, lines: Sequence[str], args: argparse.Namespace
+    model: LanguageModel, lines: Sequence[str], asked: Question
 ) -> Iterator[Mapping[str, Any]]:
     """One JSON object per line, in order; all lines are checked and encoded before the first."""
-    from kcmoe.inference.answers import answers
-
     empty = sum(not line.strip() for line in lines)
     if empty:
         _log.warning("%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}")
-    task = None if args.task == GENERATE else model.task(args.task)
-    if task is not None and task.kind == "span_corruption" and args.task is None:
-        task = None  # all that a pretrained run has learnt
-    generates = task is None or (task.kind == "labelled" and not answers(task))
-    if task is None:
-        ids = model.encode(lines, sentinels=True, name="lines")
-    else:
-        if not generates:
-            model.answers(task)
-        ids = model.encode(_prompts(task, lines), name="lines")
+    task = asked.task
+    texts = lines if task is None else _prompts(task, lines)
+    ids = model.encode(texts, sentinels=task is None, name="lines")
     with _bar(len(lines)) as advance:
         for start in range(0, len(lines), _LINES_AT_ONCE):
             part = slice(start, start + _LINES_AT_ONCE)
-            if task is None or generates:
+            if task is None or asked.generates:
                 generated = model.generate_ids(
-                    ids[part], args.beam_size, max_tokens=args.max_tokens, advance=advance
+                    ids[part], asked.beam_size, max_tokens=asked.max_tokens, advance=advance
                 )
                 for text, answer in zip(lines[part], generated, strict=True):
                     yield {"text": text, "generated": answer}

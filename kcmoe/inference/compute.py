@@ -38,7 +38,7 @@ FUNCTIONS = {
     "embed": "kcmoe.inference.embed.embed",
     "rank": "kcmoe.inference.score.label_log_likelihoods",
     "score": "kcmoe.inference.score.target_scores",
-    "search": "kcmoe.inference.decode.search",
+    "search": "kcmoe.inference.decode.beam_search",
 }
 
 

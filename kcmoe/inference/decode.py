@@ -46,11 +46,11 @@ def beam_search(
     model: EncoderDecoder,
     params: Mapping[str, Any],
     encoder_input_tokens: Array,
+    alpha: float | Array = 0.6,
+    eos_id: int | Array = 1,
     *,
     max_decode_len: int,
     beam_size: int = 1,
-    alpha: float | Array = 0.6,
-    eos_id: int | Array = 1,
 ) -> tuple[Array, Array]:
     """Searches for likely targets.
 
@@ -58,10 +58,10 @@ def beam_search(
       model: the model.
       params: flat parameters.
       encoder_input_tokens: int32[B, S], 0 is padding.
+      alpha: strength of the brevity penalty; as an array, one program serves all strengths.
+      eos_id: id that ends a sequence, or int32[N], each of which does.
       max_decode_len: longest target, in tokens, the end of sequence included.
       beam_size: beams kept per input.
-      alpha: strength of the brevity penalty.
-      eos_id: id that ends a sequence, or int32[N], each of which does.
 
     Returns:
       tokens int32[B, beams, max_decode_len], best beam last, 0 after the end and never before the
@@ -104,32 +104,6 @@ def beam_search(
     tokens = jnp.where(none_finished[:, None, None], state.live_sequences, state.finished_sequences)
     scores = jnp.where(none_finished[:, None], state.live_log_probs, state.finished_scores)
     return _left_align(tokens[:, :, 1:]), scores
-
-
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "beam_size"))
-def search(
-    model: EncoderDecoder,
-    params: Mapping[str, Any],
-    encoder_input_tokens: Array,
-    alpha: Array,
-    ends: Array,
-    *,
-    max_decode_len: int,
-    beam_size: int,
-) -> tuple[Array, Array]:
-    """`beam_search` with the penalty's strength and the ids that end a sequence, int32[2], as arrays.
-
-    So one program serves all of them.
-    """
-    return beam_search(
-        model,
-        params,
-        encoder_input_tokens,
-        max_decode_len=max_decode_len,
-        beam_size=beam_size,
-        alpha=alpha,
-        eos_id=ends,
-    )
 
 
 def _left_align(tokens: Array) -> Array:

@@ -31,7 +31,7 @@ from kcmoe.inference.runtime import Runtime, computes_on_cpu
 from kcmoe.io import compilation_cache
 from kcmoe.io.remote import is_remote
 from kcmoe.model import current_platform
-from kcmoe.tasks.registry import TASKS
+from kcmoe.tasks.registry import TASKS, Task, named_task, one_task
 from kcmoe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ def read_settings(
     if config is None:
         own |= _harmless(checkpoint, {**macros, **beside}, given)
     macros = macros.replace(**{**own, **given})
-    names = [field.metadata["macro"] for field in dataclasses.fields(ModelConfig)]
-    unknown = [name for name in names if name not in macros]
+    unknown = [name for name in ModelConfig.macro_names() if name not in macros]
     if found is None and unknown:
         raise UserError(
             f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
@@ -196,7 +195,7 @@ def _on_disk(path: str) -> bool:
 
 def _of_another_task(macros: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, None]:
     """TASK_… and MIXTURE taken back where `given` names a task that the run's do not describe."""
-    name, *rest = (field.metadata["macro"] for field in dataclasses.fields(TaskSettings))
+    name, *rest = TaskSettings.macro_names()
     if given.get(name, macros.get(name)) == macros.get(name):
         return {}
     return {other: None for other in rest if other in macros}
@@ -275,6 +274,22 @@ def _read_weights(reader: Reader, model: ModelConfig) -> dict[str, np.ndarray]:
 
     shapes = tree.as_state(expected.param_shapes(model, compilation_cache.kept()))
     return tree.parameters(restore_parameters(reader, shapes))
+
+
+def chosen_task(of: Found | Loaded, name: str | None) -> Task:
+    """The task of this name, or that of the model's run for None; gin settings of the run's own task count.
+
+    Raises:
+      UserError: for an unknown name, None where the run names no task, or settings that do not go together.
+    """
+    own = of.macros.get("MIXTURE_OR_TASK_NAME")
+    if name is None and own is None:
+        learnt = run_config.learnt_tasks(of.macros)
+        known = f" of {', '.join(learnt)}" if learnt else ""
+        raise UserError(
+            f'{of.checkpoint} names no task; say which{known}, e.g. task="nsmc" (--task=nsmc)'
+        )
+    return one_task(of.macros) if name in (None, own) else named_task(str(name))
 
 
 def unlearnt(checkpoint: str, macros: Mapping[str, Any], task: str) -> str:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import answers as answers_lib
 from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.batching import Advance, BatchedModel
-from kcmoe.tasks.registry import Task, named_task, one_task
+from kcmoe.tasks.registry import Task
 
 if TYPE_CHECKING:
     from kcmoe.model.encoder_decoder import EncoderDecoder
@@ -151,15 +150,7 @@ class LanguageModel:
         """The task meant: by name, that of the run for None; gin settings of the run's own task count."""
         if isinstance(task, Task):
             return task
-        macros = self.loaded.macros
-        own = macros.get("MIXTURE_OR_TASK_NAME")
-        if task is None and own is None:
-            learnt = run_config.learnt_tasks(macros)
-            known = f" of {', '.join(learnt)}" if learnt else ""
-            raise UserError(
-                f'{self.loaded.checkpoint} names no task; say which{known}, e.g. task="nsmc" (--task=nsmc)'
-            )
-        return one_task(macros) if task in (None, own) else named_task(str(task))
+        return loading.chosen_task(self.loaded, task)
 
     def unlearnt(self, name: str) -> str:
         """What to say before the model answers task `name`, which it never learnt; "" if it did."""

@@ -25,7 +25,7 @@ from kcmoe.io.wording import first_line, human_bytes
 
 TEMPORARY = ".orbax-checkpoint-tmp-"
 _LEFTOVER = re.compile(r".+(\.orbax-checkpoint-tmp-|\.tmp-)[\w-]+")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_WORDS = (
     "No space left",
     "ENOSPC",
@@ -68,7 +68,7 @@ def user_errors(final: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         text = first_line(error)
         number = error.errno if isinstance(error, OSError) else None
-        if number in _NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
+        if number in NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
             raise UserError(
                 f"no space left to write {final} ({_free(final)} free there): free some, or choose "
                 "another folder; nothing half-written was left, and what was there before is "

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which experts the encoder's routers choose, token by token, and what capacity routing would drop.
-
-The routers' logits are caught while the encoder runs; nothing in the model is there for this.
-"""
+"""Which experts the encoder's routers choose, token by token, and what capacity routing would drop."""
 
 from __future__ import annotations
 
@@ -20,8 +17,7 @@ from jax import Array
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.model import routing
 from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.moe import Router
-from kcmoe.tree import nested
+from kcmoe.model.router_logits import by_row, caught
 
 _SEEN_OFTEN = 8  # a piece met less often says nothing about an expert
 _TOP = 12
@@ -33,34 +29,14 @@ def router_logits(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) 
 
     ids: int32[B, S], 0 is padding.
     """
-    _, state = model.apply(
-        {"params": nested(params)},
-        ids,
-        method="encode",
-        capture_intermediates=lambda module, _: isinstance(module, Router),
-        mutable=["intermediates"],
-    )
-    layers = state["intermediates"]["encoder"]
-    return [
-        layers[f"layers_{i}"]["mlp"]["router"]["__call__"][0]
-        for i in model.config.sparse_layers("encoder")
-    ]
-
-
-def _by_row(model: EncoderDecoder, ids: np.ndarray, grouped: np.ndarray) -> np.ndarray:
-    """[G, T, X] -> [B, S, X], without the rows or columns that the layer added to fill its groups."""
-    config = model.config
-    copies = config.num_experts * config.num_expert_replicas
-    batch, length = routing.padded_shape(ids.shape[0], ids.shape[1], copies)
-    whole: np.ndarray = grouped.reshape(batch, length, -1)
-    return whole[: ids.shape[0], : ids.shape[1]]
+    return [*caught(model, params, ids, method="encode").values()]
 
 
 def choices(lm: LanguageModel, ids: np.ndarray) -> list[np.ndarray]:
     """The experts chosen in each row of `ids` [B, S]: int32 [layers, S, A], best first."""
     logits = jax.device_get(router_logits(lm.model, lm.loaded.params, ids))
     count = lm.loaded.config.num_selected_experts
-    rows = np.stack([_by_row(lm.model, ids, layer) for layer in logits], axis=1)
+    rows = np.stack([by_row(lm.model.config, ids.shape, layer) for layer in logits], axis=1)
     return list(np.argsort(-rows, axis=-1, kind="stable")[..., :count])
 
 
@@ -87,7 +63,7 @@ def text_map(
     for row, one in enumerate([*beside, ids]):
         batch[row, : min(len(one), length)] = one[:length]
     alone = jax.device_get(router_logits(lm.model, params, batch[-1:]))
-    logits = np.stack([_by_row(lm.model, batch[-1:], one)[0, :real] for one in alone])
+    logits = np.stack([by_row(lm.model.config, batch[-1:].shape, one)[0, :real] for one in alone])
     probs = np.asarray(jax.nn.softmax(logits, axis=-1))
     config = dataclasses.replace(lm.loaded.config, routing="capacity")
     chosen = np.argsort(-logits, axis=-1, kind="stable")[..., : config.num_selected_experts]
@@ -100,7 +76,7 @@ def text_map(
         place = np.asarray(
             routing.route(jnp.asarray(layer), config.num_selected_experts).place_GxTxA
         )
-        dropped.append(_by_row(limited, batch, place)[-1, :real] >= places)
+        dropped.append(by_row(limited.config, batch.shape, place)[-1, :real] >= places)
     return {
         "chosen": chosen,
         "weights": np.take_along_axis(probs, chosen, axis=-1),

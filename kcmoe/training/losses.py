@@ -38,18 +38,19 @@ def chunk_tokens(tokens: int) -> int:
     return -(-tokens // -(-tokens // CHUNK))
 
 
-def _chunks(hidden: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """The three arrays as [chunks, tokens per chunk, …], floats in float32, padded with weight 0."""
-    tokens = targets.shape[0]
+def chunks(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays [N, …] of tokens as [chunks, tokens per chunk, …], floats in float32, padded with 0."""
+    tokens = arrays[0].shape[0]
     size = chunk_tokens(tokens)
     count = -(-tokens // size)
     pad = count * size - tokens
 
     def cut(x: Array) -> Array:
+        x = x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
         x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
         return x.reshape(count, size, *x.shape[1:])
 
-    return cut(hidden.astype(jnp.float32)), cut(targets), cut(weights.astype(jnp.float32))
+    return tuple(map(cut, arrays))
 
 
 def _weighted_sums(
@@ -71,7 +72,7 @@ def _weighted_sums(
     return jnp.stack([loss_N + z_term_N, z_term_N, correct_N]) @ weights_N
 
 
-_forward, _backward = gradients.head_cross_entropy(_chunks, _weighted_sums)
+_forward, _backward = gradients.head_cross_entropy(chunks, _weighted_sums)
 
 
 @with_gradient(_forward, _backward, settings=(4, 5))
@@ -103,14 +104,14 @@ def head_cross_entropy(
       largest logit. Only the first is differentiable.
     """
 
-    def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
         hidden_NxD, targets_N, weights_N = chunk
         logits_NxV = jnp.dot(hidden_NxD, kernel)
         sums = _weighted_sums(logits_NxV, targets_N, weights_N, z_loss, label_smoothing)
         return total + sums, None
 
-    chunks = _chunks(hidden, targets, weights)
-    loss, z_term, correct = jax.lax.scan(add, jnp.zeros((3,)), chunks)[0]
+    parts = chunks(hidden, targets, weights)
+    loss, z_term, correct = jax.lax.scan(add, jnp.zeros((3,)), parts)[0]
     return loss, z_term, correct
 
 
@@ -142,11 +143,8 @@ def towards_teacher(
         excess_N = logits_Nx1K[:, 0] - jnp.sum(probs_NxK * logits_Nx1K[:, 1:], axis=-1)
         return total + jnp.sum(weights_N * excess_N), None
 
-    first = _chunks(hidden, targets, weights)
-    count, size = first[1].shape
-    pad = ((0, count * size - targets.shape[0]), (0, 0))
-    more = [jnp.pad(x, pad).reshape(count, size, -1) for x in (ids, probs)]
-    return jax.lax.scan(add, jnp.zeros(()), (*first, *more))[0]
+    parts = chunks(hidden, targets, weights, ids, probs)
+    return jax.lax.scan(add, jnp.zeros(()), parts)[0]
 
 
 @functools.cache

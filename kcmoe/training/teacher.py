@@ -35,7 +35,7 @@ from kcmoe.errors import UserError
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, TEACHER_IDS, TEACHER_PROBS, Flat, features, param_shapes
 from kcmoe.training import sharding
-from kcmoe.training.losses import chunk_tokens
+from kcmoe.training.losses import chunks
 
 Batch = Mapping[str, Array]
 
@@ -90,7 +90,7 @@ class Teacher:
             rows, length, width = hidden.shape
             return jax.tree.map(
                 lambda x: x.reshape(rows, length, self.top),
-                likeliest(hidden.reshape(-1, width).astype(jnp.float32), params[HEAD], self.top),
+                likeliest(hidden.reshape(-1, width), params[HEAD], self.top),
             )
 
         return jax.lax.map(one, batch)
@@ -100,23 +100,20 @@ def likeliest(hidden: Array, kernel: Array, top: int) -> tuple[Array, Array]:
     """The likeliest pieces of N positions, a chunk of positions at a time.
 
     Args:
-      hidden: float32[N, D].
+      hidden: float[N, D].
       kernel: float32[D, V], the output head.
       top: pieces per position, K.
 
     Returns:
       int32[N, K] ids and float32[N, K] probabilities, which sum to 1.
     """
-    count = hidden.shape[0]
-    size = chunk_tokens(count)
-    padded = jnp.pad(hidden, ((0, -count % size), (0, 0)))
 
     def one(x_NxD: Array) -> tuple[Array, Array]:
         logits_NxK, ids_NxK = jax.lax.top_k(jnp.dot(x_NxD, kernel), top)
         return ids_NxK, jax.nn.softmax(logits_NxK)
 
-    ids, probs = jax.lax.map(one, padded.reshape(-1, size, hidden.shape[1]))
-    return ids.reshape(-1, top)[:count], probs.reshape(-1, top)[:count]
+    ids, probs = (x.reshape(-1, top) for x in jax.lax.map(one, *chunks(hidden)))
+    return ids[: hidden.shape[0]], probs[: hidden.shape[0]]
 
 
 def open_teacher(
@@ -135,8 +132,7 @@ def open_teacher(
     if vocabulary:
         run_config.check_vocabulary(folder, vocabulary)
     sizes = {**reader.recorded(), **run_config.sizes_of(reader.tree())}
-    names = {field.metadata["macro"] for field in dataclasses.fields(ModelConfig)}
-    own = {name: value for name, value in sizes.items() if name in names}
+    own = {name: sizes[name] for name in ModelConfig.macro_names() if name in sizes}
     config = ModelConfig.from_macros(
         macros.replace(**{**own, "ROUTING": "dropless", "DISPATCH": "auto", "REMAT": False})
     )

@@ -239,15 +239,14 @@ class HuggingFaceWriter(Writer):
 def _all_macros(about: Provenance) -> gin_files.Macros:
     """The engine's settings and over them the run's; weights of losses not told are the published ones."""
     engine, published = gin_files.parse([_ENGINE]), gin_files.parse([_PUBLISHED])
-    required = [field.metadata["macro"] for field in ModelConfig.__dataclass_fields__.values()]
+    required = ModelConfig.macro_names()
     missing = [name for name in required if name not in about.macros and name not in engine]
     if missing:
         raise UserError(
             f"no {run_config.CONFIG_FILE} is beside {about.path}, so {missing[0]} is unknown: put the run's "
             f"{run_config.CONFIG_FILE} (or a gin file of its size, under that name) into its folder"
         )
-    losses = [field.metadata["macro"] for field in LossConfig.__dataclass_fields__.values()]
-    defaults = {name: published[name] for name in losses}
+    defaults = {name: published[name] for name in LossConfig.macro_names()}
     return engine.replace(**{**defaults, **about.macros})
 
 

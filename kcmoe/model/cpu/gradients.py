@@ -263,7 +263,7 @@ def grouped_dot_backward(
 
 # --- The output head: its gradients are computed on the way forward, chunk by chunk.
 
-Chunk = tuple[Array, Array, Array]  # float32[n, D] hidden, int32[n] targets, float32[n] weights
+Chunk = tuple[Array, ...]  # float32[n, D] hidden, int32[n] targets, float32[n] weights
 
 
 def head_gradients(
@@ -278,7 +278,7 @@ def head_gradients(
 
 
 def head_cross_entropy(
-    cut: Callable[[Array, Array, Array], Chunk], sums_of: Callable[..., Array]
+    cut: Callable[..., Chunk], sums_of: Callable[..., Array]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward pass of `training.losses.head_cross_entropy`.
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
@@ -71,9 +72,9 @@ def main(argv: list[str]) -> int:
             "fewer must stay"
         )
     experts = _choose(loaded, args.task or _SAMPLES, args.experts)
-    path = _write(args, loaded, experts)
-    before = sum(leaf.size for leaf in loaded.params.values())
-    print(f"wrote {path} ({args.format}), {_size(path):,} parameters of {before:,}")
+    path, left = _write(args, loaded, experts)
+    before = sum(leaf.size for leaf in loaded.weights.values())
+    print(f"wrote {path} ({args.format}), {left:,} parameters of {before:,}")
     return 0
 
 
@@ -127,13 +128,14 @@ def _batches(
         yield from tqdm(split, desc=name, unit="batch", disable=None, leave=False)
 
 
-def _write(args: Any, loaded: Loaded, experts: Mapping[str, np.ndarray]) -> Path:
-    """Writes the parameters that stay, each leaf as it was stored."""
+def _write(
+    args: argparse.Namespace, loaded: Loaded, experts: Mapping[str, np.ndarray]
+) -> tuple[Path, int]:
+    """Writes the parameters that stay, each leaf as it was stored; returns where, and how many they are."""
     from kcmoe import tree
-    from kcmoe.checkpoint import run_config
-    from kcmoe.checkpoint.base import Provenance
     from kcmoe.checkpoint.reading import open_checkpoint, parameter_sources
-    from kcmoe.checkpoint.writing import write_checkpoint
+    from kcmoe.checkpoint.run_config import sizes_of
+    from kcmoe.checkpoint.writing import write_derived
     from kcmoe.tools.prune.cut import after, cut
 
     reader = open_checkpoint(loaded.checkpoint)
@@ -145,24 +147,8 @@ def _write(args: Any, loaded: Loaded, experts: Mapping[str, np.ndarray]) -> Path
         (tree.PARAMETERS + name, cut(path, reader.read(stored[tree.PARAMETERS + path]), experts))
         for path, name, _ in plan
     )
-    sizes = run_config.sizes_of(shapes)
+    macros = {**reader.recorded(), **sizes_of(shapes)}
     if args.experts:
-        sizes["NUM_SELECTED_EXPERTS"] = min(loaded.config.num_selected_experts, args.experts)
-    macros = {**reader.recorded(), **sizes}
-    step = reader.step
-    config = run_config.to_json(run_config.to_keep(reader.path, macros, sizes), step)
-    return write_checkpoint(
-        args.output,
-        args.format,
-        shapes,
-        leaves,
-        about=Provenance(step, reader.path, macros),
-        extras={run_config.JSON_FILE: config},
-    )
-
-
-def _size(path: Path) -> int:
-    from kcmoe import tree
-    from kcmoe.checkpoint.reading import open_checkpoint
-
-    return tree.total_values(tree.parameters(open_checkpoint(path).tree()).values())
+        macros["NUM_SELECTED_EXPERTS"] = min(loaded.config.num_selected_experts, args.experts)
+    path = write_derived(reader, args.output, args.format, shapes, leaves, macros)
+    return path, tree.total_values(shapes.values())

@@ -5,24 +5,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kcmoe.model import routing
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import features
-from kcmoe.model.moe import Router
-from kcmoe.tree import nested
+from kcmoe.model.router_logits import by_row, caught
 
 # The tokens that a stack's routers see, and so the padding among them.
-_TOKENS: Mapping[Literal["encoder", "decoder"], str] = {
-    "encoder": "encoder_input_tokens",
-    "decoder": "decoder_target_tokens",
-}
+_TOKENS = {"encoder": "encoder_input_tokens", "decoder": "decoder_target_tokens"}
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -40,27 +35,15 @@ def gates(
       By layer ("encoder/layers_3") float32[E]: router probabilities of the chosen experts, summed over
       the real tokens.
     """
-    _, state = model.apply(
-        {"params": nested(params)},
-        **features(batch),
-        logits=False,
-        capture_intermediates=lambda module, _: isinstance(module, Router),
-        mutable=["intermediates"],
-    )
     config, found = model.config, {}
-    copies = config.num_experts * config.num_expert_replicas
-    for stack, name in _TOKENS.items():
-        real = batch[name] > 0
-        rows, length = routing.padded_shape(real.shape[0], real.shape[1], copies)
-        for index in config.sparse_layers(stack):
-            layer = f"layers_{index}"
-            logits = state["intermediates"][stack][layer]["mlp"]["router"]["__call__"][0]
-            probs = jax.nn.softmax(logits.reshape(rows, length, -1)).astype(jnp.float32)
-            probs = probs[: real.shape[0], : real.shape[1]]
-            best, chosen = jax.lax.top_k(probs, config.num_selected_experts)
-            shares = best * real[..., None].astype(jnp.float32)
-            total = jnp.zeros((config.num_experts,)).at[chosen.reshape(-1)].add(shares.reshape(-1))
-            found[f"{stack}/{layer}"] = total
+    logits = caught(model, params, **features(batch), logits=False)
+    for layer, grouped in logits.items():
+        real = batch[_TOKENS[layer.partition("/")[0]]] > 0
+        probs = jax.nn.softmax(by_row(config, real.shape, grouped)).astype(jnp.float32)
+        best, chosen = jax.lax.top_k(probs, config.num_selected_experts)
+        shares = best * real[..., None].astype(jnp.float32)
+        total = jnp.zeros((config.num_experts,)).at[chosen.reshape(-1)].add(shares.reshape(-1))
+        found[layer] = total
     return found
 
 
