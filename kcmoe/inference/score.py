@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,10 @@ from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.model.layers import product
 from kcmoe.tree import nested
+
+# Decoder positions computed at once. XLA for CPUs takes other kernels, with other bits, for few of them, so
+# a line alone is computed in a part as large as those of many lines. Larger parts are no faster.
+_POSITIONS = 48
 
 
 def token_log_likelihoods(logits: Array, targets: Array) -> Array:
@@ -84,15 +88,26 @@ def label_log_likelihoods(
       float32[B, K].
     """
     variables = {"params": nested(params)}
-    hidden = model.apply(
-        variables,
-        model.apply(variables, encoder_input_tokens, method="encode"),
-        encoder_input_tokens,
-        ids,
-        depths,
-        within,
-        method="decode_tree",
-    )
-    logits = product(hidden.astype(jnp.float32), params[HEAD])
-    chosen = logits[:, nodes, targets] - jax.nn.logsumexp(logits, axis=-1)[:, nodes]
-    return jnp.sum(jnp.where(targets > 0, chosen, 0.0), axis=-1)
+    encoded = model.apply(variables, encoder_input_tokens, method="encode")
+
+    def some_rows(rows: tuple[Array, Array]) -> Array:
+        hidden = model.apply(variables, *rows, ids, depths, within, method="decode_tree")
+        hidden = hidden[: encoded.shape[0]]  # what fills a part up needs no logits
+        logits = product(hidden.astype(jnp.float32), params[HEAD])
+        chosen = logits[:, nodes, targets] - jax.nn.logsumexp(logits, axis=-1)[:, nodes]
+        return jnp.sum(jnp.where(targets > 0, chosen, 0.0), axis=-1)
+
+    return _in_parts(some_rows, (encoded, encoder_input_tokens), _POSITIONS // ids.shape[0])
+
+
+def _in_parts(function: Callable[[Any], Array], rows: Any, most: int) -> Array:
+    """function(rows), a part at a time: the largest power of two that is at most `most`, whatever the batch.
+
+    Parts of few rows are filled with the first ones again.
+    """
+    batch = rows[0].shape[0]
+    part = 1 << max(most, 1).bit_length() - 1
+    filled = jnp.arange(-(-batch // part) * part) % batch
+    parts = jax.tree.map(lambda a: a[filled].reshape(-1, part, *a.shape[1:]), rows)
+    found = jax.lax.map(function, parts)
+    return found.reshape(-1, *found.shape[2:])[:batch]

@@ -23,7 +23,7 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import rows_at, with_gradient
-from kcmoe.model.dispatch_choice import USED_ROWS, Way, grouped_block, grouped_rows, resolve
+from kcmoe.model.dispatch_choice import Way, grouped_block, grouped_rows, resolve, used_block
 from kcmoe.model.placing import placed
 from kcmoe.model.routing import Routing, earlier_equal
 from kcmoe.model.tpu import kept
@@ -169,14 +169,16 @@ class Dispatch:
     def used(self, x_GxTxD: Array, routing: Routing, experts: Experts) -> Array:
         """As `grouped`, but only for blocks that hold a row, each through all products of its expert at once.
 
-        For answering on CPUs: how many blocks those are is known when it runs, so there is no gradient. The
-        block has the same size whatever the batch, so a row's numbers are the same in any batch.
+        For answering on CPUs: how many blocks those are is known when it runs, so there is no gradient. All
+        blocks are so small that XLA multiplies them by one kernel: a row's numbers are those of any batch.
         """
-        slots, expert_of_block = self._sorted(routing, USED_ROWS)
+        block = used_block(routing.expert_GxTxA.size, self.experts)
+        slots, expert_of_block = self._sorted(routing, block)
         x_MxD = to_slots(x_GxTxD.reshape(-1, x_GxTxD.shape[-1]), slots)
-        first_of_block = slots.choice_of_M.reshape(-1, USED_ROWS)[:, 0]
+        first_of_block = slots.choice_of_M.reshape(-1, block)[:, 0]
         used = jnp.sum(first_of_block < routing.expert_GxTxA.size, dtype=jnp.int32)
-        return self._back(experts(x_MxD, UsedBlocks(expert_of_block, used)), routing, slots)
+        rows = UsedBlocks(expert_of_block, used, block)
+        return self._back(experts(x_MxD, rows), routing, slots)
 
     def _sorted(self, routing: Routing, block: int) -> tuple[Slots, Array]:
         """`grouped_slots` of what the capacity leaves."""
@@ -219,15 +221,16 @@ class InBlocks:
 class UsedBlocks:
     """Rows in blocks of one expert each, of which only the first `used` hold any: x is [M, D]."""
 
-    expert_of_block: Array  # int32[M / USED_ROWS]
+    expert_of_block: Array  # int32[M / block]
     used: Array  # int32 scalar
+    block: int  # rows per block
 
     def through(self, mlp: Callable[..., Array], x_MxD: Array, *weights_ExDxF: Array) -> Array:
         """mlp(rows, *matrices of their expert) for the blocks in use: float[M, D] -> float[M, D]."""
 
-        def compute(block: Array, y_MxD: Array) -> Array:
-            start, expert = block * USED_ROWS, self.expert_of_block[block]
-            rows = jax.lax.dynamic_slice_in_dim(x_MxD, start, USED_ROWS)
+        def compute(number: Array, y_MxD: Array) -> Array:
+            start, expert = number * self.block, self.expert_of_block[number]
+            rows = jax.lax.dynamic_slice_in_dim(x_MxD, start, self.block)
             y = mlp(rows, *(w[expert] for w in weights_ExDxF))
             return jax.lax.dynamic_update_slice_in_dim(y_MxD, y, start, axis=0)
 

@@ -14,8 +14,7 @@ import math
 import typing
 
 Way = typing.Literal["gather", "exchange", "einsum", "grouped", "ragged", "used"]
-USED_ROWS = 32
-"""Rows per block of `used`: products of so few already run as fast as large ones, and little is empty."""
+_USED_ROWS = 8, 32  # products of 32 rows already run as fast as large ones, and little is empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,12 @@ def grouped_block(choices: int, experts: int) -> int:
     """Rows per block of the grouped product: about half an even share, 16 to 256, a multiple of 16."""
     share = choices // (2 * experts)
     return max(16, min(256, share // 16 * 16))
+
+
+def used_block(choices: int, experts: int) -> int:
+    """Rows per block of `used`: a power of two above one and a half even shares, 8 to 32."""
+    least, most = _USED_ROWS
+    return min(most, max(least, 1 << (3 * choices // (2 * experts)).bit_length()))
 
 
 def grouped_rows(choices: int, experts: int, block: int) -> int:

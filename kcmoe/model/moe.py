@@ -112,7 +112,9 @@ class MoeLayer(nn.Module):
         )
         x_GxTxD = placed(padded.reshape(dispatch.groups, -1, width), self.mesh, "rows")
         logits_GxTxE = Router(config.num_experts, name="router")(x_GxTxD)
-        routing = routing_lib.route(logits_GxTxE, config.num_selected_experts)
+        routing = routing_lib.route(
+            logits_GxTxE, config.num_selected_experts, by_halves=dispatch.way == "used"
+        )
         experts: nn.Module = Experts(config, name="expert")
         y_GxTxD = dispatch(
             x_GxTxD, routing, functools.partial(experts, deterministic=deterministic)
