@@ -5,7 +5,8 @@ This file is copied beside the weights of an exported model; for a dense twin, w
 `custom_generate/generate.py`, which transformers uses if it was loaded with trust_remote_code=True.
 
 Two steps of the search are replaced: how ended beams are scored and kept, and what a running beam can still
-reach. Behind the end stands padding, where transformers repeats the end if the padding's id is 0. All else is
+reach. Greedy search is the same with one beam, but for a `streamer`, to whom no token can be taken back.
+Behind the end stands padding, where transformers repeats the end if the padding's id is 0. All else is
 transformers'.
 """
 
@@ -26,10 +27,17 @@ class BrevityPenalty(GenerationMixin):
     """Scores beams by log-probability / ((5 + tokens) / 6)^`length_penalty` (arXiv:1609.08144, eq. 14)."""
 
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
-        beams = kwargs.get("num_beams") or self.generation_config.num_beams or 1
-        if generation_config is None and beams > 1:
-            kwargs.setdefault("length_penalty", self.generation_config.length_penalty or ALPHA)
-        return super()._prepare_generation_config(generation_config, **kwargs)
+        wanted = kwargs.get("length_penalty", getattr(generation_config, "length_penalty", None))
+        found, others = super()._prepare_generation_config(generation_config, **kwargs)
+        if wanted is None:
+            found.length_penalty = self.generation_config.length_penalty or ALPHA
+        return found, others
+
+    def _sample(self, *args: Any, generation_config: Any, **kwargs: Any) -> Any:
+        """Without sampling T5X's search with one beam, which may also end where the end is the runner-up."""
+        if generation_config.do_sample or kwargs.get("streamer") is not None:
+            return super()._sample(*args, generation_config=generation_config, **kwargs)
+        return self._beam_search(*args, generation_config=generation_config, **kwargs)
 
     def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         found, config = (
@@ -63,7 +71,7 @@ class BrevityPenalty(GenerationMixin):
         return GenerationMixin._check_early_stop_heuristic(length_penalty=0.0, **kwargs)
 
 
-def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+def generate(*args: Any, model: Any, **kwargs: Any) -> Any:
     """transformers' `generate` for a model of theirs, whose beams are scored as T5X does meanwhile."""
     plain = type(model)
     model.__class__ = type(plain.__name__, (BrevityPenalty, plain), {})

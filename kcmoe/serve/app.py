@@ -105,7 +105,7 @@ def make_app(service: Service, *, local: bool) -> ASGIApp:
         return _json({**service.engine.describe(), "limits": bounds})
 
     async def openapi(request: Request) -> Response:
-        return _json(describe(service.limits))
+        return _json(describe(service.limits, service.engine.describe()))
 
     async def preferences(request: Request) -> Response:
         return _json(await service.preferences())

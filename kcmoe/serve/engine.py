@@ -97,7 +97,7 @@ class Engine:
 
     def task(self, name: str | None) -> Task:
         """A task with labels, by default the model's own."""
-        chosen = self.lm.task(name or self.default_task)
+        chosen = self.lm.task(self.default_task if name is None else name)
         self.lm.answers(chosen)
         return chosen
 

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kcmoe import __version__
 from kcmoe.serve.limits import Limits
-from kcmoe.serve.operations import OPERATIONS, Field
+from kcmoe.serve.operations import LARGEST_NUMBER, OPERATIONS, Field
 
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _WHOLE: Schema = {"type": "integer"}
+_FLAG: Schema = {"type": "boolean"}
 _CUT: Schema = {
     "type": "object",
     "description": "only where a text was longer than the model reads: how many tokens it has and how many "
@@ -42,14 +43,11 @@ _ERRORS = {
 }
 
 
-def describe(limits: Limits) -> dict[str, Any]:
-    """The whole description."""
+def describe(limits: Limits, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole description; `about` is `Engine.describe` of the model that is served."""
     paths: dict[str, Any] = {}
     for name, fields in OPERATIONS.items():
-        properties = {field: _schema(one, limits) for field, one in fields.items()}
-        required = [field for field, one in fields.items() if one.required]
-        request = {"type": "object", "properties": properties, "required": required,
-                   "additionalProperties": False}  # fmt: skip
+        request = _request(name, fields, limits, about)
         paths[f"/v1/{name}"] = {
             "post": {
                 "operationId": name,
@@ -76,17 +74,79 @@ def describe(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _schema(field: Field, limits: Limits) -> Schema:
+def _request(
+    operation: str, fields: Mapping[str, Field], limits: Limits, about: Mapping[str, Any]
+) -> Schema:
+    """An object; where rows are of a task, one for each set of tasks with the same columns."""
+    enums = {"beams": about["beams"], "max_tokens": about["new_tokens"]}
+    if "task" not in fields:
+        return _body(
+            {name: _schema(one, limits, enums.get(name)) for name, one in fields.items()}, fields
+        )
+    tasks: dict[tuple[str, ...], list[str | None]] = {}
+    for task in about["tasks"]:
+        tasks.setdefault(tuple(task["columns"]), []).append(task["name"])
+        if operation == "classify" and task["name"] == about["default_task"]:
+            tasks[tuple(task["columns"])].append(None)
+    if operation == "experts":
+        tasks[()] = [None]
+    bodies = [
+        _body(
+            {
+                name: _schema(one, limits, names if name == "task" else None, columns)
+                for name, one in fields.items()
+            },
+            fields,
+            required=["task"] * (None not in names),
+        )
+        for columns, names in tasks.items()
+    ]
+    return {"anyOf": bodies}
+
+
+def _body(
+    properties: Mapping[str, Schema], fields: Mapping[str, Field], required: Sequence[str] = ()
+) -> Schema:
+    needed = [name for name, field in fields.items() if field.required]
+    return {"type": "object", "properties": properties, "required": [*needed, *required],
+            "additionalProperties": False}  # fmt: skip
+
+
+def _schema(
+    field: Field, limits: Limits, enum: Sequence[Any] | None = None, columns: Sequence[str] = ()
+) -> Schema:
     text = {"type": "string", "maxLength": limits.characters}
-    row = {"anyOf": [text, {"type": "array", "items": text},
-                     {"type": "object", "additionalProperties": text}]}  # fmt: skip
+    row = _row(columns, text)
     kinds: Mapping[str, Schema] = {
         "texts": {"type": "array", "items": text, "maxItems": limits.lines},
         "rows": {"type": "array", "items": row, "maxItems": limits.lines},
-        "row": row, "text": text, "whole": _WHOLE, "number": _NUMBER, "flag": {"type": "boolean"},
+        "row": row, "text": _TEXT, "whole": _WHOLE, "flag": _FLAG,
+        "number": {**_NUMBER, "minimum": 0, "maximum": LARGEST_NUMBER},
     }  # fmt: skip
-    default = {} if field.default is None else {"default": field.default}
-    return {**kinds[field.kind], "description": field.help, **default}
+    schema = {**kinds[field.kind], "description": field.help}
+    if not field.required:  # null is as good as nothing
+        schema["type"] = [schema["type"], "null"]
+    if field.default is not None:
+        schema["default"] = field.default
+    if enum is not None:
+        schema["enum"] = [*enum, *([None] if field.kind != "text" and not field.required else ())]
+    return schema
+
+
+def _row(columns: Sequence[str], text: Schema) -> Schema:
+    """A row of a task with these columns; a text where there are none."""
+    named = {
+        "type": "object",
+        "properties": dict.fromkeys(columns, text),
+        "required": [*columns],
+        "additionalProperties": text,
+    }
+    if len(columns) > 1:
+        size = len(columns)
+        return {
+            "anyOf": [{"type": "array", "items": text, "minItems": size, "maxItems": size}, named]
+        }
+    return {"anyOf": [text, named]} if columns else text
 
 
 def _object(**properties: Schema) -> Schema:
@@ -113,11 +173,10 @@ _BEAM = _object(
     text=_TEXT,
     fills={"type": "object", "additionalProperties": _TEXT},
     log_likelihood={**_NUMBER, "description": "of the whole answer; exp of it is its probability"},
-    finished={"type": "boolean", "description": "whether it ended before max_tokens"},
+    finished={**_FLAG, "description": "whether it ended before max_tokens"},
 )
 _SECONDS = {**_NUMBER, "description": "from the last byte of the request to the answer"}
 _SHARES: Schema = {"type": "object", "additionalProperties": _NUMBER}
-_PAIRS = _list(_list({"type": "array", "items": {}}))
 _ANSWERS: Mapping[str, Schema] = {
     "classify": _object(
         task=_TEXT,
@@ -151,9 +210,14 @@ _ANSWERS: Mapping[str, Schema] = {
         embeddings=_list(_object(embedding=_list(_NUMBER), **_NOTES)), seconds=_SECONDS,
     ),
     "experts": _object(
-        pieces=_list(_object(piece=_TEXT, text=_TEXT, prompt={"type": "boolean"})),
+        task={"type": ["string", "null"]},
+        num_experts=_WHOLE,
+        pieces=_list(_object(piece=_TEXT, text=_TEXT, prompt=_FLAG)),
         layers=_list(
-            _object(layer=_TEXT, chosen=_PAIRS, weights=_PAIRS, entropy=_list(_NUMBER), dropped=_PAIRS)
+            _object(
+                layer=_TEXT, chosen=_list(_list(_WHOLE)), weights=_list(_list(_NUMBER)),
+                entropy=_list(_NUMBER), dropped=_list(_list(_FLAG)),
+            )
         ),
         capacity=_object(
             rows=_WHOLE, tokens=_WHOLE, groups=_WHOLE, tokens_per_group=_WHOLE,

@@ -16,6 +16,7 @@ from kcmoe.errors import near_misses
 from kcmoe.serve.errors import ApiError, refused
 from kcmoe.serve.limits import Limits
 
+LARGEST_NUMBER = 1000
 Kind = Literal["texts", "rows", "row", "text", "whole", "number", "flag"]
 
 
@@ -154,8 +155,10 @@ def _check(name: str, field: Field, value: Any, limits: Limits) -> None:
         raise refused(f"{name} is {_named(value)}, not a number", name, "write a number")
     elif field.kind == "whole" and not isinstance(value, int):
         raise refused(f"{name} is {value}, not a whole number", name, "write a whole number")
-    elif not (math.isfinite(value) and 0 <= value <= 1000):
-        raise refused(f"{name} is out of range", name, "write a number from 0 to 1,000")
+    elif not (math.isfinite(value) and 0 <= value <= LARGEST_NUMBER):
+        raise refused(
+            f"{name} is out of range", name, f"write a number from 0 to {LARGEST_NUMBER:,}"
+        )
 
 
 def _check_text(place: str, value: Any, limits: Limits, *, columns: bool) -> None:

@@ -183,7 +183,7 @@ class Service:
         return works, finish
 
     def _experts(self, given: Mapping[str, Any]) -> tuple[Sequence[Work], Any]:
-        task = self.engine.task(given["task"]) if given["task"] else None
+        task = None if given["task"] is None else self.engine.task(given["task"])
         work = self.engine.experts(given["text"], task)
 
         def finish(answers: Sequence[Any]) -> dict[str, Any]:
