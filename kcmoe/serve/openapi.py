@@ -115,15 +115,20 @@ def _body(
 def _schema(
     field: Field, limits: Limits, enum: Sequence[Any] | None = None, columns: Sequence[str] = ()
 ) -> Schema:
-    text = {"type": "string", "maxLength": limits.characters}
-    row = _row(columns, text)
+    row = _row(columns)
+    # Bounds are said in words: what is beyond them is answered with 413, as too large, not as wrong.
+    bounds = {
+        "texts": f" (at most {limits.lines:,}, each of at most {limits.characters:,} characters)",
+        "row": f" (at most {limits.characters:,} characters)",
+    }
+    bounds["rows"] = bounds["texts"]
     kinds: Mapping[str, Schema] = {
-        "texts": {"type": "array", "items": text, "maxItems": limits.lines},
-        "rows": {"type": "array", "items": row, "maxItems": limits.lines},
+        "texts": {"type": "array", "items": _TEXT},
+        "rows": {"type": "array", "items": row},
         "row": row, "text": _TEXT, "whole": _WHOLE, "flag": _FLAG,
         "number": {**_NUMBER, "minimum": 0, "maximum": LARGEST_NUMBER},
     }  # fmt: skip
-    schema = {**kinds[field.kind], "description": field.help}
+    schema = {**kinds[field.kind], "description": field.help + bounds.get(field.kind, "")}
     if not field.required:  # null is as good as nothing
         schema["type"] = [schema["type"], "null"]
     if field.default is not None:
@@ -133,20 +138,20 @@ def _schema(
     return schema
 
 
-def _row(columns: Sequence[str], text: Schema) -> Schema:
+def _row(columns: Sequence[str]) -> Schema:
     """A row of a task with these columns; a text where there are none."""
     named = {
         "type": "object",
-        "properties": dict.fromkeys(columns, text),
+        "properties": dict.fromkeys(columns, _TEXT),
         "required": [*columns],
-        "additionalProperties": text,
+        "additionalProperties": _TEXT,
     }
     if len(columns) > 1:
         size = len(columns)
         return {
-            "anyOf": [{"type": "array", "items": text, "minItems": size, "maxItems": size}, named]
+            "anyOf": [{"type": "array", "items": _TEXT, "minItems": size, "maxItems": size}, named]
         }
-    return {"anyOf": [text, named]} if columns else text
+    return {"anyOf": [_TEXT, named]} if columns else _TEXT
 
 
 def _object(**properties: Schema) -> Schema:
