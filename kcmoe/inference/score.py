@@ -16,8 +16,8 @@ from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.model.layers import product
 from kcmoe.tree import nested
 
-# Decoder positions computed at once. XLA for CPUs takes other kernels, with other bits, for few of them, so
-# a line alone is computed in a part as large as those of many lines. Larger parts are no faster.
+# Decoder positions computed at once on CPUs. XLA takes other kernels there, with other bits, for few of them,
+# so a line alone is computed in a part as large as those of many lines. Larger parts are no faster.
 _POSITIONS = 48
 
 
@@ -97,7 +97,11 @@ def label_log_likelihoods(
         chosen = logits[:, nodes, targets] - jax.nn.logsumexp(logits, axis=-1)[:, nodes]
         return jnp.sum(jnp.where(targets > 0, chosen, 0.0), axis=-1)
 
-    return _in_parts(some_rows, (encoded, encoder_input_tokens), _POSITIONS // ids.shape[0])
+    rows = encoded, encoder_input_tokens
+    dispatch: str = model.config.dispatch  # "used" is `inference_config`'s, on CPUs
+    if dispatch != "used":
+        return some_rows(rows)
+    return _in_parts(some_rows, rows, _POSITIONS // ids.shape[0])
 
 
 def _in_parts(function: Callable[[Any], Array], rows: Any, most: int) -> Array:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -180,9 +181,11 @@ def test_leading_padding_moves_behind(toy):
     assert padded_first, "the case must contain what it is about"
 
 
-def test_label_scores_are_those_of_each_label_alone(toy):
+@pytest.mark.parametrize("dispatch", ["auto", "used"])  # all rows at once, and in parts
+def test_label_scores_are_those_of_each_label_alone(toy, dispatch):
     """Labels share a row and what they begin with; the numbers are as if each had been decoded alone."""
     model, params, inputs = toy
+    model = EncoderDecoder(dataclasses.replace(model.config, dispatch=dispatch))
     labels = [[4, 1], [1], [5, 3, 1], [5, 4, 1]]
     together = label_log_likelihoods(model, params, inputs, *LabelTree.of(labels).arrays)
     assert together.shape == (len(inputs), 4)
