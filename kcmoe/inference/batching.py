@@ -4,13 +4,14 @@
 Sequences are sorted into a few fixed shapes, so that short lines are not computed as long ones. Every length
 has one shape, its number of rows included, and missing rows are filled with copies. So each line is computed
 by the same program whatever stands around it; with dropless routing (`inference_config`) its result is then
-the same bit for bit. Ids in, numbers and ids out; texts are `predict.py`'s.
+the same bit for bit. Few lines are computed in fewer rows, by a program that was seen to give the same bits
+(`few.py`). Ids in, numbers and ids out; texts are `predict.py`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,9 @@ _CPU_TOKENS, _CPU_TOKENS_LARGE, _ACCELERATOR_TOKENS = 1024, 256, 16384
 _LARGE_PARAMETERS = 100_000_000
 _EOS = 1
 _IN_FLIGHT = 2  # batches dispatched before the first result is fetched
+# One line alone need not wait for a whole batch of copies, where a smaller one gives the same bits. From some
+# 64 tokens on, and from two rows on, XLA's CPU programs mostly do; each is tried before it is used.
+_FEW_LINES, _FEW_TOKENS, _FEW_BATCHES = 16, 64, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class PaddedBatch:
 
     Attributes:
       indices: int64 [n], positions in the caller's order of the rows that count, n <= rows.
-      rows: rows to compute, a function of `lengths` alone.
+      rows: rows to compute.
       lengths: tokens per row of each kind of sequence, e.g. inputs and targets.
     """
 
@@ -93,6 +97,15 @@ def rows_of(lengths: Sequence[int], tokens: int) -> int:
     """Rows of a batch with these lengths: as many as `tokens` hold, by fours, at least 1."""
     rows = max(1, tokens // sum(lengths))
     return rows if rows < 4 else rows // 4 * 4
+
+
+def few_rows(batch: PaddedBatch) -> list[int]:
+    """Numbers of rows to try for a batch that has few lines, the smallest first; none where it has many."""
+    least = 1 << (-(-_FEW_TOKENS // sum(batch.lengths)) - 1).bit_length()
+    if sum(batch.lengths) < _FEW_TOKENS:
+        least = max(least, 2)
+    found = [rows for rows in (least, 2 * least) if 2 * rows <= batch.rows]
+    return found if found and len(batch.indices) <= _FEW_BATCHES * found[-1] else []
 
 
 def batches(
@@ -157,12 +170,14 @@ class BatchedModel:
       longest: tokens of the longest input.
       tokens: about how many input tokens to compute at once.
       shapes: lengths to which sequences are filled up; few where compiling costs more than padding.
+      patience: see `Compute.few`.
     """
 
     model: Compute
     longest: int
     tokens: int
     shapes: Sequence[int] = LENGTHS
+    patience: int | None = 20
 
     def rank(self, inputs: Ids, labels: Ids, advance: Advance | None = None) -> np.ndarray:
         """Log-likelihood of every label for every input; each input is encoded once.
@@ -175,29 +190,59 @@ class BatchedModel:
         Returns:
           float32 [N, K].
         """
-        tree = LabelTree.of(labels).arrays
-
-        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
-            return batch.pad(inputs), *tree
-
-        scores = np.zeros((len(inputs), len(labels)), np.float32)
-        plan = batches(_lengths(inputs), [self.longest], self.tokens, self.shapes)
-        for batch, values in self._results("rank", plan, arrays, advance):
-            scores[batch.indices] = values[: len(batch.indices)]
-        return scores
+        found = np.zeros((len(inputs), len(labels)), np.float32)
+        given = _Given("rank", [inputs], [self.longest], LabelTree.of(labels).arrays, {})
+        for indices, values in self._results(given, advance):
+            found[indices] = values
+        return found
 
     def score(self, inputs: Ids, targets: Ids, longest_target: int) -> np.ndarray:
         """Log-likelihood of `targets[i]` (with EOS) for `inputs[i]` -> float32 [N]."""
+        found = np.zeros(len(inputs), np.float32)
+        given = _Given("score", [inputs, targets], [self.longest, longest_target], (), {})
+        for indices, values in self._results(given):
+            found[indices] = values
+        return found
 
-        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
-            return batch.pad(inputs), batch.pad(targets, kind=1)
+    def embed(self, inputs: Ids) -> list[np.ndarray]:
+        """The vector of each input, see `kcmoe.inference.embed` -> N of float32 [D]."""
+        found: list[Any] = [None] * len(inputs)
+        for indices, values in self._results(_Given("embed", [inputs], [self.longest], (), {})):
+            for index, vector in zip(indices, values, strict=True):
+                found[index] = vector
+        return found
 
-        scores = np.zeros(len(inputs), np.float32)
-        lengths = np.concatenate([_lengths(inputs), _lengths(targets)], axis=1)
-        plan = batches(lengths, (self.longest, longest_target), self.tokens, self.shapes)
-        for batch, values in self._results("score", plan, arrays):
-            scores[batch.indices] = values[: len(batch.indices)]
-        return scores
+    def search(
+        self,
+        inputs: Ids,
+        max_tokens: int,
+        *,
+        beam_size: int = 1,
+        alpha: float = 0.6,
+        end: int = _EOS,
+        advance: Advance | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All beams of a search for the best targets, the best last.
+
+        Args:
+          inputs: N sequences with EOS, none longer than `longest`.
+          max_tokens: most tokens of a target.
+          beam_size: number of beams; 1 is greedy.
+          alpha: strength of the brevity penalty.
+          end: a token that ends a target as EOS does.
+          advance: told the number of inputs done.
+
+        Returns:
+          int32 [N, beams, max_tokens], 0 after the end; float32 [N, beams], their scores.
+        """
+        rest = np.asarray(alpha, np.float32), np.array([_EOS, end], np.int32)
+        settings = {"max_decode_len": max_tokens, "beam_size": beam_size}
+        given = _Given("search", [inputs], [self.longest], rest, settings)
+        ids = np.zeros((len(inputs), beam_size, max_tokens), np.int32)
+        scores = np.zeros((len(inputs), beam_size), np.float32)
+        for indices, values in self._results(given, advance, max(1, self.tokens // beam_size)):
+            ids[indices], scores[indices] = values
+        return ids, scores
 
     def generate(
         self,
@@ -208,33 +253,61 @@ class BatchedModel:
         alpha: float = 0.6,
         advance: Advance | None = None,
     ) -> np.ndarray:
-        """The best target of each input by beam search -> int32 [N, max_tokens], 0 after EOS."""
-        strength, ends = np.asarray(alpha, np.float32), np.array([_EOS, _EOS], np.int32)
-
-        def arrays(batch: PaddedBatch) -> tuple[np.ndarray, ...]:
-            return batch.pad(inputs), strength, ends
-
-        found = np.zeros((len(inputs), max_tokens), np.int32)
-        tokens = max(1, self.tokens // beam_size)
-        plan = batches(_lengths(inputs), [self.longest], tokens, self.shapes)
-        settings = {"max_decode_len": max_tokens, "beam_size": beam_size}
-        for batch, (best_last, _) in self._results("search", plan, arrays, advance, **settings):
-            found[batch.indices] = best_last[: len(batch.indices), -1]
-        return found
+        """The best target of each input by `search` -> int32 [N, max_tokens], 0 after EOS."""
+        found, _ = self.search(
+            inputs, max_tokens, beam_size=beam_size, alpha=alpha, advance=advance
+        )
+        return found[:, -1]
 
     def _results(
-        self,
-        name: str,
-        plan: Sequence[PaddedBatch],
-        arrays: Callable[[PaddedBatch], tuple[np.ndarray, ...]],
-        advance: Advance | None = None,
-        **settings: Any,
-    ) -> Iterator[tuple[PaddedBatch, Any]]:
-        """`run` of the function `name`, whose programs are made ready together."""
-        one_of_each = {batch.lengths: batch for batch in plan}.values()
-        self.model.prepare(Call.of(name, arrays(batch), settings) for batch in one_of_each)
-        return run(plan, lambda batch: self.model(name, *arrays(batch), **settings), advance)
+        self, given: _Given, advance: Advance | None = None, tokens: int | None = None
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Places in the caller's order, and what was computed for them; programs are made ready together."""
+        lengths = np.stack([[len(ids) for ids in one] for one in given.sequences], axis=1)
+        plan = batches(lengths, given.longest, tokens or self.tokens, self.shapes)
+        if len(lengths) <= _FEW_LINES:
+            plan = [part for batch in plan for part in self._few(given, batch)]
+        one_of_each = {(batch.lengths, batch.rows): batch for batch in plan}.values()
+        self.model.prepare(
+            Call.of(given.name, given.arrays(batch), given.settings) for batch in one_of_each
+        )
+
+        def compute(batch: PaddedBatch) -> Any:
+            return self.model(given.name, *given.arrays(batch), **given.settings)
+
+        for batch, values in run(plan, compute, advance):
+            count = len(batch.indices)
+            if isinstance(values, tuple):
+                yield batch.indices, tuple(value[:count] for value in values)
+            else:
+                yield batch.indices, values[:count]
+
+    def _few(self, given: _Given, batch: PaddedBatch) -> list[PaddedBatch]:
+        """`batch` as smaller ones, where it has few lines and that gives the same bits sooner."""
+        candidates = few_rows(batch)
+        if not candidates:
+            return [batch]
+        rows = self.model.few(
+            given.name, given.arrays(batch), candidates, self.patience, **given.settings
+        )
+        if not rows or len(batch.indices) > _FEW_BATCHES * rows:
+            return [batch]
+        return [
+            PaddedBatch(batch.indices[start : start + rows], rows, batch.lengths)
+            for start in range(0, len(batch.indices), rows)
+        ]
 
 
-def _lengths(sequences: Ids) -> np.ndarray:
-    return np.array([len(ids) for ids in sequences], np.int64).reshape(-1, 1)
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """What one function is to compute: some kinds of sequences, and arrays that all rows share."""
+
+    name: str
+    sequences: Sequence[Ids]
+    longest: Sequence[int]
+    rest: tuple[np.ndarray, ...]
+    settings: Mapping[str, Any]
+
+    def arrays(self, batch: PaddedBatch) -> tuple[np.ndarray, ...]:
+        padded = (batch.pad(ids, kind) for kind, ids in enumerate(self.sequences))
+        return *padded, *self.rest

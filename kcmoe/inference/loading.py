@@ -26,7 +26,8 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
 from kcmoe.inference import expected
-from kcmoe.inference.compute import Compute, Jitted, Programs
+from kcmoe.inference.compute import Compute, Jitted
+from kcmoe.inference.programs import Programs
 from kcmoe.inference.runtime import Runtime, computes_on_cpu
 from kcmoe.io import compilation_cache
 from kcmoe.io.remote import is_remote

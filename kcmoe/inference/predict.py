@@ -64,9 +64,10 @@ class LanguageModel:
       batched: the model with its parameters, for ids.
     """
 
-    def __init__(self, loaded: loading.Loaded):
+    def __init__(self, loaded: loading.Loaded, **settings: Any):
         self.loaded = loaded
-        self.batched = BatchedModel(loaded.compute, loaded.lengths["inputs"], loaded.tokens)
+        longest, tokens = loaded.lengths["inputs"], loaded.tokens
+        self.batched = BatchedModel(loaded.compute, longest, tokens, **settings)
 
     @functools.cached_property
     def model(self) -> EncoderDecoder:

@@ -67,6 +67,7 @@ class Batcher:
       limits: bounds of the queue and of the wait for company.
       observe: told (kind, lines, seconds, program was compiled) after each batch.
       forget: drops all compiled programs, whose number clients could otherwise raise without end.
+      improve: given works of one compiled program when nobody waits for another, to make it faster.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class Batcher:
         limits: Limits,
         observe: Callable[[str, int, float, bool], object] = lambda *_: None,
         forget: Callable[[], object] = lambda: None,
+        improve: Callable[[Key, Sequence[Work]], object] = lambda *_: None,
     ):
         self._compute, self._rows, self._limits = compute, rows, limits
-        self._observe, self._forget = observe, forget
+        self._observe, self._forget, self._improve = observe, forget, improve
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._warm: set[tuple[Any, ...]] = set()
         self._spare: collections.deque[Work] = collections.deque()
+        self._slow: collections.deque[Work] = collections.deque()  # one of each program to improve
         self._queued_cost = 0
         self._cost_s = 0.01  # seconds per unit of cost, a moving average
         self._picks = 0
@@ -198,6 +201,9 @@ class Batcher:
     def _run(self, lane: Lane) -> None:
         while (taken := self._take(lane)) is not None:
             key, members, works = taken
+            if not works:
+                self._make_faster()
+                continue
             started_s = time.monotonic()
             error: ApiError | None = None
             try:
@@ -209,8 +215,15 @@ class Batcher:
             seconds = time.monotonic() - started_s
             self._deliver(lane, key, members, works, answers, error, seconds)
 
+    def _make_faster(self) -> None:
+        work = self._slow.popleft()
+        try:
+            self._improve(work.key, [work])
+        except Exception:  # it works as it is
+            _log.exception("%s cannot be made faster", work.key)
+
     def _take(self, lane: Lane) -> tuple[Key, list[tuple[_Job, int]], list[Work]] | None:
-        """The next batch of a lane, when there is one; None at the end."""
+        """The next batch of a lane, when there is one, or none of a program to improve; None at the end."""
         with self._changed:
             while not self._stopped:
                 first = self._choose(lane)
@@ -220,6 +233,8 @@ class Batcher:
                         if work.key.program not in self._warm:
                             return work.key, [], [work]
                         continue
+                    if lane == "cold" and self._slow:
+                        return self._slow[0].key, [], []
                     self._changed.wait()
                     continue
                 job, key = first
@@ -283,9 +298,11 @@ class Batcher:
         with self._changed:
             if lane == "cold" and error is None:
                 self._warm.add(key.program)
+                self._slow.append(works[0])
                 crowded = len(self._warm) > self._limits.programs
                 if crowded:
                     self._warm.clear()
+                    self._slow.clear()
             elif lane != "cold":
                 self._cost_s += 0.1 * (seconds / cost - self._cost_s)
             for position, (job, index) in enumerate(members):

@@ -19,7 +19,6 @@ from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
 from kcmoe.inference import batching
 from kcmoe.inference import texts as texts_lib
-from kcmoe.inference.compute import fetched
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.io import resources
 from kcmoe.model.cpu import memory
@@ -32,6 +31,7 @@ LONGEST_TARGET = 512  # tokens of a target, as `LanguageModel.score` takes
 _NO_BEAM = -5e6  # the search gives places that no beam took far less
 _SAMPLES = "kcmoe/samples/comments.txt"
 BEAMS = (1, 2, 4, 8)  # each is a program of its own, so there are a few of them
+_LONGEST_TRIED = 32  # tokens; to try a longer search would keep a processor busy for many seconds
 NEW_TOKENS = (8, 16, 32, 64, 128, 256)
 
 
@@ -39,7 +39,8 @@ class Engine:
     """A `LanguageModel` as the server uses it; may be called from several threads."""
 
     def __init__(self, lm: LanguageModel):
-        self.lm = lm
+        # Nobody's lines wait for a program that would only be faster: `improve` makes those.
+        self.lm = LanguageModel(lm.loaded, patience=None)
         self.vocabulary = lm.loaded.vocabulary
         self.longest = lm.loaded.lengths["inputs"]
         self.sparse_layers = lm.loaded.config.sparse_layers("encoder")
@@ -273,25 +274,33 @@ class Engine:
 
     def compute(self, key: Key, works: Sequence[Work]) -> list[Any]:
         """The answers of at most `rows(key)` lines of one key, in order."""
+        return self._computed(self.lm, key, works)
+
+    def improve(self, key: Key, works: Sequence[Work]) -> None:
+        """Makes ready what computes few lines of this key sooner, if anything does; takes seconds once."""
+        long = key.kind == "generate" and key.options[1] > _LONGEST_TRIED
+        if key.kind in ("classify", "generate", "score", "embed") and not long:
+            self._computed(LanguageModel(self.lm.loaded, patience=0), key, works)
+            memory.trim()  # loading a program leaves as much behind as it takes
+
+    def _computed(self, lm: LanguageModel, key: Key, works: Sequence[Work]) -> list[Any]:
         inputs = [work.ids[0] for work in works]
         if key.kind == "classify":
-            return list(self.lm.classify_ids(inputs, self.lm.task(key.options[0])))
-        batch = batching.PaddedBatch(np.arange(len(works)), self.rows(key), key.lengths)
+            return list(lm.classify_ids(inputs, lm.task(key.options[0])))
         if key.kind == "generate":
-            return self._generate(key, batch, inputs)
+            return self._generate(lm, key, inputs)
         if key.kind == "score":
-            return self._score(works)
+            targets = [work.ids[1] for work in works]
+            return [float(one) for one in lm.batched.score(inputs, targets, LONGEST_TARGET)]
         if key.kind == "embed":
-            rows = fetched(self.lm.loaded.compute("embed", batch.pad(inputs)))
-            return list(rows[: len(works)])
+            return lm.batched.embed(inputs)
         from kcmoe.serve import experts  # imports JAX, as the kinds above need not
 
         if key.kind == "sample":
-            return experts.choices(self.lm, batch.pad(inputs))[: len(works)]
+            batch = batching.PaddedBatch(np.arange(len(works)), self.rows(key), key.lengths)
+            return experts.choices(lm, batch.pad(inputs))[: len(works)]
         rows_beside = batching.rows_of(key.lengths, self.lm.loaded.tokens) - 1
-        return [
-            experts.text_map(self.lm, inputs[0], key.lengths[0], self._sample_ids()[:rows_beside])
-        ]
+        return [experts.text_map(lm, inputs[0], key.lengths[0], self._sample_ids()[:rows_beside])]
 
     def forget(self) -> None:
         """Drops every compiled program from memory; the next batch of each reads it from disk again."""
@@ -300,29 +309,22 @@ class Engine:
             sys.modules["jax"].clear_caches()
         memory.trim()
 
-    def _score(self, works: Sequence[Work]) -> list[float]:
-        inputs, targets = ([work.ids[kind] for work in works] for kind in (0, 1))
-        scores = self.lm.batched.score(inputs, targets, LONGEST_TARGET)
-        return [float(score) for score in scores]
-
     def _generate(
-        self, key: Key, batch: batching.PaddedBatch, inputs: Sequence[Sequence[int]]
+        self, lm: LanguageModel, key: Key, inputs: Sequence[Sequence[int]]
     ) -> list[list[dict[str, Any]]]:
         """Per line its beams, the best first; the best is what `LanguageModel.generate` returns."""
         (beams, longest), (alpha, end) = key.options, key.values
-        ends = np.array([self.vocabulary.eos_id, end], np.int32)
-        strength = np.asarray(alpha, np.float32)
-        settings = {"max_decode_len": longest, "beam_size": beams}
-        tokens, scores = fetched(
-            self.lm.loaded.compute("search", batch.pad(inputs), strength, ends, **settings)
+        tokens, scores = lm.batched.search(
+            inputs, longest, beam_size=beams, alpha=alpha, end=int(end)
         )
+        ends = np.array([self.vocabulary.eos_id, end], np.int32)
         found = []
         for row, row_scores in zip(tokens, scores, strict=True):
             pairs = list(zip(row[::-1], row_scores[::-1], strict=True))
             found.append(
                 [self._beam(ids, float(s), alpha, ends) for ids, s in pairs if s > _NO_BEAM]
             )
-        return found[: len(inputs)]
+        return found
 
     def _beam(
         self, ids: np.ndarray, score: float, alpha: float, ends: np.ndarray

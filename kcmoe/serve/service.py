@@ -37,7 +37,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits):
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.batcher = Batcher(
-            engine.compute, engine.rows, limits, self.metrics.batch, engine.forget
+            engine.compute, engine.rows, limits, self.metrics.batch, engine.forget, engine.improve
         )
         # JSON and cutting text into pieces take a while for large requests: not on the event loop.
         # A small request does not wait for the large ones there.

@@ -65,6 +65,25 @@ def test_rows_come_by_fours_within_the_tokens(
     assert batching.rows_of(lengths, tokens) == expected
 
 
+@pytest.mark.parametrize(
+    ("lengths", "rows", "lines", "expected"),
+    [
+        ((40,), 24, 1, [2, 4]),
+        ((16,), 64, 1, [4, 8]),
+        ((24,), 40, 1, [4, 8]),
+        ((64,), 16, 1, [1, 2]),
+        ((512,), 2, 1, [1]),
+        ((512,), 1, 1, []),  # nothing smaller
+        ((40,), 24, 13, []),  # three batches are no faster than one of all rows
+        ((20, 20), 24, 12, [2, 4]),
+    ],
+)
+def test_few_lines_may_be_computed_in_few_rows(
+    lengths: tuple[int, ...], rows: int, lines: int, expected: list[int]
+) -> None:
+    assert batching.few_rows(batching.PaddedBatch(np.arange(lines), rows, lengths)) == expected
+
+
 def test_pad_fills_missing_rows_with_the_first() -> None:
     batch = batching.PaddedBatch(np.array([2, 0]), 3, (4,))
     padded = batch.pad([[5, 1], [9, 9, 9, 1], [7, 8, 1]])

@@ -66,6 +66,29 @@ def test_lines_of_many_requests_share_batches_by_program() -> None:
     queue.stop()
 
 
+def test_programs_are_made_faster_when_nobody_waits_for_another() -> None:
+    computer, improved = Computer(), list[Key]()
+    done = threading.Event()
+
+    def improve(key: Key, some: Sequence[Work]) -> None:
+        improved.append(key)
+        assert [work.key for work in some] == [key]
+        if len(improved) == 2:
+            done.set()
+        raise RuntimeError("no harm is done")
+
+    queue = Batcher(computer, lambda key: ROWS, Limits(), improve=improve)
+
+    async def ask() -> None:
+        for length in (16, 32, 16, 32):
+            await queue.submit(works(1, length=length))
+
+    asyncio.run(ask())
+    assert done.wait(10)
+    assert sorted(key.lengths for key in improved) == [(16,), (32,)]
+    queue.stop()
+
+
 def test_a_small_request_does_not_wait_for_a_large_one() -> None:
     computer = Computer(0.02)
     queue = batcher(computer, window_ms=1.0)

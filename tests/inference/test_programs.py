@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kcmoe.inference.compute import Call, Jitted, Programs, fetched
+from kcmoe.inference.compute import Call, Jitted, fetched
 from kcmoe.inference.predict import LanguageModel
+from kcmoe.inference.programs import Programs
 from kcmoe.inference.runtime import Runtime, computes_on_cpu
 from kcmoe.io.kept import Kept
 
