@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import random
 import sys
 import time
@@ -133,6 +134,9 @@ def main() -> None:
         "--pause_s", type=float, default=0.01, help="mean, between a client's requests"
     )
     args = parser.parse_args()
+    logging.getLogger("asyncio").setLevel(
+        logging.ERROR
+    )  # it warns of sockets that the clients drop on purpose
     process, port = start(args.checkpoint)
     try:
         found = asyncio.run(soak(port, process.pid, args))

@@ -104,6 +104,9 @@ class Programs:
                 entries = self._config.num_embeddings
                 kept = b"%d" % few.same_bits(compute, call, arrays, candidates, entries)
                 self._kept.keep(facts, kept)
+                for rows, other in zip(candidates, few.calls(call, candidates)[1:], strict=True):
+                    if rows != int(kept):
+                        self._ready.pop(other, None)
             self._few[call] = int(kept)
             return self._few[call]
         finally:

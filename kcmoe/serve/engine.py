@@ -31,7 +31,6 @@ LONGEST_TARGET = 512  # tokens of a target, as `LanguageModel.score` takes
 _NO_BEAM = -5e6  # the search gives places that no beam took far less
 _SAMPLES = "kcmoe/samples/comments.txt"
 BEAMS = (1, 2, 4, 8)  # each is a program of its own, so there are a few of them
-_LONGEST_TRIED = 32  # tokens; to try a longer search would keep a processor busy for many seconds
 NEW_TOKENS = (8, 16, 32, 64, 128, 256)
 
 
@@ -278,10 +277,13 @@ class Engine:
 
     def improve(self, key: Key, works: Sequence[Work]) -> None:
         """Makes ready what computes few lines of this key sooner, if anything does; takes seconds once."""
-        long = key.kind == "generate" and key.options[1] > _LONGEST_TRIED
-        if key.kind in ("classify", "generate", "score", "embed") and not long:
+        if key.kind in (
+            "classify",
+            "score",
+            "embed",
+        ):  # of searches few can be, and trying takes long
             self._computed(LanguageModel(self.lm.loaded, patience=0), key, works)
-            memory.trim()  # loading a program leaves as much behind as it takes
+        memory.trim()  # making a program ready leaves as much behind as it takes
 
     def _computed(self, lm: LanguageModel, key: Key, works: Sequence[Work]) -> list[Any]:
         inputs = [work.ids[0] for work in works]

@@ -25,7 +25,8 @@ class Limits:
       body_s: time in which a body must have arrived; 408.
       answer_s: time from the last byte of a request to its answer; 503.
       connections: open at once; 503.
-      programs: compiled and held at once, about 35 MB each at tiny; beyond it all are dropped.
+      programs: compiled and held at once, about 35 MB each at tiny, with the one for few lines beside it;
+        beyond it all are dropped.
       window_ms: how long a line waits for others of its length.
     """
 
