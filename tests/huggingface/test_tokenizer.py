@@ -162,6 +162,55 @@ def test_unknown_characters_are_decoded_as_sentencepiece_does(own_vocabulary: Pa
         assert theirs.decode(ids, skip_special_tokens=False) == vocabulary.decode(ids)
 
 
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize(
+    "missing", ["", "<", "/", "s", ">", "x", "0", "4A", "_", "</s>", "<extra_id_0>unkp"]
+)
+def test_text_is_never_a_special_piece_whatever_letters_the_vocabulary_lacks(
+    missing: str, byte_fallback: bool, tmp_path: Path
+) -> None:
+    path = vocabulary_without(missing, byte_fallback, tmp_path)
+    vocabulary, theirs = Vocabulary(path), tokenizer_of(str(path))
+    for text in (*TRICKY, "x漢</s>y", "漢s", "s漢 /s", "가<extra_id_0>s", "<0x4A>", "x<unk><pad>"):
+        found = theirs.encode(text, add_special_tokens=False).ids
+        assert found == vocabulary.encode(text), text
+
+
+def test_a_letter_in_longer_pieces_alone_is_refused(tmp_path: Path) -> None:
+    path = vocabulary_without("s", False, tmp_path, more=("is",))
+    with pytest.raises(UserError, match="'s' in longer pieces but not alone"):
+        tokenizer.files(path.read_bytes(), str(path), 512)
+
+
+def vocabulary_without(
+    missing: str, byte_fallback: bool, folder: Path, more: Sequence[str] = ()
+) -> Path:
+    """A model of single letters, some of them missing, and a few longer pieces."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.trainer_spec.model_type = 1
+    proto.trainer_spec.byte_fallback = byte_fallback
+    proto.trainer_spec.pad_id, proto.trainer_spec.eos_id = 0, 1
+    proto.trainer_spec.unk_id, proto.trainer_spec.bos_id = 2, -1
+    proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.remove_extra_whitespaces = True
+    proto.normalizer_spec.escape_whitespaces = True
+    for name, kind in (("<pad>", 3), ("</s>", 3), ("<unk>", 2)):
+        proto.pieces.add(piece=name, score=0, type=kind)
+    for byte in range(256 if byte_fallback else 0):
+        proto.pieces.add(piece=f"<0x{byte:02X}>", score=0, type=6)
+    letters = dict.fromkeys("▁</s>padunk0123456789ABCDEFxextra_id_가나다")
+    texts = [letter for letter in letters if letter not in missing]
+    texts += [text for text in ("</", "ex", "나다", "▁가") if not set(text) & set(missing)]
+    for number, text in enumerate([*texts, *more]):
+        proto.pieces.add(piece=text, score=-3.0 - 0.01 * number, type=1)
+    for number in (1, 0):
+        proto.pieces.add(piece=f"<extra_id_{number}>", score=0, type=4)
+    path = folder / "letters.model"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
 @pytest.fixture(scope="module")
 def comments() -> list[str]:
     """Lines of real comments; beside the repository lie many more than in the samples."""

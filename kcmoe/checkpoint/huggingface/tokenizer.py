@@ -5,9 +5,11 @@ The parts are those of the `tokenizers` library (tested with 0.23). What Sentenc
 spelt out as steps: normalisation table, spaces, dummy prefix, best segmentation, bytes for what is unknown.
 
 Differences from SentencePiece:
-- NFC goes first: the library's table cannot match the three-letter spellings of decomposed Hangul.
+- NFC goes first where the model composes letters: the library's table cannot match the three-letter
+  spellings of decomposed Hangul.
 - No piece that is not text can be typed: control, byte and sentinel pieces have so low a score that no
-  segmentation takes them, and no token is added that would be looked for before segmentation.
+  segmentation takes them, and no token is added that would be looked for before segmentation. An unknown
+  character costs even more there, so where a name has one, such characters are cut out of a text first.
 - Where two segmentations have the same score, either may be taken.
 """
 
@@ -27,7 +29,7 @@ _UNIGRAM = 1  # TrainerSpec.ModelType
 # Far below what the letters of such a piece cost one by one, so that no segmentation takes it.
 _NEVER = -100_000.0
 _SENTINEL = re.compile(r"▁?<(?:extra_id_|unused)(\d+)>")
-_SPACE = "▁"
+_SPACE, _UNKNOWN = "▁", "\U0010ffff"  # the last character of all, which stands for none
 
 
 def files(model: bytes, path: str, max_length: int) -> dict[str, bytes]:
@@ -54,7 +56,7 @@ def files(model: bytes, path: str, max_length: int) -> dict[str, bytes]:
         )
     pieces = list(_pieces(proto, path))
     return {
-        FILE: _json(_tokenizer(proto, pieces)),
+        FILE: _json(_tokenizer(proto, pieces, path)),
         CONFIG_FILE: _json(_config(pieces, max_length)),
     }
 
@@ -88,15 +90,18 @@ def _score(piece: Any, best: float) -> float:
     return float(piece.score) if piece.type == _NORMAL else _NEVER
 
 
-def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
-    eos = pieces[1][0]
+def _tokenizer(proto: Any, pieces: list[tuple[str, float]], path: str) -> dict[str, Any]:
+    eos, in_bytes = pieces[1][0], bool(proto.trainer_spec.byte_fallback)
+    normalizers, unknown = _normalizers(proto), _unknown(proto, pieces, path)
+    if unknown and not in_bytes:  # many together are one unknown piece in SentencePiece, too
+        normalizers.append(_replace({"Regex": f"{unknown}+"}, _UNKNOWN))
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": _normalizers(proto)},
-        "pre_tokenizer": _metaspace(),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": _pre_tokenizer(unknown if in_bytes else ""),
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [_sequence("A", 0), _special(eos, 0)],
@@ -119,22 +124,31 @@ def _tokenizer(proto: Any, pieces: list[tuple[str, float]]) -> dict[str, Any]:
             "type": "Unigram",
             "unk_id": 2,
             "vocab": [[name, score] for name, score in pieces],
-            "byte_fallback": bool(proto.trainer_spec.byte_fallback),
+            "byte_fallback": in_bytes,
         },
     }
 
 
 def _normalizers(proto: Any) -> list[dict[str, Any]]:
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(proto.SerializeToString())
     spec = proto.normalizer_spec
-    steps: list[dict[str, Any]] = [{"type": "NFC"}]
+    steps: list[dict[str, Any]] = []
+    if "가" in processor.Normalize(
+        "\u1100\u1161"
+    ):  # decomposed; a model without such rules keeps it so
+        steps.append({"type": "NFC"})
     if spec.precompiled_charsmap:
         table = base64.b64encode(spec.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": table})
-        if _composes_letters(proto):
+        if "게" in processor.Normalize("ㄱㅔ"):  # a rule of two letters, which the library splits
             steps.append({"type": "NFC"})
     if spec.remove_extra_whitespaces:
-        steps.append(_replace({"Regex": r"\A[ ▁]+|[ ▁]+\z"}, ""))
-        steps.append(_replace({"Regex": r"[ ▁]{2,}"}, " "))
+        space = "[ ▁]" if "▁▁" not in processor.Normalize("a▁▁b") else " "
+        steps.append(_replace({"Regex": rf"\A{space}+|[ ▁]+\z"}, ""))
+        steps.append(_replace({"Regex": f"{space}{{2,}}"}, " "))
     steps.append(_replace({"String": " "}, _SPACE))
     if spec.add_dummy_prefix:
         # Metaspace puts a mark only where there is none yet; SentencePiece puts one always.
@@ -142,21 +156,42 @@ def _normalizers(proto: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def _composes_letters(proto: Any) -> bool:
-    """Whether the model reads ㄱㅔ as 게, as NFKC does: a rule of two letters, which the library splits."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(proto.SerializeToString())
-    return "게" in processor.Normalize("ㄱㅔ")
-
-
 def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": dict(pattern), "content": content}
 
 
-def _metaspace() -> dict[str, Any]:
-    return {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": False}
+def _unknown(proto: Any, pieces: list[tuple[str, float]], path: str) -> str:
+    """A pattern of the characters that no piece has, if a special piece's name has one of them, else ""."""
+    texts = [piece.piece for piece in proto.pieces if piece.type == _NORMAL]
+    alone, known = {text for text in texts if len(text) == 1}, {*_SPACE, *"".join(texts)}
+    names = set("".join(name for name, score in pieces if score == _NEVER))
+    if within := (names & known) - alone - {_SPACE}:
+        raise UserError(
+            f"{path} has {min(within)!r} in longer pieces but not alone, so text could become a special "
+            "piece; train it with required_chars"
+        )
+    return f"[^{''.join(_ranges(known))}]" if names - known else ""
+
+
+def _ranges(characters: set[str]) -> Iterator[str]:
+    """The characters as ranges of a regular expression's class."""
+    codes = sorted(map(ord, characters))
+    first = codes[0]
+    for code, following in zip(codes, [*codes[1:], -1], strict=True):
+        if following != code + 1:
+            yield rf"\x{{{first:X}}}-\x{{{code:X}}}"
+            first = following
+
+
+def _pre_tokenizer(cut: str) -> dict[str, Any]:
+    space = {
+        "type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": False
+    }  # fmt: skip
+    if not cut:
+        return space
+    pattern = {"Regex": cut}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [space, split]}
 
 
 def _sequence(name: str, type_id: int) -> dict[str, Any]:
