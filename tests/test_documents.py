@@ -63,7 +63,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return args
 
     def gin_read(*given: Any, **more: Any) -> gin_files.Macros:
-        fields.check_names(parse_gin(*given, **more))
+        fields.check_all(parse_gin(*given, **more))
         raise Parsed
 
     monkeypatch.setattr(arguments.Parser, "parse_args", arguments_read)
@@ -85,7 +85,7 @@ def understood(words: list[str]) -> None:
             files = [w.partition("=")[2] for w in words if w.startswith("--gin_file=")]
             bindings = [w.removeprefix("--gin.") for w in words if w.startswith("--gin.")]
             assert files, "T5X runs nothing without a gin file"
-            fields.check_names(real_parse(files, bindings, foreign=True))
+            fields.check_all(real_parse(files, bindings, foreign=True))
         else:
             assert words[2] == "venv"
     elif words[0] == "python":

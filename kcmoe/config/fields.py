@@ -100,19 +100,30 @@ class GinConfig:
         hints = typing.get_type_hints(cls)
         values = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            name = field.metadata["macro"]
-            if name not in macros and field.default is not dataclasses.MISSING:
-                continue
-            value = macros.require(name)
-            where = macros.where(name)
-            values[field.name] = _typed(value, hints[field.name], name, where)
-            _check_content(values[field.name], field.metadata["range"], name, where)
+            if field.metadata["macro"] in macros or field.default is dataclasses.MISSING:
+                values[field.name] = _value(field, hints[field.name], macros)
         config = cls(**values)
         config.check()
         return config
 
+    @classmethod
+    def check_given(cls, macros: Macros) -> None:
+        """Checks type and range of those of its macros that have a value, whoever will read them."""
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if macros.get(field.metadata["macro"]) is not None:
+                _value(field, hints[field.name], macros)
+
     def check(self) -> None:
         """Raises `UserError` for values that do not go together; subclasses say which."""
+
+
+def _value(field: Any, hint: Any, macros: Macros) -> Any:
+    name = field.metadata["macro"]
+    where = macros.where(name)
+    value = _typed(macros.require(name), hint, name, where)
+    _check_content(value, field.metadata["range"], name, where)
+    return value
 
 
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
@@ -151,6 +162,8 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
         float: "a number",
         str: "a text in quotes",
         bool: "True or False",
+        dict: "a dictionary in braces",
+        tuple: "a list in brackets",
     }
     wanted = words.get(plain, f"a {plain.__name__}")
     raise UserError(f"{where}: {name} = {value!r}, but it must be {wanted}")
@@ -183,14 +196,16 @@ def known_macros() -> Mapping[str, str]:
     return known
 
 
-def check_names(macros: Macros) -> None:
-    """Refuses macros that nothing reads, so that a misspelt name cannot pass silently.
+def check_all(macros: Macros) -> None:
+    """Refuses macros that nothing reads, so that a misspelt name cannot pass silently, and impossible values.
 
     Raises:
-      UserError: naming the macro, where it was set, and the nearest known names.
+      UserError: naming the macro, where it was set, and the nearest known names or what it must be.
     """
     known = known_macros()
     for name in [*macros, *macros.required]:
         if name not in known and name not in macros.referenced:
             hint = near_misses(name, known)
             raise UserError(f"{macros.where(name)}: nothing is called {name}.{hint}")
+    for cls in dict.fromkeys(_REGISTRY.values()):
+        cls.check_given(macros)

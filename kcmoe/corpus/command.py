@@ -251,7 +251,7 @@ def _inspect(argv: Sequence[str]) -> int:
     from kcmoe.tasks.registry import Mixture, get_task
     from kcmoe.vocabulary import Vocabulary
 
-    config.check_names(macros)
+    config.check_all(macros)
     data = DataConfig.from_macros(macros)
     vocabulary = Vocabulary(data.vocabulary_file)
     lengths = Lengths.of(macros.require("TASK_FEATURE_LENGTHS"))

@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, given: Macros, hosts: Hosts) -> int:
     from kcmoe.evaluation import report as report_lib
     from kcmoe.inference import loading
 
-    configs.check_names(given)
+    configs.check_all(given)
     place = args.checkpoint or given.require("CHECKPOINT_PATH")
     if args.checkpoint and given.get("CHECKPOINT_PATH", args.checkpoint) != args.checkpoint:
         raise UserError(

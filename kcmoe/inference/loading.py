@@ -148,7 +148,7 @@ def read_settings(
     # `foreign`: T5X's config.gin has imports and bindings beside the macros.
     macros = gin_files.parse(files, foreign=True, includes=config is not None)
     if given:
-        configs.check_names(gin_files.parse().replace(**given))
+        configs.check_all(gin_files.parse().replace(**given))
     dropped = _of_another_task(macros, given)
     own = {**beside, "ROUTING": "dropless", **dropped}
     if config is None:

@@ -24,7 +24,7 @@ import seqio  # noqa: E402
 
 from kcmoe.config import gin_files  # noqa: E402
 from kcmoe.config.data import DataConfig  # noqa: E402
-from kcmoe.config.fields import check_names  # noqa: E402
+from kcmoe.config.fields import check_all  # noqa: E402
 from kcmoe.data import splits as data_splits  # noqa: E402
 from kcmoe.data.features import Lengths  # noqa: E402
 from kcmoe.data.pipeline import noise_of  # noqa: E402
@@ -74,7 +74,7 @@ def settings() -> gin_files.Macros:
     """
     texts = {"the gin configuration": gin.config_str()}
     macros = gin_files.parse(["configs/engine/engine.gin"], texts=texts, foreign=True)
-    check_names(macros)
+    check_all(macros)
     checks.refuse_engine_only(macros)
     return macros
 

@@ -84,7 +84,7 @@ def _train(argv: Sequence[str]) -> int:
     from kcmoe.config.tokenizer import TokenizerConfig
     from kcmoe.tokenizer import trainer
 
-    config.check_names(macros)
+    config.check_all(macros)
     if args.encoding:
         macros = macros.replace(TASK_ENCODING=args.encoding)
     settings = TokenizerConfig.from_macros(macros)

@@ -50,7 +50,7 @@ class Settings:
 
         Where TRAIN_STEPS is None it is counted here, so that config.gin records it.
         """
-        configs.check_names(macros)
+        configs.check_all(macros)
         macros = count_steps(macros)
         run = TrainConfig.from_macros(macros)
         settings = cls(

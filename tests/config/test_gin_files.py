@@ -36,7 +36,7 @@ def test_dump_reads_back_the_same(tmp_path):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/sizes/*.gin")), ids=lambda p: p.stem)
 def test_every_size_makes_a_model(path):
     sizes = gin_files.parse([SIZES[0], path])
-    config.check_names(sizes)
+    config.check_all(sizes)
     model = ModelConfig.from_macros(sizes)
     assert model.is_sparse != path.stem.endswith("_dense")
     assert not model.is_sparse or model.sparse_layers("encoder")[-1] == model.num_encoder_layers - 1
@@ -73,7 +73,7 @@ def test_t5x_config_is_read_for_its_macros(tmp_path):
 def test_mistakes_are_named(bindings, words):
     def read():
         macros = gin_files.parse(SIZES, bindings)
-        config.check_names(macros)
+        config.check_all(macros)
         return ModelConfig.from_macros(macros)
 
     with pytest.raises(UserError) as error:
@@ -160,3 +160,14 @@ def test_a_flag_has_a_range(text: str) -> None:
     assert parser.parse_args(["--n=8"]).n == 8
     with pytest.raises(UserError, match=r"argument --n: .*a whole number"):
         parser.parse_args([f"--n={text}"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["TASK_LABELS = 7", "NOISE_DENSITY = 7", "PREDICT_TOKENS = -4",
+     "TOKENIZER_SEED = -1", "EMA_DECAY = 2.0"],
+)  # fmt: skip
+def test_impossible_values_are_refused_whoever_would_read_them(setting: str) -> None:
+    name = setting.split()[0]
+    with pytest.raises(UserError, match=f"{name} = .*but it must be"):
+        config.check_all(gin_files.parse(SIZES, [setting]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kcmoe.config import gin_files
-from kcmoe.config.fields import check_names
+from kcmoe.config.fields import check_all
 from kcmoe.config.model import ModelConfig
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_every_macro_used_is_set_and_every_macro_set_is_known(run: str) -> None:
     used = set(re.findall(r"%([A-Z][A-Z0-9_]*)", text))
     assert len(used) > 25  # the bindings really are written with macros
     assert used <= set().union(*map(own_macros, files))
-    check_names(gin_files.parse(RUNS[run], foreign=True))
+    check_all(gin_files.parse(RUNS[run], foreign=True))
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -51,7 +51,7 @@ def test_recipe_is_complete(name: str) -> None:
 def test_every_size_goes_with_every_run(size: str, run: str) -> None:
     task = "pretrain" if run == "pretrain" else "nsmc"
     read = combined(size, task, run, [*GIVEN, 'CHECKPOINT_PATH = "dir/checkpoint_1"'])
-    configs.check_names(read)
+    configs.check_all(read)
     ModelConfig.from_macros(read)
     if run != "evaluate":
         Settings.from_macros(read)

@@ -17,7 +17,7 @@ import numpy as np
 
 from kcmoe.checkpoint import open_checkpoint
 from kcmoe.config import gin_files
-from kcmoe.config.fields import check_names
+from kcmoe.config.fields import check_all
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
@@ -78,7 +78,7 @@ def load(folder: Path) -> Case:
         )
     bindings = [f"{name}={value!r}" for name, value in spec["gin"].items()]
     macros = gin_files.parse(BASE_FILES, [*bindings, *FLOAT32])
-    check_names(macros)
+    check_all(macros)
     batches = _arrays(folder / "batches.npz")
     return Case(
         name=folder.name,
