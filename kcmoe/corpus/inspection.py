@@ -228,8 +228,9 @@ def histogram(values: np.ndarray, limit: int, bins: int = 12, width: int = 40) -
     edges = np.linspace(0, top, bins + 1).astype(int)
     edges[-1] = int(values.max()) + 1
     counts = np.histogram(values, edges)[0]
+    first = int(np.argmax(counts > 0))  # what is shorter than all has no lines
     lines = []
-    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+    for low, high, count in zip(edges[first:-1], edges[first + 1 :], counts[first:], strict=True):
         eighths = round(float(count) / max(int(counts.max()), 1) * width * 8)
         bar = "█" * (eighths // 8) + (_BAR[eighths % 8 - 1] if eighths % 8 else "")
         mark = " <- cut" if limit and low >= limit else ""

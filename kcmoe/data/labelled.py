@@ -9,6 +9,7 @@ but the official NSMC test has three empty documents, and all of its rows are sc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +88,10 @@ def iter_examples(
                 ids[name] += 1
                 repeated = f"#{ids[name]}" if ids[name] > 1 else ""
                 yield Example(name + repeated, inputs, answer, row)
-    _warn(task, split, tally, sum(n - 1 for n in ids.values()))
+    if tally.dropped:
+        _warn_once(data_dir, f"{task.name} {split}: {tally.summary()}")
+    if repeated_ids := sum(n - 1 for n in ids.values()):
+        _warn_once(data_dir, f"{task.name} {split}: {repeated_ids:,} repeated ids were numbered")
 
 
 def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tally) -> str | None:
@@ -103,11 +107,11 @@ def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tall
         return None
 
 
-def _warn(task: Task, split: str, tally: tables.Tally, repeated: int) -> None:
-    if tally.dropped:
-        _log.warning("%s %s: %s", task.name, split, tally.summary())
-    if repeated:
-        _log.warning("%s %s: %d repeated ids were numbered", task.name, split, repeated)
+@functools.lru_cache(maxsize=1000)
+def _warn_once(data_dir: str, line: str) -> None:
+    """A split of a folder may be read several times; it need not be said each time."""
+    del data_dir
+    _log.warning(line)
 
 
 def check_answers(task: Task, vocabulary: Vocabulary, length: int = 0) -> None:

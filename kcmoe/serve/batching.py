@@ -26,6 +26,7 @@ from kcmoe.serve.work import Key, Work
 _log = logging.getLogger(__name__)
 Lane = Literal["quick", "long", "cold"]
 _SMALL_COST = 8
+_OFTEN = 20  # batches by which a program is worth seconds of trying for a faster one
 LONG_KINDS = ("generate", "experts", "sample")
 
 
@@ -67,7 +68,8 @@ class Batcher:
       limits: bounds of the queue and of the wait for company.
       observe: told (kind, lines, seconds, program was compiled) after each batch.
       forget: drops all compiled programs, whose number clients could otherwise raise without end.
-      improve: given works of one compiled program when nobody waits for another, to make it faster.
+      improve: given works of a compiled program, and whether it is in use, when nobody waits for another
+        one: to make it faster.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Batcher:
         limits: Limits,
         observe: Callable[[str, int, float, bool], object] = lambda *_: None,
         forget: Callable[[], object] = lambda: None,
-        improve: Callable[[Key, Sequence[Work]], object] = lambda *_: None,
+        improve: Callable[[Key, Sequence[Work], bool], object] = lambda *_: None,
     ):
         self._compute, self._rows, self._limits = compute, rows, limits
         self._observe, self._forget, self._improve = observe, forget, improve
@@ -86,6 +88,7 @@ class Batcher:
         self._warm: set[tuple[Any, ...]] = set()
         self._spare: collections.deque[Work] = collections.deque()
         self._slow: collections.deque[Work] = collections.deque()  # one of each program to improve
+        self._uses: collections.Counter[tuple[Any, ...]] = collections.Counter()
         self._queued_cost = 0
         self._cost_s = 0.01  # seconds per unit of cost, a moving average
         self._picks = 0
@@ -218,7 +221,7 @@ class Batcher:
     def _make_faster(self) -> None:
         work = self._slow.popleft()
         try:
-            self._improve(work.key, [work])
+            self._improve(work.key, [work], self._uses[work.key.program] >= _OFTEN)
         except Exception:  # it works as it is
             _log.exception("%s cannot be made faster", work.key)
 
@@ -303,7 +306,11 @@ class Batcher:
                 if crowded:
                     self._warm.clear()
                     self._slow.clear()
+                    self._uses.clear()
             elif lane != "cold":
+                self._uses[key.program] += 1
+                if self._uses[key.program] == _OFTEN:
+                    self._slow.append(works[0])
                 self._cost_s += 0.1 * (seconds / cost - self._cost_s)
             for position, (job, index) in enumerate(members):
                 # Compiling is nobody's fault: it is not counted against the request that came first.

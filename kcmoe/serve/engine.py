@@ -275,14 +275,14 @@ class Engine:
         """The answers of at most `rows(key)` lines of one key, in order."""
         return self._computed(self.lm, key, works)
 
-    def improve(self, key: Key, works: Sequence[Work]) -> None:
-        """Makes ready what computes few lines of this key sooner, if anything does; takes seconds once."""
-        if key.kind in (
-            "classify",
-            "score",
-            "embed",
-        ):  # of searches few can be, and trying takes long
-            self._computed(LanguageModel(self.lm.loaded, patience=0), key, works)
+    def improve(self, key: Key, works: Sequence[Work], in_use: bool) -> None:
+        """Makes ready what computes few lines of this key sooner, if anything is known to.
+
+        Where nothing is known yet it is tried if the program is `in_use`: seconds, once on a machine.
+        """
+        if key.kind in ("classify", "score", "embed"):  # few searches can be, and trying takes long
+            patience = 0 if in_use else sys.maxsize
+            self._computed(LanguageModel(self.lm.loaded, patience=patience), key, works)
         memory.trim()  # making a program ready leaves as much behind as it takes
 
     def _computed(self, lm: LanguageModel, key: Key, works: Sequence[Work]) -> list[Any]:

@@ -55,7 +55,8 @@ def test_repeated_ids_are_numbered(tmp_path, caplog):
     write(tmp_path, "7\t좋다\t1\n7\t별로\t0\n")
     with caplog.at_level(logging.WARNING):
         assert [e.id for e in labelled_examples(task(), "test", str(tmp_path))] == ["7", "7#2"]
-    assert "1 repeated ids" in caplog.text
+        labelled_examples(task(), "test", str(tmp_path))
+    assert caplog.text.count("1 repeated ids") == 1  # said once, however often a split is read
 
 
 def test_rows_without_a_valid_label_stop_or_are_counted(tmp_path, caplog):

@@ -67,25 +67,26 @@ def test_lines_of_many_requests_share_batches_by_program() -> None:
 
 
 def test_programs_are_made_faster_when_nobody_waits_for_another() -> None:
-    computer, improved = Computer(), list[Key]()
+    computer, improved = Computer(), list[tuple[Key, bool]]()
     done = threading.Event()
 
-    def improve(key: Key, some: Sequence[Work]) -> None:
-        improved.append(key)
+    def improve(key: Key, some: Sequence[Work], in_use: bool) -> None:
+        improved.append((key, in_use))
         assert [work.key for work in some] == [key]
-        if len(improved) == 2:
+        if len(improved) == 3:
             done.set()
         raise RuntimeError("no harm is done")
 
     queue = Batcher(computer, lambda key: ROWS, Limits(), improve=improve)
 
     async def ask() -> None:
-        for length in (16, 32, 16, 32):
+        for length in (16, 32, *[16] * 20):
             await queue.submit(works(1, length=length))
 
     asyncio.run(ask())
     assert done.wait(10)
-    assert sorted(key.lengths for key in improved) == [(16,), (32,)]
+    found = sorted((key.lengths[0], in_use) for key, in_use in improved)
+    assert found == [(16, False), (16, True), (32, False)]
     queue.stop()
 
 
