@@ -134,9 +134,8 @@ def main() -> None:
         "--pause_s", type=float, default=0.01, help="mean, between a client's requests"
     )
     args = parser.parse_args()
-    logging.getLogger("asyncio").setLevel(
-        logging.ERROR
-    )  # it warns of sockets that the clients drop on purpose
+    # It would warn of the sockets that clients drop on purpose.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     process, port = start(args.checkpoint)
     try:
         found = asyncio.run(soak(port, process.pid, args))

@@ -34,6 +34,7 @@ _IN_FLIGHT = 2  # batches dispatched before the first result is fetched
 # One line alone need not wait for a whole batch of copies, where a smaller one gives the same bits. From some
 # 64 tokens on, and from two rows on, XLA's CPU programs mostly do; each is tried before it is used.
 _FEW_LINES, _FEW_TOKENS, _FEW_BATCHES = 16, 64, 3
+PATIENCE = 20  # times that few lines of a length come before seconds are spent on trying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +178,7 @@ class BatchedModel:
     longest: int
     tokens: int
     shapes: Sequence[int] = LENGTHS
-    patience: int | None = 20
+    patience: int | None = PATIENCE
 
     def rank(self, inputs: Ids, labels: Ids, advance: Advance | None = None) -> np.ndarray:
         """Log-likelihood of every label for every input; each input is encoded once.
@@ -268,9 +269,7 @@ class BatchedModel:
         if len(lengths) <= _FEW_LINES:
             plan = [part for batch in plan for part in self._few(given, batch)]
         one_of_each = {(batch.lengths, batch.rows): batch for batch in plan}.values()
-        self.model.prepare(
-            Call.of(given.name, given.arrays(batch), given.settings) for batch in one_of_each
-        )
+        self.model.prepare(given.call(batch) for batch in one_of_each)
 
         def compute(batch: PaddedBatch) -> Any:
             return self.model(given.name, *given.arrays(batch), **given.settings)
@@ -287,9 +286,7 @@ class BatchedModel:
         candidates = few_rows(batch)
         if not candidates:
             return [batch]
-        rows = self.model.few(
-            given.name, given.arrays(batch), candidates, self.patience, **given.settings
-        )
+        rows = self.model.few(given.call(batch), given.rest, candidates, self.patience)
         if not rows or len(batch.indices) > _FEW_BATCHES * rows:
             return [batch]
         return [
@@ -307,6 +304,12 @@ class _Given:
     longest: Sequence[int]
     rest: tuple[np.ndarray, ...]
     settings: Mapping[str, Any]
+
+    def call(self, batch: PaddedBatch) -> Call:
+        """What computes such a batch, told from its shape alone."""
+        padded = tuple(((batch.rows, length), "int32") for length in batch.lengths)
+        rest = Call.of(self.name, self.rest, self.settings)
+        return rest._replace(shapes=padded + rest.shapes)
 
     def arrays(self, batch: PaddedBatch) -> tuple[np.ndarray, ...]:
         padded = (batch.pad(ids, kind) for kind, ids in enumerate(self.sequences))

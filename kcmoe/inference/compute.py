@@ -26,6 +26,9 @@ FUNCTIONS = {
 }
 
 
+Arrays = Sequence[np.ndarray]
+
+
 class Call(NamedTuple):
     """A function on arrays of some shapes: what is compiled at once.
 
@@ -52,23 +55,15 @@ class Compute(Protocol):
     def prepare(self, calls: Iterable[Call]) -> None:
         """Makes calls ready that will come, where that saves time."""
 
-    def few(
-        self,
-        name: str,
-        arrays: Sequence[np.ndarray],
-        candidates: Sequence[int],
-        patience: int | None,
-        **settings: Any,
-    ) -> int:
-        """Rows that may be computed in place of all those of `arrays`, with the same bits for each.
+    def few(self, call: Call, rest: Arrays, candidates: Sequence[int], patience: int | None) -> int:
+        """Rows that may be computed in place of all those of `call`, with the same bits for each.
 
         Args:
-          name: of the function.
-          arrays: what it would be called with.
+          call: a program of many rows.
+          rest: the last of its arrays, which have no row for each sequence.
           candidates: numbers of rows to try, in this order.
           patience: how often this must be asked before a program is compiled for it, which takes seconds;
             None neither compiles nor reads anything.
-          settings: static arguments of the function.
 
         Returns:
           One of the candidates; 0 if none is known to do.

@@ -14,30 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.inference.compute import Call, fetched
-
-_ROWED = {
-    "embed": 1,
-    "rank": 1,
-    "score": 2,
-    "search": 1,
-}  # of a function's arrays, those with a row each
+from kcmoe.inference.compute import Arrays, Call, fetched
 
 
-def calls(call: Call, candidates: Sequence[int]) -> list[Call]:
-    """`call` itself and the same one with each number of rows."""
-    rowed, rest = call.shapes[: _ROWED[call.name]], call.shapes[_ROWED[call.name] :]
-    found = [call]
-    for rows in candidates:
-        shapes = tuple(((rows, *shape[1:]), dtype) for shape, dtype in rowed)
-        found.append(call._replace(shapes=(*shapes, *rest)))
-    return found
+def with_rows(call: Call, rest: Arrays, rows: int) -> Call:
+    """`call` with another number of rows, where `rest` are the arrays without a row for each sequence."""
+    count = len(call.shapes) - len(rest)
+    rowed = tuple(((rows, *shape[1:]), dtype) for shape, dtype in call.shapes[:count])
+    return call._replace(shapes=rowed + call.shapes[count:])
 
 
 def same_bits(
     compute: Callable[..., Any],
     call: Call,
-    arrays: Sequence[np.ndarray],
+    rest: Arrays,
     candidates: Sequence[int],
     num_embeddings: int,
 ) -> int:
@@ -46,7 +36,7 @@ def same_bits(
     Args:
       compute: the function that `call` names.
       call: the program of many rows.
-      arrays: what it would be called with; those that have a row per sequence are replaced by random ones.
+      rest: the last of its arrays, which have no row for each sequence.
       candidates: numbers of rows to try, in this order.
       num_embeddings: rows of the embedding.
 
@@ -54,20 +44,18 @@ def same_bits(
       One of the candidates, 0 if none does.
     """
     rng = np.random.default_rng(0)
-    rowed = [
-        _random_rows(rng, shape, num_embeddings) for shape, _ in call.shapes[: _ROWED[call.name]]
-    ]
-    rest = arrays[len(rowed) :]
+    shapes = [shape for shape, _ in call.shapes[: len(call.shapes) - len(rest)]]
+    rowed = [_random_rows(rng, shape, num_embeddings) for shape in shapes]
     expected = _tuple(fetched(compute(*rowed, *rest)))
     return next((rows for rows in candidates if _same(compute, rowed, rest, rows, expected)), 0)
 
 
 def _same(
     compute: Callable[..., Any],
-    rowed: Sequence[np.ndarray],
-    rest: Sequence[np.ndarray],
+    rowed: Arrays,
+    rest: Arrays,
     rows: int,
-    expected: Sequence[np.ndarray],
+    expected: Arrays,
 ) -> bool:
     for start in range(0, len(rowed[0]), rows):
         places = np.arange(start, start + rows) % len(rowed[0])

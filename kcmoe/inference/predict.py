@@ -20,7 +20,7 @@ from kcmoe.errors import UserError
 from kcmoe.inference import answers as answers_lib
 from kcmoe.inference import loading
 from kcmoe.inference import texts as texts_lib
-from kcmoe.inference.batching import Advance, BatchedModel
+from kcmoe.inference.batching import PATIENCE, Advance, BatchedModel
 from kcmoe.tasks.registry import Task
 
 if TYPE_CHECKING:
@@ -59,15 +59,19 @@ class Prediction:
 class LanguageModel:
     """A checkpoint in use; made by `kcmoe.load`.
 
+    Args:
+      loaded: what was loaded.
+      patience: see `Compute.few`.
+
     Attributes:
       loaded: settings, parameters and vocabulary.
       batched: the model with its parameters, for ids.
     """
 
-    def __init__(self, loaded: loading.Loaded, **settings: Any):
+    def __init__(self, loaded: loading.Loaded, patience: int | None = PATIENCE):
         self.loaded = loaded
         longest, tokens = loaded.lengths["inputs"], loaded.tokens
-        self.batched = BatchedModel(loaded.compute, longest, tokens, **settings)
+        self.batched = BatchedModel(loaded.compute, longest, tokens, patience=patience)
 
     @functools.cached_property
     def model(self) -> EncoderDecoder:

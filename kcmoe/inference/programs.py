@@ -23,7 +23,7 @@ import numpy as np
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.inference import few
-from kcmoe.inference.compute import Call, Jitted, function
+from kcmoe.inference.compute import Arrays, Call, Jitted, function
 from kcmoe.inference.runtime import Runtime
 from kcmoe.inference.surroundings import surroundings
 from kcmoe.io.kept import Kept
@@ -78,16 +78,8 @@ class Programs:
         seconds = time.monotonic() - started
         _log.info("compiled in %.1f s; %s", seconds, self._kept.fault or place)
 
-    def few(
-        self,
-        name: str,
-        arrays: Sequence[np.ndarray],
-        candidates: Sequence[int],
-        patience: int | None,
-        **settings: Any,
-    ) -> int:
+    def few(self, call: Call, rest: Arrays, candidates: Sequence[int], patience: int | None) -> int:
         """See `Compute`; what was found is kept beside the programs."""
-        call = Call.of(name, arrays, settings)
         if call in self._few or patience is None:
             return self._few.get(call, 0)
         if not self._trying.acquire(blocking=False):  # another thread tries for seconds: do without
@@ -99,12 +91,13 @@ class Programs:
                 self._asked[call] += 1
                 if self._asked[call] <= patience:
                     return 0
-                self.prepare(few.calls(call, candidates[:1]))
-                compute = functools.partial(self, name, **settings)
+                smaller = {rows: few.with_rows(call, rest, rows) for rows in candidates}
+                self.prepare([call, smaller[candidates[0]]])
+                compute = functools.partial(self, call.name, **dict(call.settings))
                 entries = self._config.num_embeddings
-                kept = b"%d" % few.same_bits(compute, call, arrays, candidates, entries)
+                kept = b"%d" % few.same_bits(compute, call, rest, candidates, entries)
                 self._kept.keep(facts, kept)
-                for rows, other in zip(candidates, few.calls(call, candidates)[1:], strict=True):
+                for rows, other in smaller.items():
                     if rows != int(kept):
                         self._ready.pop(other, None)
             self._few[call] = int(kept)

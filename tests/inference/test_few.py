@@ -41,11 +41,12 @@ def sums(wrong_below: int, place: int | None = None) -> Callable[..., np.ndarray
 def test_one_other_bit_in_one_row_is_seen(
     wrong_below: int, place: int | None, expected: int
 ) -> None:
-    assert few.same_bits(sums(wrong_below, place), CALL, ARRAYS, [2, 4], 100) == expected
+    assert few.same_bits(sums(wrong_below, place), CALL, ARRAYS[1:], [2, 4], 100) == expected
 
 
 def test_the_smaller_calls_differ_in_rows_alone() -> None:
-    assert few.calls(CALL, [2]) == [CALL, Call.of("embed", (ARRAYS[0][:2], ARRAYS[1]), {})]
+    smaller = few.with_rows(CALL, ARRAYS[1:], 2)
+    assert smaller == Call.of("embed", (ARRAYS[0][:2], ARRAYS[1]), {})
 
 
 def made(model: LanguageModel, folder: Path) -> Programs:
@@ -64,10 +65,10 @@ def test_asked_often_enough_it_is_found_out_and_kept(
         return 2
 
     monkeypatch.setattr(few, "same_bits", same_bits)
-    ids = np.ones((8, 16), np.int32)
+    call = Call.of("embed", (np.ones((8, 16), np.int32),), {})
 
     def ask(programs: Programs, patience: int | None) -> int:
-        return programs.few("embed", (ids,), [2, 4], patience)
+        return programs.few(call, (), [2, 4], patience)
 
     first = made(model, tmp_path)
     assert [ask(first, patience) for patience in (None, 1, None, 1, None)] == [0, 0, 0, 2, 2]

@@ -136,9 +136,7 @@ def _normalizers(proto: Any) -> list[dict[str, Any]]:
     processor.LoadFromSerializedProto(proto.SerializeToString())
     spec = proto.normalizer_spec
     steps: list[dict[str, Any]] = []
-    if "가" in processor.Normalize(
-        "\u1100\u1161"
-    ):  # decomposed; a model without such rules keeps it so
+    if "가" in processor.Normalize("\u1100\u1161"):  # else decomposed letters stay so
         steps.append({"type": "NFC"})
     if spec.precompiled_charsmap:
         table = base64.b64encode(spec.precompiled_charsmap).decode()
