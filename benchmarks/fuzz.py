@@ -17,7 +17,7 @@ import gzip
 import io
 import json
 import random
-import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -49,8 +49,9 @@ class Case:
       folder: where all of it happens.
       files: those that are mutated, one each time.
       command: arguments of `kcmoe`.
-      output: what it writes, if anything.
+      output: what it writes or changes, if anything.
       text: mutates signs of the text besides bytes.
+      piped: the file is its standard input.
     """
 
     folder: Path
@@ -58,6 +59,18 @@ class Case:
     command: tuple[str, ...]
     output: Path | None = None
     text: bool = True
+    piped: bool = False
+
+    def run(self) -> int:
+        """Runs the command and returns its status."""
+        if not self.piped:
+            return cli.run(self.command)
+        before = sys.stdin
+        try:
+            with open(self.files[0]) as sys.stdin:
+                return cli.run(self.command)
+        finally:
+            sys.stdin = before
 
 
 def _mutated(content: bytes, text: bool, rng: random.Random) -> bytes:
@@ -97,7 +110,7 @@ def _mutated(content: bytes, text: bool, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def _listing(folder: Path) -> dict[str, bytes]:
+def listing(folder: Path) -> dict[str, bytes]:
     """Every file and folder, with the content of the files."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
@@ -105,17 +118,30 @@ def _listing(folder: Path) -> dict[str, bytes]:
     }
 
 
+def restore(folder: Path, original: dict[str, bytes]) -> None:
+    """Makes everything what `listing` saw."""
+    now = listing(folder)
+    for name in sorted(now.keys() - original.keys(), reverse=True):  # what is in a folder before it
+        path = folder / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    for name, content in sorted(original.items()):
+        if name not in now and any(other.startswith(f"{name}/") for other in original):
+            (folder / name).mkdir()
+        elif now.get(name) != content:
+            (folder / name).write_bytes(content)
+
+
 def one(case: Case, rng: random.Random) -> str:
     """Runs one mutation and returns what is wrong with the outcome, "" if nothing is."""
+    original = listing(case.folder)
     file = rng.choice(case.files)
-    content = file.read_bytes()
-    file.write_bytes(_mutated(content, case.text, rng))
-    before = _listing(case.folder)
+    file.write_bytes(_mutated(file.read_bytes(), case.text, rng))
+    before = {**original, str(file.relative_to(case.folder)): file.read_bytes()}
     said, printed = io.StringIO(), io.StringIO()
     started_s = time.process_time()  # whatever else the machine does
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
-            status = cli.run(case.command)
+            status = case.run()
         if status not in (0, 2):
             return f"status {status}: {said.getvalue()}"
         if fault := _left(case, before, status):
@@ -130,14 +156,12 @@ def one(case: Case, rng: random.Random) -> str:
             raise
         return "".join(traceback.format_exception(error)[-3:])
     finally:
-        file.write_bytes(content)
-        if case.output is not None:
-            remove(case.output)
+        restore(case.folder, original)
 
 
 def _left(case: Case, before: dict[str, bytes], status: int) -> str:
     """What a command changed that it may not change, "" if nothing."""
-    after = _listing(case.folder)
+    after = listing(case.folder)
     changed = {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
     if status == 0 and case.output is not None:
         below = str(case.output.relative_to(case.folder))
@@ -145,13 +169,6 @@ def _left(case: Case, before: dict[str, bytes], status: int) -> str:
             return f"half-written {sorted(changed)[:5]}"
         changed = {name for name in changed if not name.startswith(below)}
     return f"left or changed {sorted(changed)[:5]}" if changed else ""
-
-
-def remove(output: Path) -> None:
-    """Removes what a command wrote."""
-    if output.is_dir():
-        shutil.rmtree(output)
-    output.unlink(missing_ok=True)
 
 
 def _checkpoint(format: str, checksums: bool) -> Callable[[Path], Case]:
@@ -255,6 +272,61 @@ def _run(folder: Path) -> Case:
     return Case(folder, files, ("report", str(run), f"--output={output}"), output)
 
 
+_SIZES = {
+    "NUM_ENCODER_LAYERS": 1,
+    "NUM_DECODER_LAYERS": 1,
+    "NUM_HEADS": 2,
+    "HEAD_DIM": 8,
+    "EMBED_DIM": 16,
+    "MLP_DIM": 32,
+    "NUM_EXPERTS": 4,
+    "GROUP_SIZE": 32,
+    "TRAIN_STEPS": 2,
+    "BATCH_SIZE": 2,
+    "EVAL_STEPS": 1,
+    "CHECKPOINT_PERIOD": 1,
+    "LEARNING_RATE_FACTORS": "constant",
+}
+
+
+def _trained(folder: Path, name: str = "run") -> tuple[str, ...]:
+    """Trains two steps of a small model and returns the command; `name`: its model directory."""
+    (folder / "train.tsv").write_text(_separated("\t"), encoding="utf-8")
+    settings = _GIN + "".join(f"{name} = {value!r}\n" for name, value in _SIZES.items())
+    (folder / "own.gin").write_text(settings, encoding="utf-8")
+    recipes = [
+        resources.find(f"configs/{each}") for each in ("sizes/tiny.gin", "runs/pretrain.gin")
+    ]
+    command = (
+        "train",
+        *(f"--gin_file={each}" for each in (*recipes, folder / "own.gin")),
+        f"--gin.DATA_DIR='{folder}'",
+        f"--gin.MODEL_DIR='{folder / name}'",
+    )
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        assert cli.run(command) == 0
+    return command
+
+
+def _resumed(folder: Path) -> Case:
+    """A model directory of which everything is damaged in turn, and the command that goes on from it."""
+    command = _trained(folder)
+    run = folder / "run"
+    files = tuple(
+        sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    )
+    return Case(folder, files, (*command, "--gin.TRAIN_STEPS=3"), run, text=False)
+
+
+def _piped(folder: Path) -> Case:
+    """Lines on standard input."""
+    _trained(folder)
+    lines = folder / "lines.txt"
+    lines.write_text("".join(f"{a}\n" for a, _ in _ROWS), encoding="utf-8")
+    command = ("predict", f"--checkpoint={folder / 'run'}", "-")
+    return Case(folder, (lines,), command, piped=True)
+
+
 def _columns(write: Callable[[pa.Table, io.BytesIO], None]) -> bytes:
     file = io.BytesIO()
     write(pa.table({"document": [a for a, _ in _ROWS], "label": [int(b) for _, b in _ROWS]}), file)
@@ -315,6 +387,8 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "orbax": _checkpoint("t5x_orbax", False),
     "orbax with checksums": _checkpoint("t5x_orbax", True),
     "parquet": _tables("train.parquet", _columns(pyarrow.parquet.write_table)),
+    "piped": _piped,
+    "resumed": _resumed,
     "run": _run,
     "safetensors": _checkpoint("safetensors", False),
     "tsv": _tables("train.tsv", _separated("\t")),

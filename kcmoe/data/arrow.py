@@ -193,6 +193,8 @@ def _reader(pa: Any, raw: Any) -> Any:
     """A reader of the file format, or of the stream format, which has no footer."""
     start = raw.read(6)
     raw.seek(0)
+    if start[:4] == b"FEA1":
+        raise ValueError("it is Feather of version 1; write it again with version 2")
     if start == b"ARROW1":
         return pa.ipc.open_file(pa.PythonFile(raw, "r"))
     return pa.ipc.open_stream(pa.PythonFile(raw, "r"))

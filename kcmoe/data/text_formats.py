@@ -117,6 +117,8 @@ def column_places(header: Sequence[str], path: str, columns: Sequence[str]) -> l
         if composed(name) not in names:
             hint = near_misses(name, names)
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" * (len(names) > 20))
+            if len(names) == 1 and path.lower().endswith(".csv") and ";" in listed:
+                hint += " It seems to have semicolons where CSV has commas."
             raise UserError(f"{path} has no column {name}.{hint} Its columns: {listed or 'none'}")
         if (count := names.count(composed(name))) > 1:
             raise UserError(f"{path} has {count} columns called {name}; rename all but one")
@@ -256,11 +258,13 @@ _QUOTED_RECORD = re.compile(rf'(?:{_QUOTED_CELL}|[^"\t]*)(?:\t(?:{_QUOTED_CELL}|
 def is_quoted(path: str, encoding: str) -> bool:
     """Whether every quote of a TSV file is one that a writer of quotes put there, as pandas does.
 
-    A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted.
-    DuckDB needs quotes around blanks at the ends and # at the beginning.
+    A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted, or
+    the whole header, as Arrow and R do with all that are texts. DuckDB needs quotes around blanks at the ends
+    and # at the beginning.
     """
+    names_are = False
     with open_text(path, encoding) as file:
-        for _, cells, text in _Records(enumerate(file, 1), "\t"):
+        for number, cells, text in _Records(enumerate(file, 1), "\t"):
             if isinstance(cells, BadRow):
                 return False
             if '"' not in text:
@@ -270,7 +274,8 @@ def is_quoted(path: str, encoding: str) -> bool:
                 return False
             quoted = re.findall(rf"(?:^|\t)({_QUOTED_CELL})", plain)
             needed = all(cell == '""' or _NEEDS_QUOTES.search(cell[1:-1]) for cell in quoted)
-            if not needed and len(quoted) < len(cells):
+            names_are = names_are or (number == 1 and len(quoted) == len(cells))
+            if not needed and len(quoted) < len(cells) and not names_are:
                 return False
     return True
 

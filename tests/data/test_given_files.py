@@ -204,6 +204,9 @@ def test_tsv_with_the_quotes_of_pandas_is_understood_and_other_quotes_are_text(t
     # Polars writes an empty text so; DuckDB quotes # and blanks at the ends.
     path = written(tmp_path / "c.tsv", 'n\ttext\n1\t"a ""b"""\n2\t""\n3\t"#가"\n4\t" 나 "\n')
     assert read(path)[0] == ['a "b"', "", "#가", " 나 "]
+    # Arrow and R quote names and texts, but no numbers.
+    path = written(tmp_path / "d.tsv", '"n"\t"text"\n1\t"모두 인용이다"\n2\t"탭\t과 ""인용"""\n')
+    assert read(path)[0] == ["모두 인용이다", '탭\t과 "인용"']
 
 
 def test_a_carriage_return_inside_a_row_is_text(tmp_path):
@@ -211,6 +214,13 @@ def test_a_carriage_return_inside_a_row_is_text(tmp_path):
     assert read(written(tmp_path / "a.csv", content))[0] == ["가\r나", "다\r\n라"]
     with pytest.raises(UserError, match=r"a.csv has tabs, not commas.*call it .tsv"):
         read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
+    with pytest.raises(UserError, match=r"a.csv has no column text.*It seems to have semicolons"):
+        read(written(tmp_path / "a.csv", "n;text\n1;가\n"))
+
+
+def test_feather_of_the_first_version_is_called_so(tmp_path):
+    with pytest.raises(UserError, match="Feather of version 1; write it again with version 2"):
+        read(written(tmp_path / "a.feather", b"FEA1" + bytes(60)))
 
 
 def test_spark_leaves_out_fields_that_are_null(tmp_path):
