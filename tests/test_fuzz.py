@@ -15,7 +15,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz
 
-
 _COMPILE = {"piped", "resumed"}  # programs of their own, each time
 
 
