@@ -4,15 +4,17 @@
     python benchmarks/huggingface.py --size=tiny
 
 Lines are the bundled comments (or `--file`) in the prompt of the nsmc task, weights random. `rank` is the
-log-likelihood of both label words for each line; `generate` is greedy for 8 tokens, all of which random
-weights fill, for a tenth of the lines. Both engines sort lines by length and compute about as many tokens at
-once. Each has a process of its own, and the processes take turns, so that no round of one meets the other.
+log-likelihood of both label words for each line; `greedy` and `beam` (4 of them) generate 32 tokens, all of
+which random weights fill, for a tenth of the lines, `alone` greedily for a few lines one after the other.
+Otherwise both engines sort lines by length and compute about as many tokens at once. Each has a process of
+its own, and the processes take turns, so that no round of one meets the other.
 Needs the extra [huggingface].
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -26,7 +28,9 @@ from typing import Any
 
 import numpy as np
 
-GENERATED = 8  # tokens
+GENERATED = 32  # tokens
+BEAMS = 4
+ALONE = 10  # lines
 Ids = Sequence[Sequence[int]]
 
 
@@ -87,7 +91,8 @@ def _measure(folder: Path, rounds: int) -> Iterator[str]:
     try:
         yield "| what | engine | lines/s (median, min-max) |"
         yield "|---|---|---|"
-        for what, lines in (("rank", count), ("generate", max(count // 10, 1))):
+        few = max(count // 10, 1)
+        for what, lines in (("rank", count), ("greedy", few), ("beam", few), ("alone", ALONE)):
             for worker in workers.values():
                 worker.seconds(what)  # compiles, warms up
             taken: dict[str, list[float]] = {name: [] for name in workers}
@@ -145,10 +150,13 @@ def _kcmoe(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
     from kcmoe.inference.predict import LanguageModel
 
     lm = LanguageModel.load(folder / "checkpoint_0").batched
+    alone = dataclasses.replace(lm, patience=0)  # programs of few rows are tried at once
     few = inputs[: max(len(inputs) // 10, 1)]
     return {
         "rank": lambda: lm.rank(inputs, labels),
-        "generate": lambda: lm.generate(few, GENERATED),
+        "greedy": lambda: lm.generate(few, GENERATED),
+        "beam": lambda: lm.generate(few, GENERATED, beam_size=BEAMS),
+        "alone": lambda: [alone.generate([line], GENERATED) for line in inputs[:ALONE]],
     }
 
 
@@ -189,9 +197,11 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
                 ).logits
                 logits.log_softmax(-1).gather(-1, wanted[..., None]).sum(1).tolist()
 
-    def generate() -> None:
-        for batch in batches(inputs[: max(len(inputs) // 10, 1)]):
-            model.generate(**batch, max_new_tokens=GENERATED)
+    few = inputs[: max(len(inputs) // 10, 1)]
+
+    def generate(lines: Ids, beams: int = 1) -> None:
+        for batch in batches(lines):
+            model.generate(**batch, max_new_tokens=GENERATED, num_beams=beams)
 
     def without_gradients(compute: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -200,7 +210,13 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
 
         return run
 
-    return {"rank": without_gradients(rank), "generate": without_gradients(generate)}
+    passes = {
+        "rank": rank,
+        "greedy": lambda: generate(few),
+        "beam": lambda: generate(few, BEAMS),
+        "alone": lambda: [generate([line]) for line in inputs[:ALONE]],
+    }
+    return {name: without_gradients(compute) for name, compute in passes.items()}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import importlib
 import locale
 import os
@@ -121,8 +122,18 @@ def _meant(word: str, encoding: str) -> str:
     return os.fsencode(word).decode(encoding, "surrogateescape")
 
 
+def _open_streams() -> None:
+    """Opens those standard streams that are closed, or the next file to be opened would be one of them."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
+    _open_streams()
     _any_terminal()
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
         restart_with_huge_pages(training=sys.argv[1] == "train")
@@ -131,12 +142,20 @@ def main() -> None:
             status: int | str | None = run(sys.argv[1:])
         except SystemExit as stop:  # argparse's way of ending
             status = stop.code
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    except BrokenPipeError:  # `kcmoe … | head` is no failure
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+    except OSError as error:
+        status = 0  # `kcmoe … | head` is no failure
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            name = " ".join(["kcmoe", *sys.argv[1:2]])
+            print(
+                f"{name}: standard output cannot be written to: {error.strerror}", file=sys.stderr
+            )
+            status = 2
+        elif not isinstance(error, BrokenPipeError):
+            raise
+        for stream in (sys.stdout, sys.stderr):  # Python flushes them once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        status = 0
     if status == INTERRUPTED:
         # Threads may be compiling or tokenizing still, and Python aborts where it ends beside them.
         os._exit(INTERRUPTED)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def test_a_korean_locale_that_is_not_utf_8(tmp_path):
         assert done.stdout.decode("euc_kr") == f"['없음', '{place}'] 2\n"
 
 
-@pytest.mark.parametrize("arguments", ["--help", "checkpoint --help", "trian", "plan --help"])
-@pytest.mark.parametrize("close", [">&-", "2>&-", "| true", "2>&1 | true"])
+@pytest.mark.parametrize("arguments", ["checkpoint --help", "trian", "data list"])
+@pytest.mark.parametrize("close", [">&-", "2>&-", "<&- >&- 2>&-", "| true", "2>&1 | true"])
 def test_closed_pipes(arguments, close):
     command = f"{sys.executable} -m kcmoe {arguments} {close}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -109,6 +110,17 @@ def test_closed_pipes(arguments, close):
     assert "Broken" not in done.stderr
     if "|" in close:
         assert done.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize("arguments", ["--help", "data list"])
+def test_output_without_room_is_one_line(arguments):
+    command = f"{sys.executable} -m kcmoe {arguments} >/dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert re.fullmatch(
+        r"kcmoe .*: standard output cannot be written to: No space.*\n", done.stderr
+    )
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(

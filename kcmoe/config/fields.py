@@ -149,7 +149,9 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
             return math.inf if value > 0 else -math.inf  # which no range holds
     if origin is dict and isinstance(value, dict):
         return {
-            _typed(key, arguments[0], name, where): _typed(item, arguments[1], name, where)
+            _typed(key, arguments[0], name, where): _typed(
+                item, arguments[1], f"{name}[{key!r}]", where
+            )
             for key, item in value.items()
         }
     plain = origin or hint
@@ -174,7 +176,7 @@ def _check_content(value: Any, bounds: Range, name: str, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             _check_content(key, Range(), name, where)
-            _check_content(item, bounds, name, where)
+            _check_content(item, bounds, f"{name}[{key!r}]", where)
     elif isinstance(value, list | tuple):
         for item in value:
             _check_content(item, bounds, name, where)
@@ -196,8 +198,12 @@ def known_macros() -> Mapping[str, str]:
     return known
 
 
-def check_all(macros: Macros) -> None:
+def check_all(macros: Macros, foreign: bool = False) -> None:
     """Refuses macros that nothing reads, so that a misspelt name cannot pass silently, and impossible values.
+
+    Args:
+      macros: as given.
+      foreign: T5X reads them, which can follow a `@configurable`.
 
     Raises:
       UserError: naming the macro, where it was set, and the nearest known names or what it must be.
@@ -207,5 +213,10 @@ def check_all(macros: Macros) -> None:
         if name not in known and name not in macros.referenced:
             hint = near_misses(name, known)
             raise UserError(f"{macros.where(name)}: nothing is called {name}.{hint}")
+    for name, where in macros.unusable.items():
+        if name in _REGISTRY and not foreign:
+            raise UserError(
+                f"{where}: {name} is a @configurable, which T5X alone can build; give a value"
+            )
     for cls in dict.fromkeys(_REGISTRY.values()):
         cls.check_given(macros)

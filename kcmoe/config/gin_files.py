@@ -41,7 +41,8 @@ class Setting:
 class Macros(Mapping[str, Any]):
     """Resolved macros by name, each knowing where it was set.
 
-    Iteration covers macros that have a value; names left at `%gin.REQUIRED` are listed in `required`.
+    Iteration covers macros that have a value; names left at `%gin.REQUIRED` are in `required`, those that
+    are a `@configurable` in `unusable`, both with the place that says so.
     """
 
     def __init__(self, settings: Mapping[str, Setting]):
@@ -51,10 +52,13 @@ class Macros(Mapping[str, Any]):
         )
         self._values: dict[str, Any] = {}
         self.required: dict[str, str] = {}
+        self.unusable: dict[str, str] = {}
         for name, setting in self._settings.items():
             if setting.value == _Reference("gin.REQUIRED"):
                 self.required[name] = setting.where
-            elif not isinstance(setting.value, _Unusable):
+            elif isinstance(setting.value, _Unusable):
+                self.unusable[name] = setting.where
+            else:
                 self._values[name] = self._resolve(setting.value, setting.where, (name,))
 
     def _resolve(self, value: Any, where: str, path: tuple[str, ...]) -> Any:

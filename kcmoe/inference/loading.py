@@ -156,6 +156,11 @@ def read_settings(
     macros = macros.replace(**{**own, **given})
     unknown = [name for name in ModelConfig.macro_names() if name not in macros]
     if found is None and unknown:
+        if os.path.isfile(os.path.join(checkpoint, "generation_config.json")):
+            raise UserError(
+                f"{checkpoint} is for transformers; `kcmoe checkpoint convert {checkpoint} OUT "
+                "--format=t5x_orbax` makes what this reads"
+            )
         raise UserError(
             f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
             "name a gin file that has it, e.g. configs/sizes/base.gin, as config"

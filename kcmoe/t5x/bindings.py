@@ -74,7 +74,7 @@ def settings() -> gin_files.Macros:
     """
     texts = {"the gin configuration": gin.config_str()}
     macros = gin_files.parse(["configs/engine/engine.gin"], texts=texts, foreign=True)
-    check_all(macros)
+    check_all(macros, foreign=True)
     checks.refuse_engine_only(macros)
     return macros
 

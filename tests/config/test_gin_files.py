@@ -171,3 +171,17 @@ def test_impossible_values_are_refused_whoever_would_read_them(setting: str) -> 
     name = setting.split()[0]
     with pytest.raises(UserError, match=f"{name} = .*but it must be"):
         config.check_all(gin_files.parse(SIZES, [setting]))
+
+
+def test_values_that_t5x_alone_can_build_are_refused() -> None:
+    macros = gin_files.parse(SIZES, ["PACK = @os.system"])
+    with pytest.raises(UserError, match=r"--gin.PACK: PACK is a @configurable"):
+        config.check_all(macros)
+    config.check_all(macros, foreign=True)
+
+
+def test_the_key_of_a_value_is_named() -> None:
+    with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS\['targets'\] = 0, .* at least 2"):
+        config.check_all(
+            gin_files.parse(SIZES, ["TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 0}"])
+        )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -52,12 +53,13 @@ def test_every_number_has_a_range_that_holds(
     assert bounds.least is not None or bounds.above is not None
     assert bounds.most is not None or bounds.below is not None
     hint = typing.get_type_hints(cls)[field.name]
-    wrap = (lambda value: {"inputs": value}) if "dict" in str(hint) else (lambda value: value)
+    keyed = "dict" in str(hint)
+    named = re.escape(f"{name}['inputs']" if keyed else name)
     whole = int in {hint, *typing.get_args(hint)}
     huge: list[Any] = [10**14 * 10**6, -(10**14), 10**400]
     for value in huge if whole else [*huge, 1e300, -1e300, float("inf"), float("nan"), 1e309]:
-        macros = gin_files.parse().replace(**{name: wrap(value)})
-        with pytest.raises(UserError, match=f"{name} = "):
+        macros = gin_files.parse().replace(**{name: {"inputs": value} if keyed else value})
+        with pytest.raises(UserError, match=f"{named} = "):
             only(cls, field).from_macros(macros)
 
 
