@@ -28,6 +28,16 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import pytest
 
 DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+_LEVEL = "--xla_backend_optimization_level"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has XLA compile quickly, not well, where the slow tests are left out: compiling is most of the time.
+
+    All tests together, and any asked for by name, run the programs that a user runs.
+    """
+    if config.option.markexpr == "not slow" and _LEVEL not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += f" {_LEVEL}=0"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
