@@ -72,7 +72,11 @@ class KcMoePreTrainedModel(T5PreTrainedModel):
         return True  # transformers would look for its decorator in this file alone
 
     def _grouped_mm_can_dispatch(self) -> bool:
-        """Grouped products need rows of whole 16 bytes; for other sizes the default is "eager"."""
+        """Grouped products need rows of whole 16 bytes, and no float64; else the default is "eager"."""
+        if self.config.dtype == torch.float64:
+            raise ValueError(
+                'torch has no grouped products of float64: take experts_implementation="eager"'
+            )
         for name in ("d_model", "moe_intermediate_size"):
             if (size := getattr(self.config, name)) % 8:
                 raise ValueError(
@@ -82,6 +86,10 @@ class KcMoePreTrainedModel(T5PreTrainedModel):
 
     def _start(self, config: KcMoeConfig) -> None:
         """What T5's constructors do before they build anything: skips theirs, which build dense stacks."""
+        if config.routing != "dropless":  # set after the configuration was made
+            raise ValueError(
+                f"routing is {config.routing!r}, but Kc-MoE models are 'dropless' here"
+            )
         super(T5PreTrainedModel, self).__init__(config)
 
 

@@ -235,5 +235,11 @@ def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | Da
 def describe_problems(what: str, problems: dict[str, str]) -> str:
     """Returns one line with the number of leaves, and of the first few what is wrong with them."""
     count = f"{len(problems)} {'leaf' if len(problems) == 1 else 'leaves'}"
-    texts = [f"{path}: {text}" for path, text in problems.items()]
+    alike: dict[str, list[str]] = {}
+    for path, text in problems.items():
+        alike.setdefault(text, []).append(path)
+    texts = [
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {text}"
+        for text, paths in alike.items()
+    ]
     return f"{what}, {count}: {listed(texts, 8, '; ')}"

@@ -25,6 +25,7 @@ from kcmoe.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.gin"
 JSON_FILE = "config.json"
+_MOST_SPARE_ROWS = 1024
 DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabulary of a run
 LEARNT = "LEARNT_TASKS"  # what a checkpoint without config.gin has learnt
 _MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
@@ -104,16 +105,25 @@ def vocabulary_of(checkpoint: str, macros: Mapping[str, Any]) -> str | None:
     )
 
 
-def with_vocabulary(checkpoint: str, macros: Mapping[str, Any], file: str) -> dict[str, Any]:
+def with_vocabulary(
+    checkpoint: str, macros: Mapping[str, Any], file: str, rows: int
+) -> dict[str, Any]:
     """Returns `macros`, recorded for `checkpoint`, with the vocabulary `file` instead of the one named there.
 
-    A digest that the run itself wrote down stays, so that another vocabulary than its own is noticed.
+    A digest that the run itself wrote down stays, so that another vocabulary than its own is noticed. Where
+    there is none, the `rows` of the embedding, which are rounded up for devices, must fit the pieces.
 
     Raises:
-      UserError: if `file` is no vocabulary.
+      UserError: if `file` is no vocabulary, or cannot be that of the checkpoint.
     """
-    own = _config_macros(checkpoint)
-    digest = (macros if own is None else own).get(DIGEST) or Vocabulary(file).digest
+    own, vocabulary = _config_macros(checkpoint), Vocabulary(file)
+    digest = (macros if own is None else own).get(DIGEST)
+    if not digest and not rows - _MOST_SPARE_ROWS <= vocabulary.size <= rows:
+        raise UserError(
+            f"{file} has {vocabulary.size:,} pieces, but the embedding of {checkpoint} has {rows:,} rows; "
+            "name its own vocabulary with --vocabulary"
+        )
+    digest = digest or vocabulary.digest
     return {**macros, "VOCABULARY_FILE": file, DIGEST: digest}
 
 

@@ -155,6 +155,9 @@ def parse_header(file: Path) -> dict[str, tuple[ShapeDtype, int]]:
     try:
         fields = json_text.parse(content)
         fields.pop("__metadata__", None)
+        for name, entry in fields.items():
+            if lacking := {"shape", "dtype", "data_offsets"} - entry.keys():
+                raise ValueError(f"{name} has no {min(lacking)}")
         found, end = {}, 0
         for name, entry in sorted(fields.items(), key=lambda item: item[1]["data_offsets"]):
             leaf = ShapeDtype(

@@ -166,7 +166,8 @@ def convert(
     after = {path: _with_dtype(path, leaf, dtype) for path, leaf in before.items()}
     macros = reader.recorded()
     if vocabulary is not None:
-        macros = run_config.with_vocabulary(reader.path, macros, vocabulary)
+        rows = run_config.sizes_of(whole).get("NUM_EMBEDDINGS", 0)
+        macros = run_config.with_vocabulary(reader.path, macros, vocabulary, rows)
     extras = reader.extras()
     advance = progress(sum(leaf.nbytes for leaf in before.values())) if progress else None
     leaves = _checked(reader, {path: sources.get(path, path) for path in before}, after, advance)

@@ -120,7 +120,7 @@ def test_safetensors_in_several_files(
     with pytest.raises(UserError, match=r"leaves: .*1\.safetensors is not there") as caught:
         checkpoint.open_checkpoint(tmp_path).tree()
     named = sum(path in str(caught.value) for path in halves[1])
-    assert named == 8
+    assert named == 1  # what is alike is said once
     assert f"and {len(halves[1]) - named} more" in str(caught.value)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from kcmoe import cli
 from kcmoe.checkpoint import safetensors
+from kcmoe.io import resources
 
 Refused = Callable[..., str]
 
@@ -101,9 +102,61 @@ def test_sizes_that_contradict_the_weights(
     assert "contradicts the weights" in line or "no part of this model" in line
 
 
-@pytest.mark.parametrize("fields", [{"d_model": "24"}, {"encoder_sparse_layers": [0]}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"d_model": "24"},
+        {"d_model": 0},
+        {"encoder_sparse_layers": [0]},
+        {"num_experts_per_tok": 0},
+        {"num_experts_per_tok": 7},
+        {"layer_norm_epsilon": 0.001},
+        {"relative_attention_num_buckets": 16},
+        {"relative_attention_max_distance": 64},
+        {"pad_token_id": 3},
+        {"eos_token_id": 2},
+        {"decoder_start_token_id": 1},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
 def test_settings_that_make_no_sense(copy: Path, refused: Refused, fields: dict[str, Any]) -> None:
-    assert "config.json" in refused(change(copy, **fields), "t5x_orbax")
+    assert f"config.json: {next(iter(fields))} is" in refused(change(copy, **fields), "t5x_orbax")
+
+
+def test_a_classifier_is_no_damaged_model(copy: Path, refused: Refused) -> None:
+    line = refused(change(copy, architectures=["KcMoeForSequenceClassification"]), "t5x_orbax")
+    assert "is of KcMoeForSequenceClassification, of which text-to-text weights are only" in line
+
+
+def test_without_its_settings(copy: Path, refused: Refused) -> None:
+    (copy / "config.json").unlink()
+    assert "without its config.json" in refused(copy, "t5x_orbax")
+
+
+def test_another_vocabulary_where_no_digest_is_kept(
+    sparse_checkpoint: Path, tmp_path: Path, refused: Refused
+) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(resources.find("vocab/kcmoe_32k.100extra.model").read_bytes())
+    del proto.pieces[9_000:30_000]
+    small = tmp_path / "small.model"
+    small.write_bytes(proto.SerializeToString())
+    copied = shutil.copytree(sparse_checkpoint, tmp_path / "other/checkpoint_7")
+    config = (sparse_checkpoint.parent / "config.gin").read_text("utf-8").splitlines()
+    kept = [line for line in config if not line.startswith("VOCABULARY_")]
+    (tmp_path / "other/config.gin").write_text("\n".join(kept), encoding="utf-8")
+    line = refused(copied, "huggingface", f"--vocabulary={small}")
+    assert "pieces, but the embedding of" in line
+
+
+def test_a_missing_shard_is_named_once(copy: Path, refused: Refused) -> None:
+    index = {"weight_map": dict.fromkeys(["a", "b", "lm_head.weight"], "model-1.safetensors")}
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    line = refused(copy, "t5x_orbax")
+    assert line.count("model-1.safetensors is not there") == 1 and "and 2 more" in line
 
 
 def test_missing_and_unknown_tensors_are_named(copy: Path, refused: Refused) -> None:

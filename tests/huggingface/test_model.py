@@ -171,6 +171,24 @@ def test_bfloat16_is_ours_within_its_rounding(
     assert np.abs(theirs.numpy()[real] - expected).mean() < 0.01 * scale
 
 
+def test_float64_runs_where_experts_are_grouped(sparse: Path) -> None:
+    """torch has no grouped products of float64, but would take them for these sizes."""
+    import torch
+
+    ids = torch.tensor([[5, 6, 7, 1]])
+    logits = {}
+    for dtype in (torch.float32, torch.float64):
+        with torch.no_grad():
+            found = load(sparse, dtype=dtype)(input_ids=ids, decoder_input_ids=ids * 0)
+        logits[dtype] = found.logits.double().numpy()
+    np.testing.assert_allclose(*logits.values(), atol=1e-5 * np.abs(logits[torch.float64]).max())
+
+
+def test_capacity_routing_by_argument_is_refused(sparse: Path) -> None:
+    with pytest.raises(ValueError, match="routing is 'capacity', but Kc-MoE models are 'dropless'"):
+        load(sparse, routing="capacity")
+
+
 def test_dense_twin_is_plain_t5(dense: Path, ours_dense: LanguageModel, batch: Any) -> None:
     import torch
     from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration

@@ -33,6 +33,7 @@ _DATA = {
     "klue_sts": ("https://github.com/KLUE-benchmark/KLUE", "CC BY-SA 4.0"),
     "hate_speech": ("https://github.com/kocohub/korean-hate-speech", "CC BY-SA 4.0"),
     "hate_speech_binary": ("https://github.com/kocohub/korean-hate-speech", "CC BY-SA 4.0"),
+    "apeach": ("https://github.com/jason9693/APEACH", "CC BY-SA 4.0"),
     "kmhas": ("https://github.com/adlnlp/K-MHaS", "CC BY-SA 4.0"),
     "curse": ("https://github.com/2runo/Curse-detection-data", "MIT"),
     "question_pair": ("https://github.com/songys/Question_pair", "MIT"),
@@ -142,9 +143,8 @@ def _scores(about: Provenance) -> Iterator[tuple[str, ...]]:
             report = json_text.parse(file.read_bytes())
             task, split = str(report["task"]), str(report["split"])
             command = (
-                "kcmoe evaluate --gin_file=configs/runs/eval.gin "
-                f"--gin.MIXTURE_OR_TASK_NAME='\"{task}\"' "
-                f"--gin.CHECKPOINT_PATH='\"{checkpoint}\"' --split={split}"
+                f"kcmoe evaluate --task={task} --split={split} "
+                f"--gin.CHECKPOINT_PATH='\"{checkpoint}\"'"
             )
             for protocol, found in report["protocols"].items():
                 for metric, estimate in found["metrics"].items():

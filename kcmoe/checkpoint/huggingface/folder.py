@@ -57,6 +57,8 @@ def _recognises(folder: Folder) -> bool:
             f"{folder.path} is a PEFT adapter without its model: load both in transformers, call "
             "merge_and_unload() and save_pretrained(), and take that folder"
         )
+    if folder.exists(settings.GENERATION_FILE) and not folder.exists(settings.FILE):
+        raise UserError(f"{folder.path} is a Hugging Face folder without its {settings.FILE}")
     # Our own config.json, beside safetensors under our names, has no architectures.
     found = "architectures" in _config_of(folder)
     if found and folder.remote:
@@ -132,14 +134,18 @@ class HuggingFaceReader(safetensors.SafetensorsReader):
 def _check_shapes(
     path: str, tensors: Mapping[str, ShapeDtype], layout: Mapping[str, tuple[int, ...]]
 ) -> None:
+    there = [(name, tensors[name], shape) for name, shape in layout.items() if name in tensors]
     wrong = [
-        f"{name} is {tensors[name]}, not {list(shape)}"
-        for name, shape in layout.items()
-        if name in tensors and (tensors[name].shape != shape or tensors[name].dtype.kind in "biu")
+        f"{name} is {leaf}, not {list(shape)}" for name, leaf, shape in there if leaf.shape != shape
     ]
-    if wrong:
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(f"{path}/{settings.FILE} contradicts the weights: {wrong[0]}{more}")
+    whole = [f"{name} is {leaf}" for name, leaf, _ in there if leaf.dtype.kind in "biu"]
+    for found, what in (
+        (wrong, f"{path}/{settings.FILE} contradicts the weights"),
+        (whole, f"{path} has weights that are no floating-point numbers"),
+    ):
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            raise UserError(f"{what}: {found[0]}{more}")
 
 
 class HuggingFaceWriter(Writer):

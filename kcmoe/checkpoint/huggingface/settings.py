@@ -47,6 +47,16 @@ _LOSSES = {
     "router_z_loss_factor": "router_z_loss_coef",
     "z_loss": "z_loss_coef",
 }
+# What the engine and T5X compute in one way only, under the names there.
+_ALWAYS: dict[str, Any] = {
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
 _AUTO = {
     "AutoConfig": "configuration_kcmoe.KcMoeConfig",
     "AutoModel": "modeling_kcmoe.KcMoeModel",
@@ -64,16 +74,12 @@ def to_config(
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
         "dtype": dtype,
-        "is_encoder_decoder": True,
         **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
         # transformers' caches take the encoder's layers for the decoder's unless a field says this.
         "decoder_layers": model.num_decoder_layers,
         "feed_forward_proj": "gated-gelu",
-        "layer_norm_epsilon": 1e-6,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "tie_word_embeddings": False,
-        **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+        "tie_word_embeddings": False,  # T5Config makes it True when it saves, with no effect there
+        **_ALWAYS,
     }
     if model.is_sparse:
         fields |= {
@@ -117,6 +123,17 @@ def to_macros(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
             f"{place} is of another model (model_type {kind!r}), not one that was exported with "
             "`kcmoe checkpoint convert --format=huggingface`"
         )
+    for name in fields.get("architectures") or []:
+        if not str(name).endswith("ForConditionalGeneration"):
+            raise UserError(
+                f"{place} is of {name}, of which text-to-text weights are only a part; what comes back is a "
+                "model saved as …ForConditionalGeneration"
+            )
+    for name, value in _ALWAYS.items():
+        if fields.get(name, value) != value:
+            raise UserError(
+                f"{place}: {name} is {fields[name]!r}, but Kc-MoE computes with {value!r}"
+            )
     sparse = "encoder_sparse_layers" in fields
     form = fields.get("feed_forward_proj")
     if form != (FEED_FORWARD if sparse else "gated-gelu"):
@@ -129,6 +146,11 @@ def to_macros(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     macros = {name: value for name, value in kept.items() if name.isupper()}
     for ours, theirs in table.items():
         macros[_MACROS[ours]] = _number(fields, theirs, ours, place)
+    if sparse and macros["NUM_SELECTED_EXPERTS"] > macros["NUM_EXPERTS"]:
+        raise UserError(
+            f"{place}: num_experts_per_tok is {macros['NUM_SELECTED_EXPERTS']}, but num_experts "
+            f"{macros['NUM_EXPERTS']}"
+        )
     for stack in ("encoder", "decoder"):
         layers = _layers(fields, f"{stack}_sparse_layers", place) if sparse else []
         macros[f"NUM_{stack.upper()}_SPARSE_LAYERS"] = len(layers)
@@ -141,18 +163,21 @@ def to_macros(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     return macros
 
 
-_MACROS = {
-    field.name: field.metadata["macro"]
+_FIELDS = {
+    field.name: field
     for kind in (ModelConfig, LossConfig)
     for field in kind.__dataclass_fields__.values()
 }
+_MACROS = {name: field.metadata["macro"] for name, field in _FIELDS.items()}
 
 
 def _number(fields: Mapping[str, Any], theirs: str, ours: str, place: str) -> int | float:
     value = fields.get(theirs)
     whole = not ours.endswith(("rate", "factor", "z_loss"))
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise UserError(f"{place}: {theirs} is {value!r}, not a number that makes sense")
+    if fault := _FIELDS[ours].metadata["range"].fault(value):
+        raise UserError(f"{place}: {theirs} is {value!r}, but it must be {fault}")
     return value if whole else float(value)
 
 
