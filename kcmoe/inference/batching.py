@@ -11,6 +11,7 @@ the same bit for bit. Few lines are computed in fewer rows, by a program that wa
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,7 +34,10 @@ _EOS = 1
 _IN_FLIGHT = 2  # batches dispatched before the first result is fetched
 # One line alone need not wait for a whole batch of copies, where a smaller one gives the same bits. From some
 # 64 tokens on, and from two rows on, XLA's CPU programs mostly do; each is tried before it is used.
-_FEW_LINES, _FEW_TOKENS, _FEW_BATCHES = 16, 64, 3
+_FEW_TOKENS, _FEW_BATCHES = 64, 3
+# Sequences in a step of a search. On CPUs a step costs little more for twice as many, and up to here products
+# are one kernel of XLA, so that fewer rows give the same bits.
+_STEP = 48
 PATIENCE = 20  # times that few lines of a length come before seconds are spent on trying
 
 
@@ -100,24 +104,38 @@ def rows_of(lengths: Sequence[int], tokens: int) -> int:
     return rows if rows < 4 else rows // 4 * 4
 
 
+def search_rows(lengths: Sequence[int], tokens: int, beams: int) -> int:
+    """Rows of a batch whose lines are continued by so many beams each."""
+    rows = tokens // sum(lengths)
+    if rows <= _STEP + _STEP // 2:
+        rows = min(2 * rows, _STEP)
+    return rows_of((1,), rows // beams)
+
+
 def few_rows(batch: PaddedBatch) -> list[int]:
     """Numbers of rows to try for a batch that has few lines, the smallest first; none where it has many."""
     least = 1 << (-(-_FEW_TOKENS // sum(batch.lengths)) - 1).bit_length()
     if sum(batch.lengths) < _FEW_TOKENS:
         least = max(least, 2)
     found = [rows for rows in (least, 2 * least) if 2 * rows <= batch.rows]
-    return found if found and len(batch.indices) <= _FEW_BATCHES * found[-1] else []
+    if found and len(batch.indices) <= _FEW_BATCHES * found[-1]:
+        return found
+    half = batch.rows // 2
+    return [half] if batch.rows == _STEP and len(batch.indices) <= half else []
 
 
 def batches(
-    lengths: np.ndarray, longest: Sequence[int], tokens: int, among: Sequence[int] = LENGTHS
+    lengths: np.ndarray,
+    longest: Sequence[int],
+    rows: Callable[[Sequence[int]], int],
+    among: Sequence[int] = LENGTHS,
 ) -> list[PaddedBatch]:
     """Every sequence in exactly one batch.
 
     Args:
       lengths: int [N, kinds], tokens of each kind of sequence per line.
       longest: largest length allowed of each kind.
-      tokens: about how many tokens to compute at once.
+      rows: rows of a batch with these lengths.
       among: lengths to which sequences are filled up.
 
     Returns:
@@ -132,10 +150,9 @@ def batches(
         members.setdefault(shape, []).append(index)
     found = []
     for shape in sorted(members):
-        rows = rows_of(shape, tokens)
-        indices = np.array(members[shape])
-        for start in range(0, len(indices), rows):
-            found.append(PaddedBatch(indices[start : start + rows], rows, shape))
+        count, indices = rows(shape), np.array(members[shape])
+        for start in range(0, len(indices), count):
+            found.append(PaddedBatch(indices[start : start + count], count, shape))
     return found
 
 
@@ -241,7 +258,8 @@ class BatchedModel:
         given = _Given("search", [inputs], [self.longest], rest, settings)
         ids = np.zeros((len(inputs), beam_size, max_tokens), np.int32)
         scores = np.zeros((len(inputs), beam_size), np.float32)
-        for indices, values in self._results(given, advance, max(1, self.tokens // beam_size)):
+        rows = functools.partial(search_rows, tokens=self.tokens, beams=beam_size)
+        for indices, values in self._results(given, advance, rows):
             ids[indices], scores[indices] = values
         return ids, scores
 
@@ -261,13 +279,16 @@ class BatchedModel:
         return found[:, -1]
 
     def _results(
-        self, given: _Given, advance: Advance | None = None, tokens: int | None = None
+        self,
+        given: _Given,
+        advance: Advance | None = None,
+        rows: Callable[[Sequence[int]], int] | None = None,
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Places in the caller's order, and what was computed for them; programs are made ready together."""
         lengths = np.stack([[len(ids) for ids in one] for one in given.sequences], axis=1)
-        plan = batches(lengths, given.longest, tokens or self.tokens, self.shapes)
-        if len(lengths) <= _FEW_LINES:
-            plan = [part for batch in plan for part in self._few(given, batch)]
+        rows = rows or functools.partial(rows_of, tokens=self.tokens)
+        plan = batches(lengths, given.longest, rows, self.shapes)
+        plan = [part for batch in plan for part in self._few(given, batch)]
         one_of_each = {(batch.lengths, batch.rows): batch for batch in plan}.values()
         self.model.prepare(given.call(batch) for batch in one_of_each)
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.cpu import gradients
+from kcmoe.model.cpu import gradients, halves
 from kcmoe.model.cpu.gradients import with_gradient
 from kcmoe.model.layers import Kernel, dropout, kernel_init, matmul
 
@@ -88,6 +88,17 @@ def softmax_attention(
     if position_bias is not None:
         logits_BxHxQxS += position_bias
     weights_BxHxQxS = jax.nn.softmax(logits_BxHxQxS.astype(jnp.float32), axis=-1)
+    return jnp.matmul(weights_BxHxQxS.astype(value.dtype), value)
+
+
+def step_attention(
+    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
+) -> Array:
+    """`softmax_attention` for a step of decoding: its bits do not depend on how many lines take the step."""
+    logits_BxHxQxS = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
+    if position_bias is not None:
+        logits_BxHxQxS += position_bias
+    weights_BxHxQxS = halves.softmax(logits_BxHxQxS.astype(jnp.float32))
     return jnp.matmul(weights_BxHxQxS.astype(value.dtype), value)
 
 
@@ -192,7 +203,10 @@ class MultiHeadAttention(nn.Module):
         """
         # Flaxformer drops weights, the same keys for all queries: dropping those values is the same.
         value = dropout(self, value, self.dropout_rate, deterministic, broadcast=(-1,))
-        mixed_BxHxQxK = softmax_attention(query, key, value, mask, position_bias)
+        return self._joined(softmax_attention(query, key, value, mask, position_bias))
+
+    def _joined(self, mixed_BxHxQxK: Array) -> Array:
+        """The heads joined by the output projection: dtype[B, H, Q, K] -> dtype[B, Q, D]."""
         mixed_BxQxHxK = jnp.swapaxes(mixed_BxHxQxK, 1, 2)
         return matmul(mixed_BxQxHxK.reshape(*mixed_BxQxHxK.shape[:2], -1), self.out())
 
@@ -240,7 +254,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.queries_keys_values(x)
         key_cache = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=2)
         value_cache = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=2)
-        update = self.attend(query, key_cache, value_cache, mask, position_bias, True)
+        update = self._joined(step_attention(query, key_cache, value_cache, mask, position_bias))
         return update, key_cache, value_cache
 
     def cross_step(self, x: Array, key: Array, value: Array, mask: Array) -> Array:
@@ -256,4 +270,4 @@ class MultiHeadAttention(nn.Module):
           dtype[B * beams, 1, D].
         """
         query = self._heads(matmul(x.reshape(key.shape[0], -1, x.shape[-1]), self.query()))
-        return self.attend(query, key, value, mask, None, True).reshape(x.shape)
+        return self._joined(step_attention(query, key, value, mask, None)).reshape(x.shape)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from kcmoe.model.cpu import gradients
+from kcmoe.model.cpu import gradients, halves
 from kcmoe.model.cpu.gradients import with_gradient
 
 Initializer = jax.nn.initializers.Initializer
@@ -73,6 +73,10 @@ class T5LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: float[..., D] -> dtype[..., D]."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        if x.ndim == 3 and x.shape[1] == 1:  # a step of decoding
+            x32 = x.astype(jnp.float32)
+            inverse = jax.lax.rsqrt(halves.mean(jnp.square(x32)) + self.epsilon)
+            return (x32 * inverse).astype(self.dtype) * scale.astype(self.dtype)
         return rms_norm(x, scale, self.epsilon, self.dtype)
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from kcmoe.model.cpu import halves
 
 MIN_EXPERT_CAPACITY = 4  # Flaxformer's MoeLayer.min_expert_capacity
 _BLOCK = 128  # entries counted by one small product, see `earlier_equal`
@@ -91,35 +92,16 @@ def padded_shape(batch: int, length: int, expert_copies: int) -> tuple[int, int]
     return batch, length + more_columns
 
 
-def softmax_by_halves(logits: Array) -> Array:
-    """softmax over the last axis without a reduction: float32[..., E] -> float32[..., E].
-
-    XLA for CPUs adds up in one order if there are few rows, and in another if there are many, where even its
-    exponentials are others. Here no number of rows changes a bit.
-    """
-    exponentials = jnp.exp(logits - _by_halves(jnp.maximum, logits))
-    return exponentials / _by_halves(jnp.add, exponentials)
-
-
-def _by_halves(combine: Callable[[Array, Array], Array], values: Array) -> Array:
-    """float[..., E] -> float[..., 1]: the first half combined with the second, until one value is left."""
-    while (size := values.shape[-1]) > 1:
-        half = size // 2
-        combined = combine(values[..., :half], values[..., half : 2 * half])
-        values = jnp.concatenate([combined, values[..., 2 * half :]], axis=-1)
-    return values
-
-
 def route(logits_GxTxE: Array, num_selected: int, *, by_halves: bool = False) -> Routing:
     """Chooses experts and places.
 
     Args:
       logits_GxTxE: float32 router logits.
       num_selected: A, how many experts a token chooses.
-      by_halves: probabilities by `softmax_by_halves`, so that no number of rows changes a bit of them.
+      by_halves: probabilities by `halves.softmax`, so that no number of rows changes a bit of them.
     """
     groups, tokens, experts = logits_GxTxE.shape
-    softmax = softmax_by_halves if by_halves else jax.nn.softmax
+    softmax = halves.softmax if by_halves else jax.nn.softmax
     probs_GxTxE = softmax(logits_GxTxE)
     _, expert_GxTxA = jax.lax.top_k(probs_GxTxE, num_selected)
     chosen_GxTxAxE = jax.nn.one_hot(expert_GxTxA, experts, dtype=probs_GxTxE.dtype)

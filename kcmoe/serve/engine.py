@@ -268,7 +268,7 @@ class Engine:
             return 1
         tokens = self.lm.loaded.tokens
         if key.kind == "generate":
-            tokens = max(1, tokens // int(key.options[0]))
+            return batching.search_rows(key.lengths, tokens, int(key.options[0]))
         return batching.rows_of(key.lengths, tokens)
 
     def compute(self, key: Key, works: Sequence[Work]) -> list[Any]:
@@ -280,8 +280,9 @@ class Engine:
 
         Where nothing is known yet it is tried if the program is `in_use`: seconds, once on a machine.
         """
-        if key.kind in ("classify", "score", "embed"):  # few searches can be, and trying takes long
-            patience = 0 if in_use else sys.maxsize
+        if key.kind in ("classify", "score", "embed", "generate"):
+            tried = in_use and key.kind != "generate"  # whose trial takes as long as its answers
+            patience = 0 if tried else sys.maxsize
             self._computed(LanguageModel(self.lm.loaded, patience=patience), key, works)
         memory.trim()  # making a program ready leaves as much behind as it takes
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from kcmoe.inference import batching
+
+OF_1024 = functools.partial(batching.rows_of, tokens=1024)
 
 
 def random_lengths(count: int, longest: int) -> np.ndarray:
@@ -15,7 +19,7 @@ def random_lengths(count: int, longest: int) -> np.ndarray:
 
 def test_every_line_is_in_exactly_one_batch_that_it_fits() -> None:
     lengths = random_lengths(777, 160)
-    plan = batching.batches(lengths, [160], tokens=1024)
+    plan = batching.batches(lengths, [160], OF_1024)
     assert sorted(np.concatenate([one.indices for one in plan])) == list(range(777))
     for batch in plan:
         assert (lengths[batch.indices, 0] <= batch.lengths[0]).all()
@@ -26,17 +30,17 @@ def test_shape_of_a_line_does_not_depend_on_other_lines() -> None:
     lengths = random_lengths(300, 160)
     together = {
         int(i): (one.rows, one.lengths)
-        for one in batching.batches(lengths, [160], tokens=1024)
+        for one in batching.batches(lengths, [160], OF_1024)
         for i in one.indices
     }
     for i, length in enumerate(lengths):
-        (alone,) = batching.batches(length[None], [160], tokens=1024)
+        (alone,) = batching.batches(length[None], [160], OF_1024)
         assert (alone.rows, alone.lengths) == together[i]
 
 
 def test_few_shapes_and_little_padding() -> None:
     lengths = np.random.default_rng(1).integers(22, 60, (5000, 1))
-    plan = batching.batches(lengths, [512], tokens=1024)
+    plan = batching.batches(lengths, [512], OF_1024)
     assert len({one.lengths for one in plan}) <= 6
     computed = sum(one.rows * one.lengths[0] for one in plan)
     assert computed < 1.15 * lengths.sum()
@@ -66,6 +70,23 @@ def test_rows_come_by_fours_within_the_tokens(
 
 
 @pytest.mark.parametrize(
+    ("lengths", "tokens", "beams", "expected"),
+    [
+        ((40,), 1024, 1, 48),
+        ((16,), 1024, 1, 48),
+        ((64,), 1024, 1, 32),
+        ((40,), 1024, 4, 12),
+        ((512,), 256, 1, 1),
+        ((40,), 16384, 1, 408),  # an accelerator
+    ],
+)
+def test_a_search_has_more_rows_but_not_more_than_one_kernel_takes(
+    lengths: tuple[int, ...], tokens: int, beams: int, expected: int
+) -> None:
+    assert batching.search_rows(lengths, tokens, beams) == expected
+
+
+@pytest.mark.parametrize(
     ("lengths", "rows", "lines", "expected"),
     [
         ((40,), 24, 1, [2, 4]),
@@ -76,6 +97,9 @@ def test_rows_come_by_fours_within_the_tokens(
         ((512,), 1, 1, []),  # nothing smaller
         ((40,), 24, 13, []),  # three batches are no faster than one of all rows
         ((20, 20), 24, 12, [2, 4]),
+        ((40,), 48, 12, [2, 4]),
+        ((40,), 48, 13, [24]),
+        ((40,), 48, 25, []),
     ],
 )
 def test_few_lines_may_be_computed_in_few_rows(
@@ -91,7 +115,9 @@ def test_pad_fills_missing_rows_with_the_first() -> None:
 
 
 def test_run_yields_in_order_and_counts_lines() -> None:
-    plan = batching.batches(random_lengths(100, 64), [64], tokens=128)
+    plan = batching.batches(
+        random_lengths(100, 64), [64], functools.partial(batching.rows_of, tokens=128)
+    )
     done: list[int] = []
     seen = [
         (batch, result)
@@ -103,5 +129,10 @@ def test_run_yields_in_order_and_counts_lines() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert batching.batches(np.zeros((0, 1), int), [64], tokens=128) == []
+    assert (
+        batching.batches(
+            np.zeros((0, 1), int), [64], functools.partial(batching.rows_of, tokens=128)
+        )
+        == []
+    )
     assert list(batching.run([], lambda batch: batch)) == []
