@@ -104,8 +104,9 @@ def _training(step: int, tasks: Sequence[str]) -> dict[str, str]:
 
 def _licence(vocabulary: Vocabulary) -> dict[str, str]:
     if vocabulary.digest != _shipped_digest():
-        return {"vocabulary_ko": "", "vocabulary_en": ""}
+        return {"vocabulary_ko": "", "vocabulary_en": "", "license": ""}
     return {
+        "license": "license: cc-by-sa-4.0\n",  # of a part of the folder, and it asks for its like
         "vocabulary_ko": " 어휘는 CC BY-SA 4.0 말뭉치로 만들었고 같은 라이선스로 배포합니다.",
         "vocabulary_en": " The vocabulary was made from a CC BY-SA 4.0 corpus and is shared alike.",
     }
