@@ -276,13 +276,10 @@ class Engine:
         return self._computed(self.lm, key, works)
 
     def improve(self, key: Key, works: Sequence[Work], in_use: bool) -> None:
-        """Makes ready what computes few lines of this key sooner, if anything is known to.
-
-        Where nothing is known yet it is tried if the program is `in_use`: seconds, once on a machine.
-        """
-        if key.kind in ("classify", "score", "embed", "generate"):
-            tried = in_use and key.kind != "generate"  # whose trial takes as long as its answers
-            patience = 0 if tried else sys.maxsize
+        """Makes ready what is known to compute few lines sooner; tries what is not if `in_use`: seconds."""
+        if key.kind not in ("experts", "sample"):
+            # Trying a search would take many times as long as an answer.
+            patience = 0 if in_use and key.kind != "generate" else sys.maxsize
             self._computed(LanguageModel(self.lm.loaded, patience=patience), key, works)
         memory.trim()  # making a program ready leaves as much behind as it takes
 
