@@ -120,8 +120,9 @@ class GinConfig:
 
 def _value(field: Any, hint: Any, macros: Macros) -> Any:
     name = field.metadata["macro"]
+    given = macros.require(name)
     where = macros.where(name)
-    value = _typed(macros.require(name), hint, name, where)
+    value = _typed(given, hint, name, where)
     _check_content(value, field.metadata["range"], name, where)
     return value
 

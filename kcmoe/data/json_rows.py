@@ -171,7 +171,7 @@ def _values(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[
         try:
             yield place, _DECODER.decode(line.strip())
         except (ValueError, RecursionError) as error:
-            yield place, BadRow(f"not JSON ({error})")
+            yield place, BadRow(f"not JSON ({_reason(error)})")
 
 
 def _is_cut(line: str) -> bool:
@@ -262,7 +262,7 @@ def _list(text: str, blank_lines: int) -> Iterator[tuple[str, Any]]:
                 bad = BadRow("not JSON (no comma or end of the list after it)")
                 raise ValueError
         except (ValueError, RecursionError) as error:
-            reason = bad if str(error) == "" and bad else BadRow(f"not JSON ({error})")
+            reason = bad if str(error) == "" and bad else BadRow(f"not JSON ({_reason(error)})")
             yield _line(text, place, blank_lines), reason
             again = following.search(text, place + 1)
             if not again:
@@ -282,3 +282,7 @@ def _skip(text: str, place: int) -> int:
 def _line(text: str, place: int, before: int) -> str:
     text_before = text[:place]
     return f"line {before + 1 + text_before.count(chr(10))}"
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

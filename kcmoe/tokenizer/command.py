@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,9 @@ def _report(argv: Sequence[str]) -> int:
         help="first N lines of each text",
     )
     parser.add_argument("--encoding", default="utf-8", metavar="NAME", help=ENCODING_HELP)
+    parser.add_argument(
+        "--lenient", action="store_true", help="leave damaged places out and count them"
+    )
     add_output(parser, "--json", help="also write every measure here")
     add_output(parser, "--plot", help="also draw the measures, as .png or .svg", endings=PICTURES)
     args = parser.parse_args(argv)
@@ -136,10 +140,15 @@ def _report(argv: Sequence[str]) -> int:
             "no text is given: add --text=FILE, e.g. --text=data/comments/validation.parquet"
         )
 
+    from kcmoe.data.tables import Tally
     from kcmoe.tokenizer import report, report_output
 
     models = args.models or [str(resources.find("vocab/kcmoe_32k.model"))]
-    texts = [report.read_text(text, args.lines, args.encoding) for text in args.text]
+    texts, tally = [], Tally()
+    for text in args.text:
+        texts.append(report.read_text(text, args.lines, args.encoding, not args.lenient, tally))
+    if left_out := tally.summary():
+        print(f"kcmoe tokenizer: {left_out}", file=sys.stderr)
     measures = [report.measure(model, text) for text in texts for model in models]
     print(report_output.tables(measures))
     if args.json:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 KINDS = ("Hangul", "jamo", "Hanja", "emoji", "other")
 _EXAMPLES = 3
-WAYS = tables.Ways("", "give --encoding={0} (for this file alone --encoding='{1}={0}')")
+WAYS = tables.Ways(
+    "give --lenient", "give --encoding={0} (for this file alone --encoding='{1}={0}')"
+)
 _SPACE = "\u2581"
 
 _RANGES = {
@@ -89,8 +91,21 @@ def kind_of(char: str) -> str:
     return "other"
 
 
-def read_text(spec: str, lines: int = 0, encoding: str = "utf-8") -> Text:
+def read_text(
+    spec: str,
+    lines: int = 0,
+    encoding: str = "utf-8",
+    strict: bool = True,
+    tally: tables.Tally | None = None,
+) -> Text:
     """Reads "FILE" or "FILE:COLUMN"; the column is "text" unless given.
+
+    Args:
+      spec: as above.
+      lines: most lines, 0 for all.
+      encoding: of text files.
+      strict: refuse places that cannot be read, which are left out and counted in `tally` otherwise.
+      tally: what was left out.
 
     Raises:
       UserError: if the file cannot be read, lacks the column, or holds no text.
@@ -100,10 +115,16 @@ def read_text(spec: str, lines: int = 0, encoding: str = "utf-8") -> Text:
         raise UserError(f"--text={spec} names {len(columns)} columns, but one at a time is read")
     column = columns[0] if columns else "text"
     found: list[str] = []
+    tally = tables.Tally() if tally is None else tally
     for file in tables.expand([path]):
-        for chunk in tables.read_chunks(file, [column], encoding=encoding, ways=WAYS):
+        for chunk in tables.read_chunks(
+            file, [column], strict=strict, encoding=encoding, tally=tally, ways=WAYS
+        ):
             for text in chunk[column]:
                 if text is not None and not isinstance(text, str):
+                    if not strict:
+                        tally.drop("not text", file)
+                        continue
                     raise UserError(f"{file}: column {column} holds {text!r}, not text")
                 if text and text.strip():
                     found.append(text)

@@ -12,6 +12,7 @@ import pytest
 from kcmoe.config import arguments, gin_files
 from kcmoe.config import fields as config
 from kcmoe.config.model import ModelConfig
+from kcmoe.config.training import TrainConfig
 from kcmoe.errors import UserError
 
 SIZES = ["configs/engine/engine.gin", "configs/sizes/base.gin"]
@@ -185,3 +186,9 @@ def test_the_key_of_a_value_is_named() -> None:
         config.check_all(
             gin_files.parse(SIZES, ["TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 0}"])
         )
+
+
+def test_a_macro_that_nothing_sets_is_asked_for() -> None:
+    macros = gin_files.parse(["configs/runs/pretrain.gin"], ["MODEL_DIR = 'run'"])
+    with pytest.raises(UserError, match=r"^[A-Z_]+ is not set.* Add --gin\.[A-Z_]+="):
+        TrainConfig.from_macros(macros)

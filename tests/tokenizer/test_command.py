@@ -86,6 +86,19 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "| mine | kcmoe_32k |" in " ".join(printed.split())
 
 
+def test_damaged_lines_are_left_out_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "t.txt"
+    text.write_bytes("재미있는 영화\n".encode() * 9 + b"\xff bad\n")
+    assert cli.run(["tokenizer", "report", f"--text={text}"]) == 2
+    assert "or give --lenient to leave such places out" in capsys.readouterr().err
+    assert cli.run(["tokenizer", "report", f"--text={text}", "--lenient"]) == 0
+    shown = capsys.readouterr()
+    assert "left out 1 x not in the encoding; first at" in shown.err and "line 10" in shown.err
+    assert "9 lines" in shown.out
+
+
 def test_another_encoding_and_a_named_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
