@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in this program because of how XLA computes on CPUs. A reader of the model may skip this room.
 
-Nothing of the model's mathematics is decided here: the tricks make a step faster or smaller, and all but `halves` can be
-switched off. Gains are of a training step on two CPU cores, in CPU seconds if nothing else is said, from
-"What was tried for the training step at tiny" in benchmarks/README.md.
+Nothing of the model's mathematics is decided here: the tricks make a step faster or smaller, and all but
+`halves` can be switched off. Gains are of a training step on two CPU cores, in CPU seconds if nothing else is
+said, from "What was tried for the training step at tiny" in benchmarks/README.md.
 
 `memory`, called by `cli` and the train loop; imports JAX inside functions only, as the second start of the
 process comes before JAX:
