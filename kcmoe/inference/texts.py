@@ -17,6 +17,8 @@ from kcmoe.tasks.registry import Task
 # One text, or one text per input column of the task: in its order, or by name.
 Row = str | Sequence[str] | Mapping[str, str]
 
+_MOST_BYTES = 1 << 30  # of standard input, which is held in memory
+
 
 def checked(texts: Iterable[Any], name: str = "texts") -> list[str]:
     """`texts` as a list.
@@ -93,7 +95,12 @@ def read_lines(path: str) -> list[str]:
     place = "standard input" if path == "-" else path
     try:
         if path == "-":
-            content = sys.stdin.buffer.read()
+            content = sys.stdin.buffer.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:  # a device, perhaps, which has no end
+                raise UserError(
+                    f"{place} has more than {_MOST_BYTES >> 20:,} MiB; write it to a file and give that with "
+                    "--output, which takes files of any size"
+                )
         else:
             content = remote.read_bytes(path)
     except (OSError, ValueError, ImportError) as error:

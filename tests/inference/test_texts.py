@@ -82,6 +82,10 @@ def test_lines_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     stdin = types.SimpleNamespace(buffer=io.BytesIO("하나\n둘\n".encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert texts.read_lines("-") == ["하나", "둘"]
+    stdin.buffer = io.BytesIO(bytes(100))
+    monkeypatch.setattr(texts, "_MOST_BYTES", 99)  # of /dev/zero a gibibyte is enough
+    with pytest.raises(UserError, match=r"standard input has more than .* with --output"):
+        texts.read_lines("-")
 
 
 def test_lines_that_are_not_utf8_are_named(tmp_path: Path) -> None:
