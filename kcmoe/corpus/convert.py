@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kcmoe.corpus.types import Layout, Table
-from kcmoe.data import parquet, tables, text_formats
+from kcmoe.data import encodings, parquet, tables
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
 
@@ -96,7 +96,7 @@ def _chunks(path: Path, table: Table, tally: tables.Tally) -> Iterator[list[tupl
 
 
 def _laid_out(path: Path, layout: Layout, columns: list[str]) -> Iterator[tuple[str, ...]]:
-    with text_formats.open_text(str(path), "utf-8") as file:
+    with encodings.open_text(str(path), "utf-8") as file:
         lines = (_readable(line).rstrip("\r\n") for line in file)
         if layout.quoted:
             cells: Iterator[list[str]] = csv.reader(lines, delimiter=layout.separator)
@@ -113,7 +113,7 @@ def _laid_out(path: Path, layout: Layout, columns: list[str]) -> Iterator[tuple[
 
 
 def _readable(line: str) -> str:
-    if bad := text_formats.bad_byte(line):
+    if bad := encodings.bad_byte(line):
         raise ValueError(f"byte {bad} is not UTF-8: {line[:40]!r}")
     return line
 

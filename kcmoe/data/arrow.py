@@ -7,6 +7,7 @@ Parquet becomes Arrow as it is read, so that what counts as a text, a number or 
 from __future__ import annotations
 
 import dataclasses
+import decimal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def _check(given: Any, path: str, name: str, list_allowed: bool) -> None:
     kind, known = given, pa.types
     if list_allowed and (known.is_list(kind) or known.is_large_list(kind)):
         kind = kind.value_type
-    if known.is_dictionary(kind):
+    if known.is_dictionary(kind) or known.is_run_end_encoded(kind):
         kind = kind.value_type
     plain = (
         known.is_string(kind)
@@ -103,6 +104,7 @@ def _check(given: Any, path: str, name: str, list_allowed: bool) -> None:
         or known.is_string_view(kind)
         or known.is_integer(kind)
         or known.is_floating(kind)
+        or known.is_decimal(kind)
         or known.is_boolean(kind)
         or known.is_null(kind)
     )
@@ -123,9 +125,19 @@ def values(batch: Any, asked: Sequence[AskedColumn]) -> dict[str, list[Any]]:
     return found
 
 
+def _number(cell: decimal.Decimal) -> int | float:
+    whole = cell == cell.to_integral_value()
+    return int(cell) if whole else float(cell)
+
+
 def _plain(column: Any) -> list[Any]:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    if pa.types.is_run_end_encoded(column.type):
+        return _plain(pc.run_end_decode(column))
+    if pa.types.is_decimal(column.type):
+        return [None if cell is None else _number(cell) for cell in column.to_pylist()]
     if not pa.types.is_floating(column.type):
         cells: list[Any] = column.to_pylist()
         return cells

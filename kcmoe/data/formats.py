@@ -7,6 +7,8 @@ Arrow files.
 
 from __future__ import annotations
 
+import bz2
+import io
 import json
 import lzma
 import os
@@ -31,6 +33,7 @@ _PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "z
 UNREADABLE = (
     OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError,
 )  # fmt: skip
+_BLOCK_BYTES = 1 << 16
 # Beside the data in folders that libraries write, and no data themselves.
 _ABOUT = {"dataset_info.json", "state.json", "dataset_infos.json", "package.json"}
 
@@ -59,10 +62,18 @@ def format_of(path: str) -> str:
             ending = os.path.splitext(_member(path, archive))[1].lower()
             ending = _ALIASES.get(ending, ending)
     if ending not in FORMATS:
-        raise UserError(f"{path}: a file of this kind is not read; known are {', '.join(FORMATS)}")
+        raise UserError(f"{path}: {_unknown(path, ending)}; known are {', '.join(FORMATS)}")
     if ending in (".parquet", ".arrow") and packing_of(path):
         raise UserError(f"{path}: {ending} files are compressed inside; unpack it first")
     return ending
+
+
+def _unknown(path: str, ending: str) -> str:
+    plain, packed = os.path.splitext(os.path.basename(path))
+    if not packing_of(path):
+        return "a file of this kind is not read"
+    told = f"{ending} does not say" if ending else "nothing in its name says"
+    return f"{told} what is compressed; call it {plain}.csv{packed} if it is CSV"
 
 
 def is_folder(path: str) -> bool:
@@ -98,7 +109,9 @@ def in_folder(folder: str) -> list[str]:
         names = _saved(folder, names)
     files = [os.path.join(folder, name) for name in names if _is_data(name)]
     if not files:
-        raise UserError(f"{folder} is a folder without files of {', '.join(FORMATS)}")
+        there = sorted(os.listdir(folder))[:3] if not remote.is_remote(folder) else names[:3]
+        holds = f"; it holds {', '.join(there)}" if there else ""
+        raise UserError(f"{folder} is a folder without files of {', '.join(FORMATS)}{holds}")
     return files
 
 
@@ -180,4 +193,48 @@ def open_unpacked(path: str) -> Any:
             return archive.open(name)
         except UNREADABLE as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    if packing in ("bz2", "xz"):
+        return io.BufferedReader(_Streams(_opened(path), packing), _BLOCK_BYTES)
     return _opened(path, packing or None)
+
+
+class _Streams(io.RawIOBase):
+    """Streams of bzip2 or xz one behind another, as parallel compressors and `cat` write them.
+
+    Python's own readers take a later stream that is damaged for something that does not belong to the file,
+    and end before it without a word.
+    """
+
+    def __init__(self, raw: Any, packing: str):
+        self._raw, self._new = (
+            raw,
+            bz2.BZ2Decompressor if packing == "bz2" else lzma.LZMADecompressor,
+        )
+        self._decoder: Any = self._new()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            data = b""
+            if not self._decoder.eof:
+                packed = self._raw.read(_BLOCK_BYTES) if self._decoder.needs_input else b""
+                if self._decoder.needs_input and not packed:
+                    raise EOFError("it ends in the middle of compressed data")
+                data = self._decoder.decompress(packed, len(buffer))
+            else:  # zeros may follow a stream, to fill a block
+                packed = self._decoder.unused_data or self._raw.read(_BLOCK_BYTES)
+                while packed and not packed.strip(b"\0"):
+                    packed = self._raw.read(_BLOCK_BYTES)
+                if not packed:
+                    return 0
+                self._decoder = self._new()
+                data = self._decoder.decompress(packed.lstrip(b"\0"), len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)

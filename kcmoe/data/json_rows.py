@@ -13,12 +13,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kcmoe.data.text_formats import BadRow, Row, bad_byte, column_places
+from kcmoe.data.encodings import BadRow, bad_byte
+from kcmoe.data.text_formats import Row, column_places
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io.given import composed
 
 _ABSENT = object()
-_ENOUGH_ROWS = 1000
+_ENOUGH_ROWS = 100_000  # a sorted file can begin with many rows that lack a label
 _BLANK = re.compile(r"\s*")
 
 
@@ -67,10 +68,8 @@ def jsonl(
         cells = [None if cell is _ABSENT else cell for cell in cells]
         if alike:
             yield place, BadRow(f"no column {alike[0]}")
-        elif any(_is_nested(c, n in lists) for n, c in zip(columns, cells, strict=True)):
-            yield place, BadRow("a list or object where a text is needed")
-        elif any(isinstance(c, str) and not c.isascii() and _broken(c) for c in cells):
-            yield place, BadRow("half a surrogate pair in the text")
+        elif bad := _wrong(columns, cells, lists):
+            yield place, bad
         else:
             yield place, [None if cell != cell else cell for cell in cells]
     if unseen and first is not None:
@@ -84,8 +83,8 @@ def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[
             yield place, row
         elif not isinstance(row, dict):
             yield place, BadRow("not a JSON object")
-        elif _any_broken(row):
-            yield place, BadRow("half a surrogate pair in the text")
+        elif broken := [name for name, value in row.items() if _any_broken((name, value))]:
+            yield place, BadRow(f"half a surrogate pair in {broken[0]!a}")
         else:
             yield place, row
 
@@ -93,8 +92,8 @@ def objects(file: Iterable[str], path: str, columns: Sequence[str]) -> Iterator[
 def cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any] | BadRow:
     """Values of some columns of a row; None where one is absent, null or NaN."""
     found = [_cell(row, name) for name in columns]
-    if any(isinstance(cell, list | dict) for cell in found):
-        return BadRow("a list or object where a text is needed")
+    if bad := _wrong(columns, found, ()):
+        return bad
     return [None if cell is _ABSENT or cell != cell else cell for cell in found]
 
 
@@ -102,8 +101,8 @@ def _any_broken(value: Any) -> bool:
     if isinstance(value, str):
         return not value.isascii() and _broken(value)
     if isinstance(value, dict):
-        return any(_any_broken(each) for pair in value.items() for each in pair)
-    return isinstance(value, list) and any(map(_any_broken, value))
+        return any(map(_any_broken, value.items()))
+    return isinstance(value, list | tuple) and any(map(_any_broken, value))
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
@@ -127,6 +126,19 @@ def _is_nested(value: Any, list_allowed: bool) -> bool:
     if isinstance(value, list) and list_allowed:
         return any(isinstance(each, list | dict) for each in value)
     return isinstance(value, list | dict)
+
+
+def _wrong(columns: Sequence[str], cells: Sequence[Any], lists: Sequence[str]) -> BadRow | None:
+    """What is wrong with the first cell that is neither a text, a number nor missing; None if all are."""
+    for name, cell in zip(columns, cells, strict=True):
+        if _is_nested(cell, name in lists):
+            what = "a list" if isinstance(cell, list) else "an object"
+            inside = next(iter(cell), "") if isinstance(cell, dict) else ""
+            hint = f" (a field of it is named with a dot, as {name}.{inside})" if inside else ""
+            return BadRow(f"column {name} holds {what} where a text is needed{hint}")
+        if isinstance(cell, str) and not cell.isascii() and _broken(cell):
+            return BadRow(f"half a surrogate pair in column {name}")
+    return None
 
 
 def _broken(text: str) -> bool:
@@ -189,14 +201,17 @@ def _of_object(
     value: dict[str, Any], path: str, columns: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
     """Rows of an object that is the whole file."""
-    asked = [value.get(name, _ABSENT) for name in columns]
+    alike = {composed(name): each for name, each in value.items()}
+    asked = [alike.get(composed(name), _ABSENT) for name in columns]
     if all(isinstance(each, dict) for each in asked):  # DataFrame.to_json()
         rows: list[Any] = [
-            {name: value[name].get(key) for name in columns} for key in value[columns[0]]
+            dict(zip(columns, [each.get(key) for each in asked], strict=True)) for key in asked[0]
         ]
     elif all(isinstance(each, list) for each in asked) and len({len(x) for x in asked}) == 1:
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*asked, strict=True)]
     elif _is_split(value):  # DataFrame.to_json(orient="split")
+        names = [composed(name) for name in value["columns"]]
+        column_places(names, path, [name for name in columns if names.count(composed(name)) > 1])
         rows = [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
     elif all(_cell(value, name) is not _ABSENT for name in columns):
         rows = [value]

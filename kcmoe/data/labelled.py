@@ -22,6 +22,7 @@ from kcmoe.tasks.registry import Task, format_number
 from kcmoe.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
+_MEND = "mend the row, or set DATA_STRICT = False to leave such rows out"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ def iter_examples(
                 if missing:
                     tally.drop(f"missing {missing[0]}", place)
                     continue
+                if wrong := task.wrong_input(row):
+                    if strict:
+                        raise UserError(f"{place}: {wrong}; {_MEND}")
+                    tally.drop("not text", place)
+                    continue
                 inputs = task.inputs(row)
                 if not in_split(task, split, inputs):
                     continue
@@ -84,7 +90,7 @@ def iter_examples(
                 if answer is None:
                     continue
                 given = row.get(task.id_column)
-                name = f"{split}-{row_number - 1}" if given is None else str(given)
+                name = f"{split}-{row_number - 1}" if given in (None, "") else str(given)
                 ids[name] += 1
                 repeated = f"#{ids[name]}" if ids[name] > 1 else ""
                 yield Example(name + repeated, inputs, answer, row)
@@ -99,10 +105,7 @@ def _answer(task: Task, value: Any, place: str, strict: bool, tally: tables.Tall
         return task.answer(value)
     except (ValueError, OverflowError) as error:
         if strict:
-            raise UserError(
-                f"{place}: column {task.target}: {error}; mend the row, or set DATA_STRICT = False "
-                "to leave such rows out"
-            ) from None
+            raise UserError(f"{place}: column {task.target}: {error}; {_MEND}") from None
         tally.drop(f"no valid {task.target}", place)
         return None
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kcmoe.data import arrow, formats, json_rows, parquet, text_formats
+from kcmoe.data import arrow, encodings, formats, json_rows, parquet, text_formats
 from kcmoe.data.formats import format_of
 from kcmoe.errors import UserError
 from kcmoe.io import given, remote, resources
@@ -152,9 +152,9 @@ def read_chunks(
     try:
         if kind == ".txt":
             kind = _kind_of_text(path, columns, encoding)
-        with text_formats.open_text(path, encoding) as file:
+        with encodings.open_text(path, encoding) as file:
             for place, row in readers[kind](file, path, columns):
-                if isinstance(row, text_formats.BadRow):
+                if isinstance(row, encodings.BadRow):
                     bad_row(row, path, place, file.encoding, strict, tally, ways)
                     continue
                 rows.append(row)
@@ -197,7 +197,7 @@ def _kind_of_text(path: str, columns: Sequence[str], encoding: str) -> str:
 
 
 def bad_row(
-    row: text_formats.BadRow,
+    row: encodings.BadRow,
     path: str,
     place: str,
     encoding: str,
@@ -208,10 +208,10 @@ def bad_row(
     """Counts a row that cannot be read; raises `UserError` in strict reading, or for another encoding."""
     encoding = encoding.removesuffix("-sig")
     what, mend = str(row), "mend it"
-    if isinstance(row, text_formats.BadByte):
+    if isinstance(row, encodings.BadByte):
         what = f"byte {row} is not {encoding} text"
         if not any("encoding" in each for each in tally.dropped):
-            likely = text_formats.likely_encoding(path, encoding)
+            likely = encodings.likely_encoding(path, encoding)
             if likely:
                 said = (
                     f"; {ways.recode.format(likely, os.path.basename(path))}" if ways.recode else ""
@@ -226,7 +226,7 @@ def bad_row(
     if strict:
         way = f"; {mend}, or {ways.lenient} to leave such places out" if ways.lenient else ""
         raise UserError(f"{path}, {place}: {what}{way}")
-    reason = "not in the encoding" if isinstance(row, text_formats.BadByte) else what
+    reason = "not in the encoding" if isinstance(row, encodings.BadByte) else what
     tally.drop(reason.partition(" (")[0], f"{path}, {place}")
 
 

@@ -9,101 +9,19 @@ What is done about a bad row is decided in `tables`.
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from kcmoe.data.formats import UNREADABLE, open_unpacked
+from kcmoe.data.encodings import BadByte, BadRow, bad_byte, open_text
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io import given
 from kcmoe.io.given import composed
 
 # A cell larger than this is a missing line break or quote, not a text.
 MAX_CELL_BYTES = 64 << 20
-_SAMPLE_BYTES = 1 << 16
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (b"\x84\x31\x95\x33", "gb18030"),
-)
-# Bytes that are not in the encoding, as `_mark` leaves them in the text; no decoder gives these signs.
-_UNDECODED = re.compile("[\udc00-\udcff]")
 _RETURN = "\udbff"  # stands for a carriage return inside a row; no decoder gives this one either
-
-
-class BadRow(Exception):
-    """One row that cannot be read; becomes `UserError` in strict reading."""
-
-
-class BadByte(BadRow):
-    """A row with a byte that is not in the file's encoding."""
-
-
-def _mark(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return chr(0xDC00 + error.object[error.start]), error.end
-
-
-codecs.register_error("kcmoe-mark", _mark)
-
-
-def bad_byte(text: str) -> BadByte | None:
-    """The first byte in `text`, as `open_text` gives it, that was not in the encoding; None if all were."""
-    found = None if text.isascii() else _UNDECODED.search(text)
-    return BadByte(f"{ord(found[0]) - 0xDC00:#04x}") if found else None
-
-
-def open_text(path: str, encoding: str) -> io.TextIOWrapper:
-    """Opens a text file, decompressing by ending; lines end at \\n alone, never at other separators.
-
-    A byte order mark wins over `encoding`, which is as `given.encoding` takes it. What cannot be decoded is
-    left for `bad_byte` to find.
-
-    Raises:
-      UserError: if the file cannot be opened, or no encoding of files is called so.
-    """
-    name = given.encoding(encoding, path)
-    start = _start(path, 4)
-    mark = next((found for bom, found in _MARKS if start.startswith(bom)), "")
-    if not mark and (other := _surely(path, start, name)):
-        raise UserError(
-            f"{path} is not {name} text but {other}; set TASK_ENCODING, or give --encoding={other}"
-        )
-    return io.TextIOWrapper(
-        open_unpacked(path), encoding=mark or name, errors="kcmoe-mark", newline="\n"
-    )
-
-
-def _surely(path: str, start: bytes, name: str) -> str:
-    """The encoding that a file is in, where another one would take any bytes for text; "" if not known."""
-    if not name.startswith(("utf-16", "utf-32")):
-        zeros = [number for number, byte in enumerate(start) if byte == 0]
-        if zeros in ([1, 3], [0, 2]):
-            return "utf-16-le" if zeros[0] else "utf-16-be"
-    if name != "utf-8" and not given.holds_hangul(name):
-        text = _decoded(_start(path, _SAMPLE_BYTES), "utf-8")
-        if "\ufffd" not in text and any("가" <= sign <= "힣" for sign in text):
-            return "utf-8"
-    return ""
-
-
-def _start(path: str, size: int) -> bytes:
-    try:
-        with open_unpacked(path) as raw:
-            start: bytes = raw.read(size)
-            return start
-    except (*UNREADABLE, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
 
 
 def column_places(header: Sequence[str], path: str, columns: Sequence[str]) -> list[int]:
@@ -187,6 +105,9 @@ def _names(cells: list[str] | BadRow, path: str, columns: Sequence[str]) -> list
 _Record = tuple[int, "list[str] | BadRow", str]
 
 
+_SPARK = 'a quote in a cell is written "", not \\", as Spark does'
+
+
 class _Records:
     """Records of CSV. After a bad one reading goes on in the line below the one where it began."""
 
@@ -220,7 +141,7 @@ class _Records:
             if "\r" in text and not isinstance(cells, BadRow):
                 cells = [cell.replace(_RETURN, "\r") for cell in cells]
             if isinstance(cells, BadRow) and '\\"' in text:
-                cells = BadRow('not CSV (a quote in a cell is written "", not \\", as Spark does)')
+                cells = BadRow(f"not CSV ({_SPARK})")
             if isinstance(cells, BadRow):
                 self.again()
                 reader = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
@@ -250,34 +171,80 @@ def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[
     yield from rest
 
 
-_NEEDS_QUOTES = re.compile(r'""|[\t\r\n]|^[\s#]|\s$')
 _QUOTED_CELL = r'"(?:[^"]|"")*"'
-_QUOTED_RECORD = re.compile(rf'(?:{_QUOTED_CELL}|[^"\t]*)(?:\t(?:{_QUOTED_CELL}|[^"\t]*))*')
+_SPARK_CELL = r'"(?:[^"\\]|\\.)*"'
+
+
+def _record(quoted_cell: str) -> re.Pattern[str]:
+    return re.compile(rf'(?:{quoted_cell}|[^"\t]*)(?:\t(?:{quoted_cell}|[^"\t]*))*')
+
+
+_QUOTED_RECORD, _SPARK_RECORD = _record(_QUOTED_CELL), _record(_SPARK_CELL)
+_CELL = re.compile(rf"(?:^|\t)({_QUOTED_CELL}|[^\t]*)")
+# DuckDB needs quotes around # and around blanks at the ends, too.
+_NEEDS_QUOTES = re.compile(r'""|[\t\r\n#]|^\s|\s$')
+_SQLITE_QUOTES = re.compile("[\0- \"'\x7f-\U0010ffff]|^$")
+_NO_TEXT = re.compile(r"[+-]?[\d.,:eE+-]*|[+-]?inf|nan|<?NA>?|null|\\N|true|false", re.IGNORECASE)
 
 
 def is_quoted(path: str, encoding: str) -> bool:
-    """Whether every quote of a TSV file is one that a writer of quotes put there, as pandas does.
+    """Whether every quote of a TSV file is one that a writer of quotes put there.
 
-    A cell that is quoted without need may be a quotation; it counts only where the whole row is quoted, or
-    the whole header, as Arrow and R do with all that are texts. DuckDB needs quotes around blanks at the ends
-    and # at the beginning.
+    A cell that is quoted without need may be a quotation. So quotes count as such only if they follow one of
+    the rules of those who write them: around what needs them (pandas, Polars, DuckDB), around all texts of a
+    column or of the header (pandas' QUOTE_NONNUMERIC, Arrow, R), or around all that is not plain ASCII
+    (sqlite3).
+
+    Raises:
+      UserError: if they are Spark's, which has a backslash before quotes inside.
     """
+    needed = sqlite = True
     names_are = False
+    quoted_columns: set[int] = set()
+    bare_columns: set[int] = set()
     with open_text(path, encoding) as file:
         for number, cells, text in _Records(enumerate(file, 1), "\t"):
-            if isinstance(cells, BadRow):
-                return False
-            if '"' not in text:
-                continue
             plain = text.rstrip("\r\n")
-            if not _QUOTED_RECORD.fullmatch(plain):
+            if isinstance(cells, BadRow) or not _QUOTED_RECORD.fullmatch(plain):
+                _refuse_sparks(path, encoding)
                 return False
-            quoted = re.findall(rf"(?:^|\t)({_QUOTED_CELL})", plain)
-            needed = all(cell == '""' or _NEEDS_QUOTES.search(cell[1:-1]) for cell in quoted)
-            names_are = names_are or (number == 1 and len(quoted) == len(cells))
-            if not needed and len(quoted) < len(cells) and not names_are:
+            found = _CELL.findall(plain)
+            quoted = [len(cell) > 1 and cell[0] == '"' for cell in found]
+            sqlite = sqlite and quoted == list(map(_sqlite_quotes, found))
+            if number == 1:
+                names_are = all(quoted)
+                continue
+            for column, cell in enumerate(found):
+                if not quoted[column]:
+                    if not _NO_TEXT.fullmatch(cell):
+                        bare_columns.add(column)
+                elif cell != '""' and not _NEEDS_QUOTES.search(cell[1:-1]):
+                    needed = False
+                    quoted_columns.add(column)
+            if not (needed or sqlite or names_are or quoted_columns.isdisjoint(bare_columns)):
                 return False
     return True
+
+
+def _sqlite_quotes(cell: str) -> bool:
+    """Whether sqlite3 has quotes around what a cell holds; it writes null as nothing."""
+    bare = cell[1:-1] if cell.startswith('"') else cell or "null"
+    return bool(_SQLITE_QUOTES.search(bare))
+
+
+def _refuse_sparks(path: str, encoding: str) -> None:
+    escaped = False
+    with open_text(path, encoding) as file:
+        for line in file:
+            if '"' in line:
+                if not _SPARK_RECORD.fullmatch(line.rstrip("\r\n")):
+                    return
+                escaped = escaped or '\\"' in line
+    if escaped:
+        raise UserError(
+            f"{path}: {_SPARK}; write it with .option('escape', '\"'), or as JSON or parquet (in a file "
+            "called .txt all quotes are text)"
+        )
 
 
 def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -304,6 +271,9 @@ def _rows(records: Iterable[_Record], path: str, columns: Sequence[str]) -> Iter
         if len(cells) != len(names):
             if isinstance(records, _Records):
                 records.again()  # a quote that opened too early takes in the rows below
+                if '\\"' in text:
+                    yield place, BadRow(f"not CSV ({_SPARK})")
+                    continue
             wrong = BadRow(f"wrong number of cells ({len(cells)}, the header has {len(names)})")
             yield place, wrong
         else:
@@ -316,26 +286,3 @@ def _headless(path: str, what: str, columns: Sequence[str]) -> UserError:
     return UserError(
         f"{path} {what}; leave it out, or give it a header that names {', '.join(columns)}"
     )
-
-
-def likely_encoding(path: str, tried: str) -> str:
-    """The encoding that the beginning of a file is in, where it is clearly another than `tried`, else ""."""
-    sample = _start(path, _SAMPLE_BYTES)
-    tried_text = _decoded(sample, tried)
-    errors = tried_text.count("\ufffd")
-    if not errors:
-        return ""
-    for name in ("utf-8", "cp949", "utf-16-le", "utf-16-be"):
-        if name in tried.replace("_", "-") or (name.startswith("utf-16") and b"\0" not in sample):
-            continue
-        text = _decoded(sample, name)
-        hangul = sum("가" <= c <= "힣" for c in text)
-        other = sum(not c.isascii() for c in text)
-        if text.count("\ufffd") * 10 < errors and hangul > other * 0.5:
-            return name
-    return ""
-
-
-def _decoded(sample: bytes, encoding: str) -> str:
-    # The sample may end inside a character.
-    return codecs.getincrementaldecoder(encoding)("replace").decode(sample)

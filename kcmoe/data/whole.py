@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kcmoe.data import arrow, formats, json_rows, parquet, tables, text_formats
+from kcmoe.data import arrow, encodings, formats, json_rows, parquet, tables, text_formats
 from kcmoe.errors import UserError
 from kcmoe.io import given
 from kcmoe.io.given import composed
@@ -115,7 +115,7 @@ def look_at(path: str, encoding: str, wanted: Sequence[str]) -> WholeFile:
         names = tuple(schema.names)
         text_formats.column_places(names, path, names)
         return WholeFile(path, kind, names, schema=schema)
-    with text_formats.open_text(path, encoding) as file:
+    with encodings.open_text(path, encoding) as file:
         known = file.encoding
         try:
             if kind == ".jsonl":
@@ -131,7 +131,7 @@ def look_at(path: str, encoding: str, wanted: Sequence[str]) -> WholeFile:
                 kind = ".tsv"
             quotes = formats.format_of(path) == ".tsv"
             cells = text_formats.header(file, path, kind, wanted, quotes)
-            if isinstance(cells, text_formats.BadRow):
+            if isinstance(cells, encodings.BadRow):
                 tables.bad_row(cells, path, "line 1", known, True, tables.Tally(), WAYS)
         except UnicodeError as error:
             raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
@@ -198,13 +198,11 @@ def _json(
         named = {name: list(column) for name, column in zip(columns, values, strict=True)}
         return WholeChunk(named, len(rows), objects=rows)
 
-    with text_formats.open_text(of.path, encoding) as file:
+    with encodings.open_text(of.path, encoding) as file:
         try:
             for place, row in json_rows.objects(file, of.path, columns):
-                cells = (
-                    row if isinstance(row, text_formats.BadRow) else json_rows.cells(row, columns)
-                )
-                if isinstance(cells, text_formats.BadRow):
+                cells = row if isinstance(row, encodings.BadRow) else json_rows.cells(row, columns)
+                if isinstance(cells, encodings.BadRow):
                     tables.bad_row(cells, of.path, place, file.encoding, strict, tally, WAYS)
                     continue
                 rows.append(row)

@@ -103,7 +103,9 @@ class Question:
         return self.task.inputs(named)[:MAX_CHARACTERS]
 
     def check(self, row: Row, sentinels: int) -> None:
-        """Raises `UserError` for a sentinel that a vocabulary with so many of them lacks."""
+        """Raises `UserError` for what is no text, and for a sentinel that a vocabulary with so many lacks."""
+        if len(row) == 1 and not isinstance(row[0], str | None):
+            raise UserError(f"{row[0]!r} is no text; write it as text, or name another column")
         if self.task is None and isinstance(row[0], str) and "<" in row[0]:
             for match in _SENTINEL.finditer(row[0]):
                 if int(match[1]) >= sentinels:

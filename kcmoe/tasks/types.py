@@ -135,7 +135,13 @@ class Task:
             if not words:
                 raise ValueError("no label where at least one is needed")
             return LABEL_SEPARATOR.join(word for word in self.label_words if word in words)
-        return self._word(value) if self.labels else cell_text(value)
+        if self.labels:
+            return self._word(value)
+        if isinstance(
+            value, bool | float
+        ):  # programs write them in several ways: true, True; 1.0, 1
+            raise ValueError(f"{value!r} is no text; a free answer is written as text")
+        return str(value)
 
     def _word(self, value: Any) -> str:
         key = label_key(value.strip() if self.multi_label and isinstance(value, str) else value)
@@ -155,6 +161,15 @@ class Task:
     def lacks_input(self, value: Any) -> bool:
         """Whether a row with this value of an input column has no input: null, or what CSV writes for it."""
         return value is None or (is_missing(value) and not self.keep_empty)
+
+    def wrong_input(self, row: Mapping[str, Any]) -> str:
+        """What is wrong with the inputs of a row: a number where the prompt has one text; "" for nothing.
+
+        Beside a text numbers may stand, an age or a year.
+        """
+        if len(self.input_columns) > 1 or isinstance(row[self.input_columns[0]], str):
+            return ""
+        return f"column {self.input_columns[0]} holds {row[self.input_columns[0]]!r}, not text"
 
     def labels_in(self, answer: str) -> tuple[int, ...]:
         """The labels that `answer` names, as ascending positions in `label_words`.

@@ -15,7 +15,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from kcmoe.data import formats, parquet, tables, text_formats
+from kcmoe.data import encodings, formats, parquet, tables
 from kcmoe.errors import UserError
 from kcmoe.io import remote
 from kcmoe.tokenizer import normalization
@@ -69,9 +69,7 @@ def measure(paths: Sequence[str], column: str, encoding: str = "utf-8") -> Size:
 
 def _bytes_of(path: str) -> int:
     """Size of a text file once unpacked, roughly."""
-    text_formats.open_text(
-        path, "utf-8"
-    ).close()  # says what is wrong with a file that does not open
+    encodings.open_text(path, "utf-8").close()  # says what is wrong with a file that does not open
     if remote.is_remote(path):
         filesystem, name = remote.fsspec().core.url_to_fs(path)
         size = int(filesystem.size(name) or 0)

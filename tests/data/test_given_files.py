@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import decimal
 import encodings.aliases
 import io
 import json
@@ -189,33 +190,44 @@ def test_a_quote_that_does_not_close_is_one_row(tmp_path):
     assert read(written(tmp_path / "c.csv", "text\n가\n\n나\n"))[0] == ["가", "", "나"]
 
 
-def test_tsv_with_the_quotes_of_pandas_is_understood_and_other_quotes_are_text(tmp_path):
-    path = written(
-        tmp_path / "a.tsv", 'n\ttext\n0\t첫째\n1\t"그는 ""안녕"" 했다"\n2\t"탭\t과\n줄"\n'
-    )
-    assert read(path)[0] == ["첫째", '그는 "안녕" 했다', "탭\t과\n줄"]
-    # NSMC is published so and has always been read so.
-    nsmc = written(tmp_path / "a.txt", 'n\ttext\n1\t"그는 ""안녕"" 했다"\n')
-    assert read(nsmc)[0] == ['"그는 ""안녕"" 했다"']
-    assert read(written(tmp_path / "b.tsv", nsmc.read_bytes()), quotes=False)[0] == read(nsmc)[0]
-    for kept in ('그는 "안녕" 했다', '"모두 인용이다"', '"', '"""재미"""없다'):
-        path = written(tmp_path / "b.tsv", f'n\ttext\n1\t"a ""b"""\n2\t{kept}\n')
-        assert read(path)[0] == ['"a ""b"""', kept]
-    # Polars writes an empty text so; DuckDB quotes # and blanks at the ends.
-    path = written(tmp_path / "c.tsv", 'n\ttext\n1\t"a ""b"""\n2\t""\n3\t"#가"\n4\t" 나 "\n')
-    assert read(path)[0] == ['a "b"', "", "#가", " 나 "]
-    # Arrow and R quote names and texts, but no numbers.
-    path = written(tmp_path / "d.tsv", '"n"\t"text"\n1\t"모두 인용이다"\n2\t"탭\t과 ""인용"""\n')
-    assert read(path)[0] == ["모두 인용이다", '탭\t과 "인용"']
-
-
 def test_a_carriage_return_inside_a_row_is_text(tmp_path):
     content = 'n,text\r\n1,가\r나\r\n2,"다\r\n라"\r\n'
     assert read(written(tmp_path / "a.csv", content))[0] == ["가\r나", "다\r\n라"]
+    # Only where nothing else ends lines.
+    assert read(written(tmp_path / "mac.csv", "n,text\r1,가\r2,나"))[0] == ["가", "나"]
+    assert read(written(tmp_path / "mac.txt", "가\r나\r", "utf-16"))[0] == ["가", "나"]
+    late = "가\r나" * 40_000 + "\n다\n"
+    assert read(written(tmp_path / "late.txt", late))[0] == ["가\r나" * 40_000, "다"]
     with pytest.raises(UserError, match=r"a.csv has tabs, not commas.*call it .tsv"):
         read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
     with pytest.raises(UserError, match=r"a.csv has no column text.*It seems to have semicolons"):
         read(written(tmp_path / "a.csv", "n;text\n1;가\n"))
+
+
+def test_columns_of_a_whole_object_are_compared_composed_and_named_once(tmp_path):
+    split = unicodedata.normalize("NFD", "문장")
+    frame = written(tmp_path / "a.json", json.dumps({split: {"0": "가"}, "n": {"0": 1}}))
+    assert read(frame, ("문장", "n"))[0] == {"문장": ["가"], "n": [1]}
+    twice = '{"columns": ["text", "text"], "index": [0], "data": [["가", "나"]]}'
+    with pytest.raises(UserError, match="2 columns called text"):
+        read(written(tmp_path / "b.json", twice))
+    inner = written(tmp_path / "c.jsonl", '{"labels": {"label": 1}}\n' * 2)
+    with pytest.raises(UserError, match=r"column labels holds an object .* as labels\.label\)"):
+        read(inner, ("labels",))
+
+
+def test_a_label_that_many_rows_lack_is_still_a_column(tmp_path):
+    path = written(tmp_path / "a.jsonl", '{"text": "가"}\n' * 1500 + '{"text": "나", "label": 1}\n')
+    assert read(path, ("text", "label"))[0]["label"][-1] == 1
+
+
+def test_decimals_and_run_lengths_are_numbers_and_texts(tmp_path):
+    decimals = pa.array([None, decimal.Decimal("1.50"), decimal.Decimal("2.00")])
+    texts = pa.compute.run_end_encode(pa.array(["가", "가", "나"]))
+    table = pa.table({"score": decimals, "text": texts})
+    pa.feather.write_feather(table, tmp_path / "a.feather", compression="uncompressed")
+    rows, _ = read(tmp_path / "a.feather", ("score", "text"))
+    assert rows == {"score": [None, 1.5, 2], "text": ["가", "가", "나"]}
 
 
 def test_feather_of_the_first_version_is_called_so(tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_missing_values_are_skipped_and_counted(tmp_path, caplog, name, content,
         frame = {
             "id": [1, 2, 3, 4],
             "document": ["좋다", None, "별로", ""],
-            "label": [1.0, 1.0, float("nan"), 0.0],
+            "label": [1.0, 1.0, float("nan"), 0.0] if labels else ["1", "1", None, "0"],
         }
         pq.write_table(pa.table(frame), tmp_path / name)
     else:
@@ -115,6 +116,27 @@ def test_missing_values_are_skipped_and_counted(tmp_path, caplog, name, content,
     assert [(e.id, e.inputs_text) for e in examples] == [("1", "리뷰: 좋다"), ("4", "리뷰: ")]
     assert "1 x missing document" in caplog.text
     assert "1 x missing label" in caplog.text
+
+
+def test_what_formats_write_differently_is_no_text(tmp_path):
+    frame = {"document": ["좋다", "별로"], "label": [2020.0, 2021.0], "flag": [True, False]}
+    pq.write_table(pa.table(frame), tmp_path / "a.parquet")
+    free = {"files": {"test": ("a.parquet",)}, "labels": {}, "id_column": ""}
+    for target, value in (("label", "2020.0"), ("flag", "True")):
+        with pytest.raises(UserError, match=rf"row 1: column {target}: {value} is no text"):
+            labelled_examples(task(**free, target=target), "test", str(tmp_path))
+    odd = task(**free | {"labels": {"2020": "작년", "2021": "올해"}}, prompt="{label}")
+    with pytest.raises(
+        UserError, match=r"row 1: column label holds 2020.0, not text; mend the row"
+    ):
+        labelled_examples(odd, "test", str(tmp_path))
+    beside = dataclasses.replace(odd, prompt="{label} {document}")
+    assert labelled_examples(beside, "test", str(tmp_path))[0].inputs_text == "2020.0 좋다"
+
+
+def test_a_missing_id_is_a_number_in_every_format(tmp_path):
+    write(tmp_path, "\t좋다\t1\n8\t별로\t0\n")
+    assert [e.id for e in labelled_examples(task(), "test", str(tmp_path))] == ["test-0", "8"]
 
 
 def test_a_blank_answer_is_missing_in_a_table_of_text(tmp_path, caplog):

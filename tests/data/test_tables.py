@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,7 +105,7 @@ def test_the_caller_says_how_bad_rows_are_left_out(tmp_path):
         ("a.jsonl", '{"text": "가"}\n[1]\n{"text": "다"}\n', "not a JSON object", ["가", "다"]),
         ("a.jsonl", '{"text": "가"}\n{"txt": "나"}\n', "no column text", ["가"]),
         ("a.jsonl", '{"text": "가"}\n{"text": "\\ud800"}\n', "half a surrogate pair", ["가"]),
-        ("a.jsonl", '{"text": "가"}\n{"text": ["나"]}\n', "a list or object", ["가"]),
+        ("a.jsonl", '{"text": "가"}\n{"text": ["나"]}\n', "column text holds a list", ["가"]),
     ],
 )
 def test_bad_rows_stop_or_are_counted(tmp_path, name, content, reason, good):
@@ -192,28 +190,6 @@ def test_hundreds_of_mutated_files_never_do_worse_than_a_message(tmp_path):
         else:
             assert rows == right
     assert refused > 100
-
-
-@pytest.mark.parametrize(
-    ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
-)
-def test_every_flipped_byte_of_a_compressed_file_is_at_worst_a_message(tmp_path, ending, compress):
-    right = [f"{n}번째 댓글" for n in range(20)]
-    good = compress("\n".join(right).encode())
-    path = tmp_path / f"bad.txt.{ending}"
-    refused = 0
-    for place in range(len(good)):
-        for flip in (0xFF, 0x06):
-            path.write_bytes(good[:place] + bytes([good[place] ^ flip]) + good[place + 1 :])
-            try:
-                assert read(path)[0]["text"] == right  # e.g. the time in a header
-            except UserError:
-                refused += 1
-        path.write_bytes(good[: place + 1])
-        if place + 1 < len(good):
-            with pytest.raises(UserError, match="cannot be read"):
-                read(path)
-    assert refused > len(good)
 
 
 def test_files_are_found_in_order_and_absence_is_explained(tmp_path):

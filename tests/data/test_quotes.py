@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quotes in tables with tabs: those of the program that wrote the file are taken off, others are text."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from kcmoe.data import tables
+from kcmoe.errors import UserError
+
+
+def read(path, **options):
+    return [
+        text
+        for chunk in tables.read_chunks(str(path), ["text"], **options)
+        for text in chunk["text"]
+    ]
+
+
+def written(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_tsv_with_the_quotes_of_pandas_is_understood_and_other_quotes_are_text(tmp_path):
+    path = written(
+        tmp_path / "a.tsv", 'n\ttext\n0\t첫째\n1\t"그는 ""안녕"" 했다"\n2\t"탭\t과\n줄"\n'
+    )
+    assert read(path) == ["첫째", '그는 "안녕" 했다', "탭\t과\n줄"]
+    # NSMC is published so and has always been read so.
+    nsmc = written(tmp_path / "a.txt", 'n\ttext\n1\t"그는 ""안녕"" 했다"\n')
+    assert read(nsmc) == ['"그는 ""안녕"" 했다"']
+    assert read(written(tmp_path / "b.tsv", nsmc.read_bytes()), quotes=False) == read(nsmc)
+    for kept in ('그는 "안녕" 했다', '"모두 인용이다"', '"', '"""재미"""없다'):
+        path = written(tmp_path / "b.tsv", f'n\ttext\n1\t"a ""b"""\n2\t{kept}\n3\t평범\n')
+        assert read(path) == ['"a ""b"""', kept, "평범"]
+    # Polars writes an empty text so; DuckDB quotes # and blanks at the ends.
+    path = written(tmp_path / "c.tsv", 'n\ttext\n1\t"a ""b"""\n2\t""\n3\t"#가"\n4\t" 나 "\n')
+    assert read(path) == ['a "b"', "", "#가", " 나 "]
+    # Arrow and R quote names and texts, but no numbers.
+    path = written(tmp_path / "d.tsv", '"n"\t"text"\n1\t"모두 인용이다"\n2\t"탭\t과 ""인용"""\n')
+    assert read(path) == ["모두 인용이다", '탭\t과 "인용"']
+
+
+TEXTS = ["재미 있다", "그냥", "ok", 'say "hi"', "탭\t둘", "", "#해시", "it's", "1.5", "둘\n줄"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_every_rule_of_quoting_is_understood(tmp_path, quoting):
+    path = tmp_path / "a.tsv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting)
+        file.write("n\ttext\n")  # as a header that another hand wrote
+        writer.writerows(enumerate(TEXTS))
+    assert read(path) == TEXTS
+
+
+def test_what_duckdb_and_sqlite_quote_is_understood(tmp_path):
+    # DuckDB: a # anywhere. sqlite3: all but plain ASCII without blanks, and empty texts.
+    duck = written(tmp_path / "duck.tsv", 'n\ttext\n1\t"c# 좋다"\n2\t그냥\n3\t"a ""b"""\n')
+    assert read(duck) == ["c# 좋다", "그냥", 'a "b"']
+    rows = "".join(
+        f"{n}\t{text}\n"
+        for n, text in enumerate(['"재미 있다"', "ok", '"say ""hi"""', '""', "1.5", ""])
+    )
+    assert read(written(tmp_path / "lite.tsv", f"n\ttext\n{rows}")) == [
+        "재미 있다", "ok", 'say "hi"', "", "1.5", "",
+    ]  # fmt: skip
+    # One text that sqlite would have quoted and that is not: the quotes are somebody's.
+    kept = read(written(tmp_path / "none.tsv", f"n\ttext\n{rows}9\t그냥 글\n"))
+    assert kept[0] == '"재미 있다"'
+
+
+def test_spark_is_told_how_to_write(tmp_path):
+    sparks = 'n\ttext\n1\t"그가 \\"네\\" 했다"\n2\t그냥\n'
+    with pytest.raises(
+        UserError, match=r"a.tsv: a quote in a cell is written \"\", not .*Spark.*escape"
+    ):
+        read(written(tmp_path / "a.tsv", sparks))
+    assert read(written(tmp_path / "a.txt", sparks))[0] == '"그가 \\"네\\" 했다"'
+    for row in ('"그가 \\"네\\" 했다"', '"아, \\", 네"'):
+        with pytest.raises(UserError, match=r"line 2: not CSV \(a quote in a cell .* Spark does"):
+            read(written(tmp_path / "a.csv", f"n,text\n1,{row}\n"))
