@@ -109,8 +109,12 @@ def in_folder(folder: str) -> list[str]:
         names = _saved(folder, names)
     files = [os.path.join(folder, name) for name in names if _is_data(name)]
     if not files:
-        there = sorted(os.listdir(folder))[:3] if not remote.is_remote(folder) else names[:3]
-        holds = f"; it holds {', '.join(there)}" if there else ""
+        there = (
+            names
+            if remote.is_remote(folder)
+            else [n for n in os.listdir(folder) if n[0] not in "._"]
+        )
+        holds = f"; it holds {', '.join(sorted(there)[:3])}" if there else ""
         raise UserError(f"{folder} is a folder without files of {', '.join(FORMATS)}{holds}")
     return files
 

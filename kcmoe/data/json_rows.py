@@ -213,6 +213,8 @@ def _of_object(
         names = [composed(name) for name in value["columns"]]
         column_places(names, path, [name for name in columns if names.count(composed(name)) > 1])
         rows = [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
+    elif value.keys() == {"schema", "data"} and value["data"] == []:  # an empty one, orient="table"
+        rows = []
     elif all(_cell(value, name) is not _ABSENT for name in columns):
         rows = [value]
     else:

@@ -223,6 +223,8 @@ def bad_row(
         if ways.recode:
             recode = ways.recode.format("…", os.path.basename(path))
             mend += f", {recode} if all of the file is in another encoding"
+        if formats.packing_of(path):
+            mend += ", fetch it again if it is damaged"
     if strict:
         way = f"; {mend}, or {ways.lenient} to leave such places out" if ways.lenient else ""
         raise UserError(f"{path}, {place}: {what}{way}")

@@ -105,6 +105,7 @@ def _names(cells: list[str] | BadRow, path: str, columns: Sequence[str]) -> list
 _Record = tuple[int, "list[str] | BadRow", str]
 
 
+_ESCAPED = re.compile(r'\\"[^",\t\r\n]')
 _SPARK = 'a quote in a cell is written "", not \\", as Spark does'
 
 
@@ -140,7 +141,7 @@ class _Records:
             number, text = self._record[0][0], "".join(line for _, line in self._record)
             if "\r" in text and not isinstance(cells, BadRow):
                 cells = [cell.replace(_RETURN, "\r") for cell in cells]
-            if isinstance(cells, BadRow) and '\\"' in text:
+            if '\\"' in text and (isinstance(cells, BadRow) or _ESCAPED.search(text)):
                 cells = BadRow(f"not CSV ({_SPARK})")
             if isinstance(cells, BadRow):
                 self.again()

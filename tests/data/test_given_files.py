@@ -11,6 +11,7 @@ import unicodedata
 import zipfile
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -211,6 +212,8 @@ def test_columns_of_a_whole_object_are_compared_composed_and_named_once(tmp_path
     twice = '{"columns": ["text", "text"], "index": [0], "data": [["가", "나"]]}'
     with pytest.raises(UserError, match="2 columns called text"):
         read(written(tmp_path / "b.json", twice))
+    empty = written(tmp_path / "d.json", '{"schema": {"fields": [{"name": "text"}]}, "data": []}')
+    assert read(empty)[0] == []
     inner = written(tmp_path / "c.jsonl", '{"labels": {"label": 1}}\n' * 2)
     with pytest.raises(UserError, match=r"column labels holds an object .* as labels\.label\)"):
         read(inner, ("labels",))

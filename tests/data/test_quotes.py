@@ -80,6 +80,9 @@ def test_spark_is_told_how_to_write(tmp_path):
     ):
         read(written(tmp_path / "a.tsv", sparks))
     assert read(written(tmp_path / "a.txt", sparks))[0] == '"그가 \\"네\\" 했다"'
-    for row in ('"그가 \\"네\\" 했다"', '"아, \\", 네"'):
+    # A cell may end in a backslash, and have one before a quote.
+    ends = written(tmp_path / "b.csv", 'n,text\n1,"가, \\"\n2,"나\\""다"\n')
+    assert read(ends) == ["가, \\", '나\\"다']
+    for row in ('그가 \\"네\\" 했다', '"그가 \\"네\\" 했다"', '"아, \\", 네"'):
         with pytest.raises(UserError, match=r"line 2: not CSV \(a quote in a cell .* Spark does"):
             read(written(tmp_path / "a.csv", f"n,text\n1,{row}\n"))
