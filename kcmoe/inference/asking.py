@@ -7,12 +7,11 @@ Rows without text get no answer. What is wrong with a row is said before a model
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kcmoe.errors import UserError
-from kcmoe.inference import loading
+from kcmoe.inference import filling, loading
 from kcmoe.inference.answers import answers
 from kcmoe.inference.batching import Advance
 from kcmoe.tasks.registry import Task
@@ -20,12 +19,15 @@ from kcmoe.tasks.registry import Task
 if TYPE_CHECKING:
     from kcmoe.inference.loading import Found
     from kcmoe.inference.predict import LanguageModel
+    from kcmoe.vocabulary import Vocabulary
 
 GENERATE = "generate"
-TEXT_COLUMN = "text"  # what generate reads
+FILL = "fill"
+FREE = (GENERATE, FILL)  # what any model can be asked, whatever it was trained for
+TEXT_COLUMN = "text"  # what these read
+_CANDIDATES = 4  # of a blank, unless told
 # A model reads some hundred tokens. SentencePiece would take gigabytes for a text without end.
 MAX_CHARACTERS = 100_000
-_SENTINEL = re.compile(r"<(?:extra_id_|unused)(\d+)>")
 
 Row = tuple[
     Any, ...
@@ -55,9 +57,9 @@ class Question:
     """A task as it is put to the rows of a file.
 
     Attributes:
-      name: of the task, or "generate".
-      task: the task; None to continue the text itself, in which `<extra_id_0>` is a sentinel.
-      beam_size: of generated answers.
+      name: of the task, "generate" or "fill".
+      task: the task; None to continue or fill the text itself, in which `<extra_id_0>` is a sentinel.
+      beam_size: of generated answers; of a blank, how many candidates.
       max_tokens: longest generated answer; None for that of training.
     """
 
@@ -72,6 +74,11 @@ class Question:
         return (TEXT_COLUMN,) if self.task is None else self.task.input_columns
 
     @property
+    def fills(self) -> bool:
+        """Whether the blanks of a text are filled."""
+        return self.name == FILL and self.task is None
+
+    @property
     def generates(self) -> bool:
         """Whether answers are free text."""
         return self.task is None or not answers(self.task)
@@ -79,6 +86,13 @@ class Question:
     @property
     def answers(self) -> tuple[AnswerColumn, ...]:
         """The columns of the answers."""
+        if self.fills:
+            kinds = {"filled": "text", "probability": "number"}
+            return tuple(
+                AnswerColumn(f"{name}_{number}", kind)
+                for number in range(1, self.beam_size + 1)
+                for name, kind in kinds.items()
+            )
         if self.task is None or self.generates:
             return (AnswerColumn("generated", "text"),)
         if self.task.target_step:
@@ -102,16 +116,15 @@ class Question:
         named = dict(zip(self.columns, row, strict=True))
         return self.task.inputs(named)[:MAX_CHARACTERS]
 
-    def check(self, row: Row, sentinels: int) -> None:
-        """Raises `UserError` for what is no text, and for a sentinel that a vocabulary with so many lacks."""
+    def check(self, row: Row, vocabulary: Vocabulary | None) -> None:
+        """Raises `UserError` for what is no text, has no blank, or a sentinel that the vocabulary lacks."""
         if len(row) == 1 and not isinstance(row[0], str | None):
             raise UserError(f"{row[0]!r} is no text; write it as text, or name another column")
-        if self.task is None and isinstance(row[0], str) and "<" in row[0]:
-            for match in _SENTINEL.finditer(row[0]):
-                if int(match[1]) >= sentinels:
-                    raise UserError(
-                        f"there is no <extra_id_{match[1]}>: the vocabulary has {sentinels} sentinels"
-                    )
+        if vocabulary is None or self.is_silent(row):
+            return
+        if self.fills and (problem := filling.problem(vocabulary, row[0])):
+            raise UserError(problem)
+        filling.end(vocabulary, row[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +134,20 @@ class Encoded:
     Attributes:
       rows: how many.
       places: which of them have a text, ascending.
+      texts: of these.
       ids: of these.
       cut: those of these that were longer than the model reads.
     """
 
     rows: int
     places: list[int]
+    texts: list[str]
     ids: list[list[int]]
     cut: set[int]
 
 
 def question(
-    found: Found, name: str | None, beam_size: int = 1, max_tokens: int | None = None
+    found: Found, name: str | None, beam_size: int | None = None, max_tokens: int | None = None
 ) -> Question:
     """The question that a task name means for a model; None is what it was trained for.
 
@@ -140,13 +155,15 @@ def question(
       UserError: for an unknown name, or a task whose settings do not go together.
     """
     task = None
-    if name != GENERATE:
+    if name not in FREE:
         task = loading.chosen_task(found, name)
         if task.kind == "span_corruption":
             if name is not None:
                 raise UserError(f"task {name} has no labels to choose from; use --task={GENERATE}")
             task = None  # all that a pretrained run has learnt
-    return Question(task.name if task else GENERATE, task, beam_size, max_tokens)
+    free = FILL if name == FILL else GENERATE
+    beam_size = beam_size or (_CANDIDATES if name == FILL else 1)
+    return Question(task.name if task else free, task, beam_size, max_tokens)
 
 
 def encode(model: LanguageModel, asked: Question, rows: Sequence[Row]) -> Encoded:
@@ -155,7 +172,7 @@ def encode(model: LanguageModel, asked: Question, rows: Sequence[Row]) -> Encode
     places = [place for place, prompt in enumerate(prompts) if prompt is not None]
     texts = [prompt for prompt in prompts if prompt is not None]
     ids, cut = model.encode_counted(texts, sentinels=asked.task is None)
-    return Encoded(len(rows), places, ids, {places[i] for i in cut})
+    return Encoded(len(rows), places, texts, ids, {places[i] for i in cut})
 
 
 def answer(
@@ -174,6 +191,11 @@ def _cells(
     if not given.ids:
         return []
     task = asked.task
+    if asked.fills:
+        return [
+            _flat(one, asked.beam_size)
+            for one in filled(model, asked, given.texts, given.ids, advance)
+        ]
     if task is None or asked.generates:
         texts = model.generate_ids(
             given.ids, asked.beam_size, max_tokens=asked.max_tokens, advance=advance
@@ -187,6 +209,24 @@ def _cells(
         [one.label, *(round(p, 6) for p in (one.per_label or one.probabilities).values())]
         for one in predictions
     ]
+
+
+def filled(
+    model: LanguageModel,
+    asked: Question,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    advance: Advance | None,
+) -> list[list[filling.Candidate]]:
+    """The candidates for each text, see `LanguageModel.fill`."""
+    return model.fill_ids(texts, ids, asked.beam_size, max_tokens=asked.max_tokens, advance=advance)
+
+
+def _flat(candidates: Sequence[filling.Candidate], count: int) -> list[Any]:
+    cells: list[Any] = []
+    for one in candidates:
+        cells += [one.text, round(one.probability, 6)]
+    return cells + ["", 0.0] * (count - len(candidates))
 
 
 def _mean(probabilities: Mapping[str, float]) -> float:

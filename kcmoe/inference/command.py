@@ -35,6 +35,9 @@ examples:
   echo '오늘 <extra_id_0> 좋다' | kcmoe predict --checkpoint=runs/tiny/checkpoint_10000 --task=generate
   {"text": "오늘 <extra_id_0> 좋다", "generated": "<extra_id_0> 날씨가 <extra_id_1>"}
 
+  echo '오늘 <extra_id_0> 좋다' | kcmoe predict --task=fill --beam_size=2
+  {"text": "오늘 <extra_id_0> 좋다", "candidates": [{"text": "오늘 날씨가 좋다", "fills": {...}, ...}, ...]}
+
   kcmoe predict reviews.csv --task=nsmc --columns=review --output=labelled.csv
   all columns of reviews.csv, then label, probability_부정적, probability_긍정적
 
@@ -61,7 +64,8 @@ def _parser() -> arguments.Parser:
     )
     parser.add_argument(
         "--task",
-        help="a task with labels, e.g. nsmc; or generate. Default: what the run was trained for",
+        help="a task with labels, e.g. nsmc; or generate; or fill, which fills <extra_id_0>. Default: what "
+        "the run was trained for",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="gin file with the sizes, if config.gin is not beside it"
@@ -69,13 +73,12 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--beam_size",
         type=arguments.between(int, 1, 1024),
-        default=1,
-        help="of --task=generate; 1 is greedy",
+        help="of --task=generate (default 1, greedy); of --task=fill, how many candidates (default 4)",
     )
     parser.add_argument(
         "--max_tokens",
         type=arguments.between(int, 1, 1 << 16),
-        help="longest answer of --task=generate",
+        help="longest answer of --task=generate and fill",
     )
     files = parser.add_argument_group("files of any size")
     files.add_argument(
@@ -187,7 +190,7 @@ def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
     from kcmoe.checkpoint import run_config
     from kcmoe.errors import near_misses
     from kcmoe.inference import loading
-    from kcmoe.inference.asking import GENERATE
+    from kcmoe.inference.asking import FREE
     from kcmoe.tasks.registry import TASKS
 
     own = settings.get("MIXTURE_OR_TASK_NAME")
@@ -195,16 +198,16 @@ def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
     if args.task is None and own is None and learnt:
         raise UserError(
             f"{args.checkpoint} has learnt several tasks; say which, --task={learnt[0]}: "
-            f"{', '.join((*learnt, GENERATE))}"
+            f"{', '.join((*learnt, *FREE))}"
         )
-    known = dict.fromkeys((GENERATE, *([own] if own else []), *TASKS))
+    known = dict.fromkeys((*FREE, *([own] if own else []), *TASKS))
     if args.task is not None and args.task not in known:
         close = near_misses(args.task, known)
         raise UserError(
             f"no task is called {args.task}.{close} Known: {', '.join(known)}; a task of one's own needs its "
             "gin file, --gin_file=FILE, or that of the run, --config=RUN/config.gin"
         )
-    if args.task not in (None, GENERATE):
+    if args.task not in (None, *FREE):
         warning = loading.unlearnt(args.checkpoint, settings, args.task)
         if warning:
             _log.warning(warning)
@@ -234,15 +237,28 @@ def _results(
     model: LanguageModel, lines: Sequence[str], asked: Question
 ) -> Iterator[Mapping[str, Any]]:
     """One JSON object per line, in order; all lines are checked and encoded before the first."""
+    from kcmoe.inference import asking
+
     empty = sum(not line.strip() for line in lines)
     if empty:
         _log.warning("%s of %s lines are empty", f"{empty:,}", f"{len(lines):,}")
     task = asked.task
     texts = lines if task is None else _prompts(task, lines)
+    for number, line in enumerate(lines if task is None else (), 1):
+        try:
+            asked.check((line,), model.loaded.vocabulary)
+        except UserError as error:
+            raise UserError(f"line {number}: {error}") from None
     ids = model.encode(texts, sentinels=task is None, name="lines")
     with _bar(len(lines)) as advance:
         for start in range(0, len(lines), _LINES_AT_ONCE):
             part = slice(start, start + _LINES_AT_ONCE)
+            if asked.fills:
+                filled = asking.filled(model, asked, lines[part], ids[part], advance)
+                for text, candidates in zip(lines[part], filled, strict=True):
+                    found = [one.as_json() for one in candidates] if text.strip() else []
+                    yield {"text": text, "candidates": found}
+                continue
             if task is None or asked.generates:
                 generated = model.generate_ids(
                     ids[part], asked.beam_size, max_tokens=asked.max_tokens, advance=advance

@@ -98,9 +98,9 @@ def survey(job: Job, about: whole.WholeFile, columns: list[str], kind: str) -> S
     from kcmoe.vocabulary import Vocabulary
 
     stamp = _stamp(job.file)
-    sentinels = 0
+    vocabulary = None
     if job.asked.task is None:
-        sentinels = Vocabulary(job.found.macros.get("VOCABULARY_FILE")).num_sentinels
+        vocabulary = Vocabulary(job.found.macros.get("VOCABULARY_FILE"))
     names = table_writing.ColumnKinds(typed=kind == ".parquet")
     tally = tables.Tally()
     silent = row = 0
@@ -109,7 +109,7 @@ def survey(job: Job, about: whole.WholeFile, columns: list[str], kind: str) -> S
             for cells in zip(*(chunk.asked[name] for name in columns), strict=True):
                 row += 1
                 try:
-                    job.asked.check(cells, sentinels)
+                    job.asked.check(cells, vocabulary)
                 except UserError as error:
                     raise UserError(f"{job.file}, row {row}: {error}") from None
                 silent += job.asked.is_silent(cells)

@@ -18,7 +18,7 @@ import numpy as np
 
 from kcmoe.errors import UserError
 from kcmoe.inference import answers as answers_lib
-from kcmoe.inference import loading
+from kcmoe.inference import filling, loading
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.batching import PATIENCE, Advance, BatchedModel
 from kcmoe.tasks.registry import Task
@@ -128,6 +128,32 @@ class LanguageModel:
         ids = self.encode(texts_lib.checked(texts), sentinels=True)
         return self.generate_ids(ids, beam_size, max_tokens=max_tokens, alpha=alpha)
 
+    def fill(
+        self,
+        texts: Iterable[str],
+        candidates: int = 4,
+        *,
+        max_tokens: int | None = None,
+        alpha: float = 0.6,
+    ) -> list[list[filling.Candidate]]:
+        """What may stand in the blanks of each text, the likeliest first; all come from one search.
+
+        Args:
+          texts: with `<extra_id_0>`, `<extra_id_1>` and so on where words are missing.
+          candidates: at most so many for each text, which are the beams of the search.
+          max_tokens: longest answer, by default that of training.
+          alpha: strength of the brevity penalty of the search.
+
+        Raises:
+          UserError: for an input that is no text, has no blank, or a sentinel that the vocabulary lacks.
+        """
+        given = texts_lib.checked(texts)
+        for number, text in enumerate(given):
+            if problem := filling.problem(self.loaded.vocabulary, text):
+                raise UserError(f"texts[{number}]: {problem}")
+        ids = self.encode(given, sentinels=True)
+        return self.fill_ids(given, ids, candidates, max_tokens=max_tokens, alpha=alpha)
+
     def score(self, inputs: Iterable[str], targets: Iterable[str]) -> np.ndarray:
         """Log-likelihood of each target given its input, end of sequence included.
 
@@ -227,16 +253,50 @@ class LanguageModel:
         advance: Advance | None = None,
     ) -> list[str]:
         """`generate` for inputs from `encode`; `advance` is told how many are done."""
-        max_tokens = self.loaded.lengths["targets"] if max_tokens is None else max_tokens
-        for name, value in (("beam_size", beam_size), ("max_tokens", max_tokens)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} is {value!r}, but it must be a whole number above zero")
-        if not 2 * beam_size <= self.loaded.config.num_embeddings:
-            raise UserError(f"beam_size {beam_size} is more than half the vocabulary")
+        max_tokens = self._search_length(max_tokens, beam_size)
         found = self.batched.generate(
             ids, max_tokens, beam_size=beam_size, alpha=alpha, advance=advance
         )
         return [self.loaded.vocabulary.decode(row) for row in found]
+
+    def fill_ids(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        candidates: int,
+        *,
+        max_tokens: int | None = None,
+        alpha: float = 0.6,
+        advance: Advance | None = None,
+    ) -> list[list[filling.Candidate]]:
+        """`fill` for texts and their ids from `encode`; `advance` is told how many are done."""
+        vocabulary = self.loaded.vocabulary
+        max_tokens = self._search_length(max_tokens, candidates, "candidates")
+        found: list[list[filling.Candidate]] = [[] for _ in texts]
+        ends = [filling.end(vocabulary, text) for text in texts]
+        for end in dict.fromkeys(ends):  # texts with as many blanks are searched together
+            places = [place for place, one in enumerate(ends) if one == end]
+            results = self.batched.search(
+                [ids[place] for place in places],
+                max_tokens,
+                beam_size=candidates,
+                alpha=alpha,
+                end=end,
+                advance=advance,
+            )
+            for place, tokens, scores in zip(places, *results, strict=True):
+                beams = filling.beams(vocabulary, tokens, scores, alpha, end)
+                found[place] = filling.candidates(texts[place], beams)
+        return found
+
+    def _search_length(self, max_tokens: int | None, beams: int, name: str = "beam_size") -> int:
+        length = self.loaded.lengths["targets"] if max_tokens is None else max_tokens
+        for what, value in ((name, beams), ("max_tokens", length)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{what} is {value!r}, but it must be a whole number above zero")
+        if not 2 * beams <= self.loaded.config.num_embeddings:
+            raise UserError(f"{name} {beams} is more than half the vocabulary")
+        return length
 
 
 def probabilities(log_likelihoods: np.ndarray) -> np.ndarray:

@@ -17,18 +17,16 @@ import numpy as np
 
 from kcmoe.checkpoint import run_config
 from kcmoe.errors import UserError
-from kcmoe.inference import batching
+from kcmoe.inference import batching, filling
 from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.io import resources
 from kcmoe.model.cpu import memory
-from kcmoe.serve import blanks
 from kcmoe.serve.errors import refused
 from kcmoe.serve.work import Key, Work
 from kcmoe.tasks.registry import TASKS, Task
 
 LONGEST_TARGET = 512  # tokens of a target, as `LanguageModel.score` takes
-_NO_BEAM = -5e6  # the search gives places that no beam took far less
 _SAMPLES = "kcmoe/samples/comments.txt"
 BEAMS = (1, 2, 4, 8)  # each is a program of its own, so there are a few of them
 NEW_TOKENS = (8, 16, 32, 64, 128, 256)
@@ -129,11 +127,19 @@ class Engine:
             )
         found = []
         for number, text in enumerate(texts_lib.checked(texts)):
-            stop = blanks.end(self.vocabulary, text, f"texts[{number}]")
+            stop = self._end(text, f"texts[{number}]")
             one = self._work("generate", (beams, longest), text, text, sentinels=True, cost=beams)
             values = (alpha, stop if fill else self.vocabulary.eos_id)
             found.append(dataclasses.replace(one, key=dataclasses.replace(one.key, values=values)))
         return found
+
+    def _end(self, text: str, place: str) -> int:
+        try:
+            return filling.end(self.vocabulary, text)
+        except UserError as error:
+            count = self.vocabulary.num_sentinels
+            mend = f"use <extra_id_0> to <extra_id_{count - 1}>" if count else "write no sentinel"
+            raise refused(str(error), place, mend) from None
 
     def score(self, inputs: Sequence[str], targets: Sequence[str]) -> list[Work]:
         """Work per pair."""
@@ -145,7 +151,7 @@ class Engine:
         found = []
         for kind, given in (("inputs", inputs), ("targets", targets)):
             for number, text in enumerate(given):
-                blanks.end(self.vocabulary, text, f"{kind}[{number}]")  # refuses what is none
+                self._end(text, f"{kind}[{number}]")  # refuses what is none
         for text, target in zip(
             texts_lib.checked(inputs, "inputs"), texts_lib.checked(targets, "targets"), strict=True
         ):
@@ -180,7 +186,7 @@ class Engine:
                 raise refused(
                     "text has several columns", "text", "give one text, or name the task in task"
                 )
-            blanks.end(self.vocabulary, row)
+            self._end(row, "text")
             return self._work("experts", (), row, row, sentinels=True)
         text = row if isinstance(row, str) else ""
         return self._work("experts", (), texts_lib.prompts(task, [row], "text")[0], text)
@@ -317,31 +323,13 @@ class Engine:
         tokens, scores = lm.batched.search(
             inputs, longest, beam_size=beams, alpha=alpha, end=int(end)
         )
-        ends = np.array([self.vocabulary.eos_id, end], np.int32)
-        found = []
-        for row, row_scores in zip(tokens, scores, strict=True):
-            pairs = list(zip(row[::-1], row_scores[::-1], strict=True))
-            found.append(
-                [self._beam(ids, float(s), alpha, ends) for ids, s in pairs if s > _NO_BEAM]
-            )
-        return found
-
-    def _beam(
-        self, ids: np.ndarray, score: float, alpha: float, ends: np.ndarray
-    ) -> dict[str, Any]:
-        ended = np.flatnonzero(np.isin(ids, ends))
-        # The search divides by the brevity penalty; an unfinished beam has its plain log-probability.
-        length = int(ended[0]) + 1 if len(ended) else None
-        log_likelihood = score if length is None else score * ((5.0 + length) / 6.0) ** alpha
-        if length is not None and ids[length - 1] != self.vocabulary.eos_id:
-            ids = ids[: length - 1]  # the sentinel that ended it stands for nothing
-        text = self.vocabulary.decode(ids)
-        return {
-            "text": text,
-            "fills": blanks.fills(text),
-            "log_likelihood": log_likelihood,
-            "finished": length is not None,
-        }
+        return [
+            [
+                dataclasses.asdict(beam)
+                for beam in filling.beams(self.vocabulary, *one, alpha, int(end))
+            ]
+            for one in zip(tokens, scores, strict=True)
+        ]
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -14,11 +14,9 @@ import pytest
 pytest.importorskip("starlette", reason="needs pip install -c constraints.txt '.[serve]'")
 
 from kcmoe.serve.batching import Batcher
-from kcmoe.serve.blanks import end, fills
 from kcmoe.serve.errors import ApiError
 from kcmoe.serve.limits import Bodies, Limits
 from kcmoe.serve.work import Key, Work
-from kcmoe.vocabulary import Vocabulary
 
 ROWS = 4
 
@@ -280,22 +278,3 @@ def test_a_body_has_a_size_and_a_time() -> None:
     assert bodies.held_bytes == 0
     bodies = Bodies(Limits(bodies_bytes=15))
     assert asyncio.run(status(bodies, chunks(2))) == 503
-
-
-def test_blanks_end_with_the_sentinel_behind_them() -> None:
-    vocabulary = Vocabulary()
-    assert end(vocabulary, "오늘 <extra_id_0> 좋다") == vocabulary.sentinel_id(1)
-    assert end(vocabulary, "<unused0> <extra_id_1>") == vocabulary.sentinel_id(2)
-    assert end(vocabulary, "빈칸 없음") == end(vocabulary, "<extra_id_99>") == vocabulary.eos_id
-    with pytest.raises(ApiError, match="extra_id_100") as refused:
-        end(vocabulary, "<extra_id_100>", "texts[3]")
-    assert refused.value.where == "texts[3]"
-
-
-def test_fills() -> None:
-    assert fills("<extra_id_0> 날씨가 <extra_id_1> 참 <extra_id_2>") == {
-        "<extra_id_0>": "날씨가",
-        "<extra_id_1>": "참",
-        "<extra_id_2>": "",
-    }
-    assert fills("긍정적") == {}
