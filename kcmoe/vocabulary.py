@@ -45,7 +45,7 @@ class Vocabulary:
           UserError: if the file is missing, is not a SentencePiece model, or its pad, eos and unk are
             not 0, 1 and 2.
         """
-        self.path = given.path(path) if path else str(resources.find(DEFAULT_FILE))
+        self.path = str(resources.find(DEFAULT_FILE)) if path is None else given.path(path)
         self._load(_read(self.path))
 
     def _load(self, model: bytes) -> None:

@@ -2,7 +2,7 @@
 """The models that ship: checkpoints in `weights/NAME`, known by name wherever a checkpoint is asked for.
 
 Each folder holds `model.safetensors`, `config.json`, `kcmoe.json`, and in `SHA256SUMS` their checksums.
-Names become folders here and nowhere else; what is not a name comes back as it was given.
+Names become folders here and nowhere else; what is not a name comes back as the path that it means.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io import hashing, resources
+from kcmoe.io import given, hashing, resources
 
 _log = logging.getLogger(__name__)
 MODELS = ("tiny",)
@@ -30,9 +30,9 @@ def resolve(checkpoint: str | os.PathLike[str]) -> str:
     A folder of that name in the working directory wins, and that is said once.
 
     Raises:
-      UserError: if files of the model are missing or differ from their checksums.
+      UserError: if files of the model are missing or differ from their checksums; as `given.path`.
     """
-    text = os.fspath(checkpoint)
+    text = given.path(checkpoint)
     if text not in MODELS:
         return text
     if os.path.isdir(text):

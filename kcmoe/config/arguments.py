@@ -14,7 +14,7 @@ from kcmoe.io import given, outputs
 ENCODING_HELP = "of text files (default utf-8); of single ones FILE=NAME, e.g. utf-8,old*.txt=cp949"
 # Arguments and macros that are one path each; patterns and "FILE:COLUMN" are seen to where they are read.
 _PATH_METAVARS = ("FILE", "DIR", "MODEL", "MODEL_DIR")
-_PATH_NAMES = ("path", "source", "destination", "data_dir")
+_PATH_NAMES = ("path", "source", "destination", "data_dir", "checkpoint", "output")
 PATH_MACROS = (
     "CACHE_DIR",
     "CHECKPOINT_PATH",
@@ -23,6 +23,7 @@ PATH_MACROS = (
     "INFER_OUTPUT_DIR",
     "INITIAL_CHECKPOINT_PATH",
     "MODEL_DIR",
+    "TEACHER",
     "TOKENIZER_OUTPUT",
     "VOCABULARY_FILE",
 )
@@ -47,9 +48,9 @@ class Parser(argparse.ArgumentParser):
             if action.metavar in _PATH_METAVARS or action.dest in _PATH_NAMES:
                 value = getattr(found, action.dest, None)
                 if isinstance(value, str):
-                    setattr(found, action.dest, given.path(value))
+                    setattr(found, action.dest, _path(action, value))
                 elif isinstance(value, list):
-                    setattr(found, action.dest, [given.path(each) for each in value])
+                    setattr(found, action.dest, [_path(action, each) for each in value])
         for action, endings in self.files:
             if (place := getattr(found, action.dest)) is not None:
                 flag, over = "".join(action.option_strings), found.overwrite
@@ -65,6 +66,14 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             hint = near_misses(message.split()[2].partition("=")[0], options)
         raise UserError(f"{message}.{hint} See `{self.prog} --help`")
+
+
+def _path(action: argparse.Action, text: str) -> str:
+    try:
+        return given.path(text)
+    except UserError as error:
+        name = "".join(action.option_strings) or action.metavar or action.dest
+        raise UserError(f"{name}={text!r}: {error}") from None
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:

@@ -112,7 +112,11 @@ class Macros(Mapping[str, Any]):
         settings = dict(self._settings)
         for name, change in changes.items():
             if isinstance(text := self._values.get(name), str):
-                settings[name] = Setting(change(text), settings[name].where)
+                where = settings[name].where
+                try:
+                    settings[name] = Setting(change(text), where)
+                except UserError as error:
+                    raise UserError(f"{where}: {name} = {text!r}: {error}") from None
         return Macros(settings)
 
 

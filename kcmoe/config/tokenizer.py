@@ -101,6 +101,11 @@ class TokenizerConfig(GinConfig):
         return path.with_name(f"{path.stem}.{self.sentinels}{TWIN_SUFFIX}{path.suffix}")
 
     def check(self) -> None:
+        if not self.corpus or not all(name.strip() for name in self.corpus):
+            raise UserError(
+                f"TOKENIZER_CORPUS = {self.corpus!r}, but it must name at least one file, and none by an "
+                "empty text"
+            )
         if not self.output.endswith(".model"):
             raise UserError(f"TOKENIZER_OUTPUT = {self.output!r}, but it must end in .model")
         if is_remote(self.output):

@@ -38,9 +38,12 @@ def path(text: str | os.PathLike[str]) -> str:
     for outputs as well. Addresses of buckets are returned as they are.
 
     Raises:
-      UserError: for a NUL character, which no path can hold, and for the home of nobody.
+      UserError: for nothing at all, which would mean the current folder, for a NUL character, which no
+        path can hold, and for the home of nobody.
     """
     given = os.fspath(text)
+    if not given.strip():
+        raise UserError("a path is needed, and this is empty (the current folder is called .)")
     if "\0" in given:
         raise UserError(f"{given!r} is no path: it holds a NUL character")
     if remote.is_remote(given):

@@ -67,9 +67,10 @@ def find(
     run = settings.run
     own = folder.all()
     newest = own[-1] if own else None
-    origin = str(newest or shipped.resolve(run.initial_checkpoint_path or ""))
-    if not origin:
+    initial = run.initial_checkpoint_path
+    if newest is None and initial is None:
         return Start(), None
+    origin = str(newest or shipped.resolve(str(initial)))
     if vocabulary:
         run_config.check_vocabulary(origin, vocabulary)
     if newest is None:

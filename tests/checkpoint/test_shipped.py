@@ -53,7 +53,7 @@ def test_a_name_is_a_checkpoint(toy: Path, tmp_path: Path) -> None:
     assert shipped.resolve("tiny") == loading.find_checkpoint("tiny") == str(toy)
     assert checkpoint.open_checkpoint("tiny").step == 3
     assert shipped.is_shipped(toy) and not shipped.is_shipped(tmp_path)
-    for other in ("tiny/", "./tiny", "runs/tiny", "gs://bucket/tiny", ""):
+    for other in ("tiny/", "./tiny", "runs/tiny", "gs://bucket/tiny"):
         assert shipped.resolve(other) == other
     assert cli.run(["checkpoint", "inspect", "tiny"]) == 0
 

@@ -7,9 +7,16 @@ import unicodedata
 
 import pytest
 
-from kcmoe.config.arguments import Parser, add_gin_arguments, parse_with_gin
+from kcmoe.checkpoint import open_checkpoint
+from kcmoe.config.arguments import PATH_MACROS, Parser, add_gin_arguments, parse_with_gin
+from kcmoe.config.fields import known_macros
 from kcmoe.data.pipeline import default_cache_dir
+from kcmoe.errors import UserError
+from kcmoe.inference.loading import find_checkpoint
 from kcmoe.io import compilation_cache
+from kcmoe.vocabulary import Vocabulary
+
+_NAMED = ("^--plot=", "^--data_dir=", "^FILE=", "^--gin_file=")
 
 
 @pytest.fixture
@@ -41,6 +48,26 @@ def test_home_in_flags_and_settings(home):
     assert macros["CACHE_DIR"] == str(home)
     assert macros.where("MODEL_DIR").endswith("a.gin:1")
     assert parsed("--gin.MODEL_DIR='gs://b/~/x'")[1]["MODEL_DIR"] == "gs://b/~/x"
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_nothing_is_no_path(empty):
+    """It would mean the current folder, which is called "."."""
+    for argv in ([f"--plot={empty}"], [f"--data_dir={empty}"], [empty], [f"--gin_file={empty}"]):
+        with pytest.raises(UserError, match=rf"{'|'.join(_NAMED)}.*is empty"):
+            parsed(*argv)
+    for name in PATH_MACROS:
+        with pytest.raises(UserError, match=f"{name} = '{empty}'.* is empty"):
+            parsed(f"--gin.{name}='{empty}'")
+    for find in (find_checkpoint, open_checkpoint, Vocabulary):
+        with pytest.raises(UserError, match="is empty"):
+            find(empty)
+    assert parsed("--gin.DATA_DIR='.'")[1]["DATA_DIR"] == "."
+
+
+def test_every_setting_called_a_place_is_a_path():
+    places = ("_DIR", "_PATH", "_FILE", "_OUTPUT")
+    assert {name for name in known_macros() if name.endswith(places)} <= set(PATH_MACROS)
 
 
 def test_home_in_the_environment(home, monkeypatch):

@@ -42,6 +42,8 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
          "no file matches"),
         (["train", "--gin_file=configs/tokenizer/unigram_32k.gin",
           "--gin.TOKENIZER_SEGMENTATION='morpheme'"], "Did you mean morphemes"),
+        (["train", "--gin_file=configs/tokenizer/unigram_32k.gin", "--gin.TOKENIZER_CORPUS=[]"],
+         "must name at least one file"),
         (["report"], "add --text=FILE"),
         (["report", "absent.model", "--text=absent.txt"], "absent.txt"),
     ],
