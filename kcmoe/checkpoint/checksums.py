@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from kcmoe.checkpoint.encodings import checked_shape, named_dtype
-from kcmoe.checkpoint.storage import Damaged, Folder
+from kcmoe.checkpoint.storage import Damaged, Folder, step_of
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
 from kcmoe.tree import ShapeDtype
 
 NAME = "kcmoe.json"
+RUN_FILE = "training.json"
+"""The extra file that `kcmoe train` saves in each checkpoint."""
 _VERSION = 1
 _RESERVED = {NAME, "checkpoint", "state", "dataset", "commit_success.txt", "_CHECKPOINT_METADATA"}
 _RESERVED |= {"PINNED"}
@@ -101,6 +103,19 @@ def load(folder: Folder) -> Saved | None:
             f"{folder.path}/{NAME} is damaged ({error}): take another checkpoint, or delete that "
             "file to read this one without checksums"
         ) from error
+
+
+def lost(folder: Folder) -> str:
+    """Returns how a folder without `kcmoe.json` shows that it had one, "" if it need not have had one."""
+    if folder.remote or folder.exists(NAME):
+        return ""
+    if folder.exists(RUN_FILE):
+        return f"its {RUN_FILE} says that kcmoe saved it"
+    place = Path(folder.path)
+    if step_of(place) is None:
+        return ""
+    beside = (path for path in sorted(place.parent.glob("checkpoint_*")) if (path / NAME).is_file())
+    return next((f"{path.name} beside it has one" for path in beside), "")
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:

@@ -98,7 +98,7 @@ def render(found: Inspection) -> str:
         rows.append(("sizes", "  ".join(f"{name}={value}" for name, value in sizes.items())))
     for name, length in found.extras.items():
         rows.append(("extra file", f"{name} ({human_bytes(length)})"))
-    checks = "of every leaf, in kcmoe.json" if found.has_checksums else "none (not saved by kcmoe)"
+    checks = "of every leaf, in kcmoe.json" if found.has_checksums else "none"
     rows += [("checksums", checks), ("finite", _finite(found.faults))]
     faults = found.faults or {}
     leaves = [

@@ -9,6 +9,8 @@ patterns name it.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kcmoe.checkpoint import formats, manage, shipped
+from kcmoe.checkpoint import checksums, formats, manage, shipped
 from kcmoe.checkpoint.base import Reader, describe_problems
 from kcmoe.checkpoint.checksums import count_non_finite
 from kcmoe.checkpoint.run_config import explain_difference
@@ -34,6 +36,7 @@ from kcmoe.tree import (
     slot,
 )
 
+_log = logging.getLogger(__name__)
 _UNFINISHED = re.compile(r"\.orbax-checkpoint-tmp|\.tmp-")
 
 Placer = Callable[[str, np.ndarray], Any]
@@ -54,7 +57,20 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     found = formats.of(folder)
     if found is None:
         raise UserError(_unknown(folder))
-    return found.reader(folder)
+    reader = found.reader(folder)
+    if reader.saved is None and not found.foreign and (sign := checksums.lost(folder)):
+        _say_unchecked(folder.path, sign)
+    return reader
+
+
+@functools.cache
+def _say_unchecked(path: str, sign: str) -> None:
+    _log.warning(
+        "%s has lost its checksums, %s (%s), so values that were damaged since would not show",
+        path,
+        checksums.NAME,
+        sign,
+    )
 
 
 def _require_folder(path: str) -> None:

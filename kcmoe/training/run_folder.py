@@ -28,6 +28,7 @@ import numpy as np
 
 from kcmoe import checkpoint as checkpoints
 from kcmoe import fits, tree
+from kcmoe.checkpoint import checksums
 from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
@@ -37,7 +38,7 @@ from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import durable, json_text
 from kcmoe.io.remote import is_remote
 
-EXTRA = "training.json"
+EXTRA = checksums.RUN_FILE
 BEST = "best.json"
 
 # Fields of ModelConfig that only say how, or how much, is computed; the weights do not have them.
@@ -227,7 +228,10 @@ def read_extra(checkpoint: str | Path) -> dict[str, Any]:
     Raises:
       UserError: if the file differs from what was saved, or is no such file.
     """
-    content = checkpoints.open_checkpoint(checkpoint).extras().get(EXTRA)
+    reader = checkpoints.open_checkpoint(checkpoint)
+    content = reader.extras().get(EXTRA)
+    if reader.saved is None and reader.folder.exists(EXTRA):
+        content = reader.folder.read(EXTRA)  # where the data stand is known, checksums or not
     try:
         found = json_text.parse(content) if content else {}
     except ValueError:

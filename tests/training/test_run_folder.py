@@ -15,7 +15,7 @@ import pytest
 
 from kcmoe.errors import UserError
 from kcmoe.training.records import Recorder, cut_after
-from kcmoe.training.run_folder import Chooser, RunFolder, read_best
+from kcmoe.training.run_folder import Chooser, RunFolder, read_best, read_extra
 
 
 def nobody(line: str) -> None:
@@ -86,6 +86,29 @@ def test_a_second_run_is_refused(toy: ModuleType, tmp_path: Path) -> None:
         folder.locked(nobody),
     ):
         pass
+
+
+def test_lost_checksums_are_said_and_the_position_is_kept(
+    toy: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(toy.settings(tmp_path).macros)
+    state = {"state/step": np.int32(1), "target/norm/scale": np.ones(2, np.float32)}
+    for step in (1, 2):
+        folder.save(step, {**state, "state/step": np.int32(step)}, {"row": 8 * step}, None)
+    assert not caplog.records
+    (tmp_path / "checkpoint_2/kcmoe.json").unlink()
+    for _ in range(2):  # said once
+        assert read_extra(tmp_path / "checkpoint_2")["data_position"] == {"row": 16}
+    (tmp_path / "checkpoint_2/training.json").unlink()
+    assert read_extra(tmp_path / "checkpoint_2") == {}
+    (tmp_path / "checkpoint_1/kcmoe.json").unlink()
+    (tmp_path / "checkpoint_1/training.json").unlink()
+    assert read_extra(tmp_path / "checkpoint_1") == {}  # as T5X saves
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert f"{tmp_path}/checkpoint_2 has lost its checksums" in said[0]
+    assert "training.json says that kcmoe saved it" in said[0]
+    assert "checkpoint_1 beside it has one" in said[1]
 
 
 @pytest.mark.parametrize("content", [None, "not JSON", "[]", '{"checkpoint": "checkpoint_1"}'])
