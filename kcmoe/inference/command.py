@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.io.wording import listed
 
 if TYPE_CHECKING:
     from kcmoe.inference.asking import Question
@@ -45,9 +46,9 @@ With --output FILE may be of any size: text, CSV, TSV, JSON lines or parquet (co
 ending of OUT says which of these is written. Stopped in whatever way, the same command goes on where it was;
 OUT appears when it is complete. Rows without text get no answer.
 
-Without --output, input is UTF-8, one text per line; tasks with several columns (kornli) take them separated
-by tabs. An empty line is an empty text, so output line N belongs to input line N. Where several labels may be
-right (kmhas), "per_label" says of each how likely it is one of them.
+Without --output, input is UTF-8, one text per line, and no table; tasks with several columns (kornli) take
+them separated by tabs. An empty line is an empty text, so output line N belongs to input line N. Where
+several labels may be right (kmhas), "per_label" says of each how likely it is one of them.
 """
 
 
@@ -128,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         return _to_file(args, found, asked)
     _refuse_file_options(args, parser)
     if args.file != "-":
-        _check_plain(args.file)
+        _refuse_tables(args.file, asked)
     if args.file == "-" and os.isatty(0):
         print("kcmoe predict: reading lines from the terminal; Ctrl-D ends them", file=sys.stderr)
     lines = texts.read_lines(args.file)
@@ -137,6 +138,7 @@ def main(argv: Sequence[str]) -> int:
         place = "standard input" if args.file == "-" else args.file
         print(f"kcmoe predict: {place} has no lines", file=sys.stderr)
         return 0
+    _refuse_header(lines[0], asked)
 
     from kcmoe.inference.predict import LanguageModel
 
@@ -172,17 +174,34 @@ def _refuse_file_options(args: argparse.Namespace, parser: arguments.Parser) -> 
             raise UserError(f"--{name} is for a file with --output=OUT")
 
 
-def _check_plain(file: str) -> None:
-    """Refuses a table of bytes where lines are read, and says of one of text that its lines are."""
+_AS_TABLE = "add --output=OUT.csv (.tsv, .jsonl, .parquet)"
+
+
+def _refuse_tables(file: str, asked: Question) -> None:
+    """Refuses what its ending calls a table: read as lines, names and other columns would be answered."""
     from kcmoe.data import formats
 
     ending = formats.ending_of(file)
-    if formats.packing_of(file) or ending in (".parquet", ".arrow"):
+    of_bytes = formats.packing_of(file) or ending in (".parquet", ".arrow")
+    # Several columns stand between tabs on standard input, too.
+    if of_bytes or ending in (".csv", ".jsonl") or (ending == ".tsv" and len(asked.columns) == 1):
+        way = "" if of_bytes else "; if each of its lines is a text, give them as standard input, "
         raise UserError(
-            f"{file} is not plain lines: add --output=OUT.csv, .tsv, .jsonl or .parquet"
+            f"{file} is not plain lines but a table: {_AS_TABLE}, and its columns are read"
+            f"{way}{'' if of_bytes else f'< {file}'}"
         )
-    if ending in (".csv", ".jsonl"):
-        _log.warning("%s is read as plain lines; with --output=OUT its columns are read", file)
+
+
+def _refuse_header(line: str, asked: Question) -> None:
+    """Refuses a table whose ending does not tell, as that of NSMC's files, before its names are answered."""
+    from kcmoe.io.given import composed
+
+    cells = [composed(cell.strip()) for cell in line.split("\t")]
+    if len(cells) > 1 and {composed(name) for name in asked.columns} <= set(cells):
+        raise UserError(
+            f"the first line has the names of columns ({listed(cells)}), so this is a table: give it as a "
+            f"FILE and {_AS_TABLE}, or leave that line out and keep {', '.join(asked.columns)} alone"
+        )
 
 
 def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:

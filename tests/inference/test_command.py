@@ -136,6 +136,28 @@ def test_mistakes_are_one_line_and_no_output(
     assert err.startswith("kcmoe predict: ")
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "content"),
+    [
+        *(
+            ("nsmc", f"a.{e}", "document\n좋다\n")
+            for e in ("csv", "TSV", "jsonl", "parquet", "txt.gz")
+        ),
+        ("nsmc", "ratings.txt", "id\tdocument\tlabel\n1\t좋다\t1\n"),
+        ("generate", "a.txt", "text\tlabel\n좋다\t1\n"),
+        ("kornli", "a.tsv", "premise\thypothesis\n비가 온다\t맑다\n"),
+    ],
+)
+def test_a_table_is_not_answered_as_lines(
+    predict: Any, tmp_path: Path, task: str, name: str, content: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    status, results, err = predict(f"--task={task}", str(path))
+    assert (status, results) == (2, [])
+    assert "a table: " in err and "--output=OUT.csv" in err and len(err.splitlines()) == 1
+
+
 def test_empty_file(predict: Any, tmp_path: Path) -> None:
     path = tmp_path / "empty.txt"
     path.touch()
