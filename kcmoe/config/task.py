@@ -68,7 +68,7 @@ class TaskSettings(GinConfig):
     keep_empty: bool | None = macro(
         "TASK_KEEP_EMPTY",
         default=None,
-        help="True where rows with empty inputs are examples; else they are missing, left out and counted",
+        help="True where empty inputs, and texts that are NA or nan, are examples; else left out and counted",
     )
     encoding: str | None = macro(
         "TASK_ENCODING",

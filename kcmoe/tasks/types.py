@@ -47,8 +47,9 @@ class Task:
       holdout: share of `train` held out as `validation` where no validation file exists; a row is held
         out by the hash of its inputs, so equal texts are on one side.
       encoding: of text files.
-      keep_empty: rows whose inputs are empty texts are examples too, as the three of the official NSMC test;
-        not so in a task of one's own, whose file may have been CSV, which knows no other null.
+      keep_empty: rows whose inputs are empty texts are examples too, as the three of the official NSMC test,
+        and NA is a word; not so in a task of one's own, whose file may have been CSV, which knows no other
+        null.
     """
 
     name: str
@@ -154,13 +155,15 @@ class Task:
     def lacks_answer(self, value: Any) -> bool:
         """Whether a row with this value of the target column has no answer: missing, rather than wrong."""
         missing = is_missing(value)
-        if isinstance(value, str) and (self.labels or self.target_step):
-            missing = missing or value.strip() in _MISSING_WORDS
+        if self.labels or self.target_step or not self.keep_empty:
+            missing = missing or _says_missing(value)
         return missing and label_key(value) not in self.labels
 
     def lacks_input(self, value: Any) -> bool:
         """Whether a row with this value of an input column has no input: null, or what CSV writes for it."""
-        return value is None or (is_missing(value) and not self.keep_empty)
+        if self.keep_empty:
+            return value is None
+        return is_missing(value) or _says_missing(value)
 
     def wrong_input(self, row: Mapping[str, Any]) -> str:
         """What is wrong with the inputs of a row: a number where the prompt has one text; "" for nothing.
@@ -280,8 +283,8 @@ def label_key(value: Any) -> str:
     return composed(value)
 
 
-# What programs write into text files for a missing value. Only where labels or numbers are expected: a
-# text may be one of these words.
+# What programs write into text files for a missing value. Where `keep_empty` is set they are what they say,
+# but for labels and numbers, which no such word is.
 _MISSING_WORDS = {"nan", "NaN", "NAN", "NaT", "NA", "N/A", "<NA>", "null", "NULL", "None"}
 
 
@@ -290,6 +293,10 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(map(is_missing, value))
     return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _says_missing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() in _MISSING_WORDS
 
 
 def _input_text(value: Any) -> str:

@@ -236,6 +236,40 @@ def test_words_for_a_missing_value_are_no_labels(tmp_path, caplog):
     assert len(labelled_examples(named, "test", str(tmp_path))) == 4
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("target", ["label", "document"])
+def test_words_for_a_missing_value_are_no_free_text_either(tmp_path, caplog, name, target):
+    """In a task of one's own, inputs and answers alike; the same in every format."""
+    words = ["답", "NaN", "NA", "null", " nan ", "<NA>", "NaT", "널"]
+    frame = {"document": words, "label": ["가"] * 8}
+    rows = zip(*frame.values(), strict=True)
+    if name.endswith("parquet"):
+        pq.write_table(pa.table(frame), tmp_path / name)
+    elif name.endswith("jsonl"):
+        lines = (json.dumps(dict(zip(frame, row, strict=True))) + "\n" for row in rows)
+        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+    else:
+        between = "," if name.endswith("csv") else "\t"
+        lines = [between.join(row) for row in (frame, *rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prompt = "{label}" if target == "document" else "{document}"
+    own = task(
+        files={"test": (name,)},
+        prompt=prompt,
+        target=target,
+        labels={},
+        id_column="",
+        keep_empty=False,
+    )
+    with caplog.at_level(logging.WARNING):
+        found = labelled_examples(own, "test", str(tmp_path))
+    texts = [e.target_text if target == "document" else e.inputs_text for e in found]
+    assert texts == ["답", "널"]
+    assert "6 x missing document" in caplog.text
+    kept = dataclasses.replace(own, keep_empty=True)
+    assert len(labelled_examples(kept, "test", str(tmp_path))) == 8
+
+
 def test_a_held_out_share_without_rows_names_the_setting(tmp_path):
     write(tmp_path, "1\t좋다\t1\n2\t별로\t0\n", "train.tsv")
     with pytest.raises(UserError, match=r"validation split has no rows.*TASK_HOLDOUT = 0.0001"):
