@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,8 +201,9 @@ class Programs:
             for path, array in self._weights.items()
         }
         arrays = [jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for shape, dtype in call.shapes]
-        with _not_in_jax_cache():
-            compiled = jax.jit(program, keep_unused=True).lower(params, *arrays).compile()
+        lowered = jax.jit(program, keep_unused=True).lower(params, *arrays)
+        with _not_in_jax_cache:
+            compiled = lowered.compile()
         outputs, tree = jax.tree_util.tree_flatten(compiled.out_info)
         about = {
             "outputs": [[[*leaf.shape], leaf.dtype.name] for leaf in outputs],
@@ -237,15 +238,30 @@ def _in_threads(work: Callable[[Call], None], calls: Sequence[Call]) -> None:
         raise failures[0]
 
 
-@contextlib.contextmanager
-def _not_in_jax_cache() -> Iterator[None]:
-    """JAX keeps nothing that is compiled meanwhile: it is kept here."""
-    import jax
+class _NotInJaxCache:
+    """JAX keeps nothing that is compiled meanwhile, in whichever thread: it is kept here."""
 
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, float("inf"))
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+    _name = "jax_persistent_cache_min_compile_time_secs"
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        import jax
+
+        with self._lock:
+            if not self._inside:
+                self._before = getattr(jax.config, self._name)
+                jax.config.update(self._name, float("inf"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        import jax
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                jax.config.update(self._name, self._before)
+
+
+_not_in_jax_cache = _NotInJaxCache()

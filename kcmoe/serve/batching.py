@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lines of many requests computed together, each request getting its share of the machine.
 
-Three threads compute, so that no kind of work waits for another: one for answers that take a moment, one for
-those that take longer (generation, the experts' map), one for programs that are not compiled yet. Each takes
+Four threads compute, so that no kind of work waits for another: one for answers that take a moment, one for
+those that take longer (generation, the experts' map), and one each for those of their programs that are not
+compiled yet; the last one also makes ready what nobody asked for. Each takes
 the request that will have had least of the machine after its turn, so that a line overtakes a thousand, and
 fills the batch with lines of the same program from other requests. Every fourth time it takes the one that
 has waited longest, so that none starves. Knows keys, works and costs, not what they mean.
@@ -24,7 +25,8 @@ from kcmoe.serve.limits import Limits
 from kcmoe.serve.work import Key, Work
 
 _log = logging.getLogger(__name__)
-Lane = Literal["quick", "long", "cold"]
+Lane = Literal["quick", "long", "quick, new", "long, new"]
+_NEW: tuple[Lane, Lane] = ("quick, new", "long, new")
 _SMALL_COST = 8
 _OFTEN = 20  # batches by which a program is worth seconds of trying for a faster one
 LONG_KINDS = ("generate", "experts", "sample")
@@ -95,7 +97,7 @@ class Batcher:
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"kcmoe-{lane}", daemon=True)
-            for lane in ("quick", "long", "cold")
+            for lane in ("quick", "long", *_NEW)
         ]
         for thread in self._threads:
             thread.start()
@@ -197,9 +199,10 @@ class Batcher:
     # --- In the threads.
 
     def _lane(self, key: Key) -> Lane:
-        if key.program not in self._warm:
-            return "cold"
-        return "long" if key.kind in LONG_KINDS else "quick"
+        warm, long = key.program in self._warm, key.kind in LONG_KINDS
+        if warm:
+            return "long" if long else "quick"
+        return "long, new" if long else "quick, new"
 
     def _run(self, lane: Lane) -> None:
         while (taken := self._take(lane)) is not None:
@@ -231,12 +234,12 @@ class Batcher:
             while not self._stopped:
                 first = self._choose(lane)
                 if first is None:
-                    if lane == "cold" and self._spare:
+                    if lane == "long, new" and self._spare:
                         work = self._spare.popleft()
                         if work.key.program not in self._warm:
                             return work.key, [], [work]
                         continue
-                    if lane == "cold" and self._slow:
+                    if lane == "long, new" and self._slow:
                         return self._slow[0].key, [], []
                     self._changed.wait()
                     continue
@@ -299,7 +302,7 @@ class Batcher:
         cost = sum(work.cost for work in works)
         crowded = False
         with self._changed:
-            if lane == "cold" and error is None:
+            if lane in _NEW and error is None:
                 self._warm.add(key.program)
                 self._slow.append(works[0])
                 crowded = len(self._warm) > self._limits.programs
@@ -307,14 +310,14 @@ class Batcher:
                     self._warm.clear()
                     self._slow.clear()
                     self._uses.clear()
-            elif lane != "cold":
+            elif lane not in _NEW:
                 self._uses[key.program] += 1
                 if self._uses[key.program] == _OFTEN:
                     self._slow.append(works[0])
                 self._cost_s += 0.1 * (seconds / cost - self._cost_s)
             for position, (job, index) in enumerate(members):
                 # Compiling is nobody's fault: it is not counted against the request that came first.
-                job.used_s += 0.0 if lane == "cold" else seconds / len(members)
+                job.used_s += 0.0 if lane in _NEW else seconds / len(members)
                 if job.gone:
                     continue
                 if error is not None:
@@ -327,4 +330,4 @@ class Batcher:
             self._changed.notify_all()
         if crowded:
             self._forget()
-        self._observe(key.kind, len(works), seconds, lane == "cold")
+        self._observe(key.kind, len(works), seconds, lane in _NEW)

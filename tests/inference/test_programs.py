@@ -6,15 +6,17 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from kcmoe.inference.compute import Call, Jitted, fetched
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.inference.programs import Programs
+from kcmoe.inference.programs import Programs, _not_in_jax_cache
 from kcmoe.inference.runtime import Runtime, computes_on_cpu
 from kcmoe.io.kept import Kept
 
@@ -88,3 +90,22 @@ def test_the_second_process_imports_nothing_it_does_not_need(model_dir: Path) ->
     answers = [run.stdout.splitlines()[0] for run in runs]
     assert answers[0] == answers[1]
     assert runs[1].stdout.splitlines()[1] == "[]"
+
+
+def test_jax_keeps_what_is_compiled_after_two_threads_compiled_at_once() -> None:
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with _not_in_jax_cache:
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with _not_in_jax_cache:
+        leave.set()
+        thread.join()
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == float("inf")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before

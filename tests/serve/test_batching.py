@@ -132,7 +132,7 @@ def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
     compiling, may_go = threading.Event(), threading.Event()
 
     def compute(key: Key, given: Sequence[Work]) -> list[Any]:
-        if key.lengths == (99,):
+        if key.kind == "generate":
             compiling.set()
             may_go.wait(10)
         return [work.ids[0][0] for work in given]
@@ -141,10 +141,12 @@ def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
 
     async def ask() -> None:
         await queue.submit(works(1))
-        cold = asyncio.create_task(queue.submit(works(2, length=99)))
+        cold = asyncio.create_task(queue.submit(works(2, kind="generate")))
         while not compiling.is_set():
             await asyncio.sleep(0.01)
         assert await asyncio.wait_for(queue.submit(works(3)), 5) == [3]
+        # A line of a length that is new, too, does not wait for the program of a search.
+        assert await asyncio.wait_for(queue.submit(works(4, length=99)), 5) == [4]
         assert not cold.done()
         may_go.set()
         assert await cold == [2]
