@@ -27,15 +27,18 @@ common_option() {
 }
 
 need_tpu() {
+  local LC_ALL=C names='^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$' # C, or letters would be those of one's language
   [[ -n $TPU ]] || fail "say which TPU VM: --tpu=NAME"
+  [[ $TPU =~ $names ]] ||
+    fail "--tpu=$TPU cannot be a TPU's name: small letters, digits and -, a letter first, no - last"
   [[ -n $DRY_RUN ]] || command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk"
 }
 
 # Its arguments as a shell would read them back, quoted only where needed.
 quoted() {
-  local argument line=''
+  local argument line='' quote="'" escaped="'\\''" # named, for the bash of a Mac reads them otherwise
   for argument in "$@"; do
-    [[ $argument =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || argument="'${argument//\'/\'\\\'\'}'"
+    [[ $argument =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || argument="'${argument//$quote/$escaped}'"
     line+="${line:+ }$argument"
   done
   echo "$line"
@@ -50,11 +53,14 @@ run() {
   fi
 }
 
+# The options that every further command for this TPU needs again.
+place() { echo "--tpu=$TPU${ZONE:+ --zone=$ZONE}${PROJECT:+ --project=$PROJECT}"; }
+
 # tpus ARGUMENT…  e.g.  tpus tpu-vm describe "$TPU"; "alpha" may stand first
 tpus() {
-  local track=()
-  [[ $1 != alpha ]] || { track=(alpha) && shift; }
-  run gcloud "${track[@]}" compute tpus "$@" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"}
+  local track='' # no array: the bash of a Mac (3.2) takes an empty one for an unset variable
+  [[ $1 != alpha ]] || { track=alpha && shift; }
+  run gcloud ${track:+"$track"} compute tpus "$@" ${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"}
 }
 
 on_worker() {
@@ -73,7 +79,7 @@ on_each() {
   # gcloud writes a file for each worker, where ssh may say things too: our lines have a mark.
   on_worker all "{ $1; } 2>&1 | sed 's/^/kcmoe> /'; exit \"\${PIPESTATUS[0]}\"" "--output-directory=$folder" \
     >/dev/null || status=1
-  for file in $(find "$folder" -name '*.log' | sort -V); do
+  find "$folder" -name '*.log' | sort -V | while read -r file; do
     worker=$(basename "$file" .log)
     sed -n "s/^kcmoe> /$worker: /p" "$file"
     [[ $status -eq 0 ]] || sed "/^kcmoe> /d; s/^/$worker: /" "$file" >&2

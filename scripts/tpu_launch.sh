@@ -17,8 +17,9 @@
 # what is needed: nothing where the run goes on or has ended well; where it ended badly on one worker, an end and
 # a start on all; and a new TPU VM with everything on it where the old one was preempted. The run then goes on from
 # the newest checkpoint in MODEL_DIR, which must be in a bucket. With --watch it looks again every 60 seconds until
-# the run has ended. `logs` fetches those of all workers (into tpu-logs/); `stop` says only what is true, and fails
-# where something runs on; `delete` takes the TPU VM and its queued resource away, and the bill with them.
+# the run has ended, or somebody has said `stop` or `delete` elsewhere. `logs` fetches those of all workers (into
+# tpu-logs/); `stop` says only what is true, and fails where something runs on; `delete` takes the TPU VM and its
+# queued resource away, and the bill with them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/tpu_common.sh
@@ -29,14 +30,14 @@ RESTARTS_ALLOWED=3         # while the TPU VM itself is well; after that the fau
 LOOKS_OF_A_GOOD_RUN=10     # a run seen running so often since its start goes well; it may fail anew
 DISK_NEEDED_GB=5           # logs and compiled programs; checkpoints are in the bucket
 ENDED_WELL=100 GAVE_UP=101 # statuses that neither gcloud nor ssh ends with
-restarts=0 looks=0
+restarts=0 looks=0 settled=''
 
 VERB=${1:-}
 [[ $# -eq 0 ]] || shift
 case $VERB in
 create | check | start | resume | status | tail | logs | stop | delete) ;;
 --help | -h)
-  sed -n '3,24s/^# \{0,1\}//p' "$0"
+  sed -n '3,25s/^# \{0,1\}//p' "$0"
   exit 0
   ;;
 *) fail "say what to do: create, check, start, resume, status, tail, logs, stop or delete; see --help" ;;
@@ -55,7 +56,8 @@ done
 COMMAND=("$@")
 need_tpu
 check_machine_options
-[[ $RUN =~ ^[A-Za-z0-9_.-]+$ ]] || fail "--run=$RUN may only have letters, digits, dots, _ and -"
+[[ $RUN =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] ||
+  fail "--run=$RUN may only have letters, digits, dots, _ and -, a letter or digit first"
 [[ -z $WATCH || $WATCH =~ ^[0-9]+$ ]] || fail "--watch=$WATCH must be a number of seconds"
 case $VERB in
 start | resume)
@@ -65,7 +67,7 @@ start | resume)
   ;;
 *) [[ ${#COMMAND[@]} -eq 0 ]] || fail "$VERB takes no command" ;;
 esac
-for argument in "${COMMAND[@]}"; do # found here rather than on every worker
+for argument; do # found here rather than on every worker
   file=${argument#--gin_file=}
   [[ $argument != --gin_file=configs/* || -e $file ]] ||
     fail "there is no $file; a run is --gin_file=configs/sizes/X.gin --gin_file=configs/tasks/X.gin \
@@ -121,14 +123,15 @@ start() {
   fi
   on_each "$(at start "${COMMAND[@]}")" || {
     echo "${0##*/}: $RUN could not be started on every worker; ending it where it was" >&2
-    stop
+    stop end
     return 1
   }
-  [[ -n $DRY_RUN ]] || echo "Started. Follow it with: bash scripts/tpu_launch.sh tail --tpu=$TPU --run=$RUN"
+  [[ -n $DRY_RUN ]] || echo "Started. Follow it with: bash scripts/tpu_launch.sh tail $(place) --run=$RUN"
 }
 
+# stop [end]: with "end" nobody asked for it, and whoever watches the run may start it again.
 stop() {
-  on_each "$(at stop)" && return
+  on_each "$(at "${1:-stop}")" && return
   echo "${0##*/}: $RUN was not ended on every worker, see above; try again, or end it for good with: delete" >&2
   return 1
 }
@@ -140,10 +143,10 @@ setup_and_start() {
 }
 
 # A run that goes on at some workers waits there for the others, for a minute or for ever.
-stop_and_start() { stop && start; }
+stop_and_start() { stop end && start; }
 
-# What is true of the run on all workers: running, ending (well on some, running on the others), ended well, bare
-# (a worker is not set up), unknown (not all answer), or else how many are in which state.
+# What is true of the run on all workers: running, ending (well on some, running on the others), ended well, stopped
+# (by `stop`), bare (a worker is not set up), unknown (not all answer), or else how many are in which state.
 run_state() {
   local states kinds
   states=$(on_each "if test -e $TREE/.venv/made-of; then $(at state); else echo bare; fi") || {
@@ -167,17 +170,20 @@ make_again() {
   [[ -n $ACCELERATOR ]] ||
     fail "the TPU VM $TPU is ${1:-not there}; to make it again say --accelerator-type=TYPE"
   queue=$(queue_state)
+  [[ -z $settled || -n $1$queue ]] || over "$TPU was deleted" || return
   case $queue in
   UNKNOWN) return 1 ;;
   ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING | SUSPENDING | DELETING)
     echo "$(date +%H:%M:%S) $TPU is in the queue ($queue): waiting"
+    settled=1
     return
     ;;
   esac
   echo "$TPU is ${1:-not there}${queue:+, its queued resource $queue}: making it again"
-  restarts=0 looks=0
+  restarts=0 looks=0 settled=''
   take_away "$1" "$queue" || return
   make_machine || return
+  settled=1
   if [[ -n $QUEUED ]]; then
     echo "$TPU is in the queue"
   else
@@ -193,10 +199,11 @@ resume_once() {
   case $state in
   READY)
     run_now=$(run_state)
+    [[ -z $settled || $run_now != *stopped* ]] || over "$RUN was stopped" || return
     case $run_now in
     running)
       echo "$(date +%H:%M:%S) $RUN is running"
-      looks=$((looks + 1))
+      looks=$((looks + 1)) settled=1
       [[ $looks -lt $LOOKS_OF_A_GOOD_RUN ]] || restarts=0
       ;;
     ending) echo "$(date +%H:%M:%S) $RUN has ended well on some workers" ;;
@@ -228,7 +235,14 @@ try_again() {
   fi
   restarts=$((restarts + 1)) looks=0
   echo "$1"
-  "$2"
+  "$2" || return
+  settled=1
+}
+
+# What was well a while ago was ended by somebody, not by chance: whoever did it did not want it back.
+over() {
+  echo "${0##*/}: $1 while this watched: it is left alone; resume starts it again" >&2
+  return "$GAVE_UP"
 }
 
 resume() {
@@ -240,6 +254,8 @@ resume() {
     return
   fi
   local outcome
+  [[ -z $WATCH || -n $ACCELERATOR ]] ||
+    echo "Note: without --accelerator-type a TPU VM that is taken away will not be made again." >&2
   while true; do
     outcome=0
     resume_once || outcome=$?
@@ -255,7 +271,7 @@ create() {
   [[ -n $ACCELERATOR ]] || fail "say which kind: --accelerator-type=v5litepod-16, v4-32, …"
   make_machine || return
   [[ -z $QUEUED || -n $DRY_RUN ]] || echo "$TPU is in the queue; status says when it is there."
-  [[ -n $DRY_RUN ]] || echo "Next: bash scripts/tpu_setup.sh --tpu=$TPU --engine=$ENGINE"
+  [[ -n $DRY_RUN ]] || echo "Next: bash scripts/tpu_setup.sh $(place) --engine=$ENGINE"
 }
 
 # The log of worker N goes to N.log.

@@ -23,7 +23,7 @@ machine_option() {
 
 check_machine_options() {
   [[ -z $SPOT || -z $FLEX ]] || fail "--spot and --flex-start are two ways of asking: take one"
-  [[ -z $FLEX || $FLEX =~ ^[0-9]+[smhd]$ ]] || fail "--flex-start=$FLEX must be a time such as 24h, 7d at most"
+  [[ -z $FLEX || $FLEX =~ ^0*[1-9][0-9]*[smhd]$ ]] || fail "--flex-start=$FLEX must be a time such as 24h, 7d at most"
   [[ -z $FLEX || $ACCELERATOR != v[234]-* ]] || fail "flex-start has v5e, v5p and v6e, not $ACCELERATOR"
   [[ -z $ACCELERATOR || -n $VERSION ]] || VERSION=$(image_of "$ACCELERATOR") ||
     fail "no image is known for $ACCELERATOR; name one with --version=IMAGE (v5e is called v5litepod-8)"
@@ -32,6 +32,7 @@ check_machine_options() {
 # The image of a kind of TPU, on which JAX is then installed.
 image_of() {
   case $1 in
+  *-*[!0-9]* | *- | *-0*) return 1 ;; # cores or chips are a number
   v[234]-*) echo tpu-ubuntu2204-base ;;
   v5litepod-*) echo v2-alpha-tpuv5-lite ;;
   v5p-*) echo v2-alpha-tpuv5 ;;

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # What tpu_launch.sh asks of each worker: run a command that outlives the connection, look at it, end it.
 #
-#   bash scripts/tpu_worker.sh start|state|check|tail|log|stop RUN [COMMAND…]
+#   bash scripts/tpu_worker.sh start|state|check|tail|log|stop|end RUN [COMMAND…]
 #
-# Works on any Linux machine. A run keeps RUN.log, RUN.id and RUN.status (its exit status) in ~/kcmoe-runs.
+# Works on any Linux machine. A run keeps RUN.log, RUN.id and RUN.status (its exit status) in ~/kcmoe-runs,
+# and RUN.stopped where `stop` was said and nothing has started it since; `end` leaves that out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +13,7 @@ VERB=$1 RUN=$2
 shift 2
 FOLDER=~/kcmoe-runs
 mkdir -p "$FOLDER"
-LOG="$FOLDER/$RUN.log" ID="$FOLDER/$RUN.id" STATUS="$FOLDER/$RUN.status"
+LOG="$FOLDER/$RUN.log" ID="$FOLDER/$RUN.id" STATUS="$FOLDER/$RUN.status" STOPPED="$FOLDER/$RUN.stopped"
 STOP_S=${KCMOE_STOP_S:-120}   # for a run to save and end after SIGTERM, before SIGKILL
 KILLED_S=${KCMOE_KILLED_S:-20} # for the system to clear away what SIGKILL ended
 
@@ -33,7 +34,7 @@ start() {
     echo "$RUN is already running" >&2
     return 1
   fi
-  rm -f "$STATUS"
+  rm -f "$STATUS" "$STOPPED"
   echo "$RUN.$$.$(date +%s)" >"$ID"
   PATH=$PWD/.venv/bin:$PATH
   # KCMOE_DISTRIBUTED: Orbax saves from several hosts only where JAX's distributed service runs. 8476 is the port
@@ -44,13 +45,15 @@ start() {
   KCMOE_RUN_ID=$(cat "$ID") setsid nohup bash -c '"${@:2}"; status=$?; case $status in
     134) echo "tpu_worker.sh: JAX gave up, most often because another host was lost. tpu_launch.sh resume starts all again" ;;
     137) echo "tpu_worker.sh: the run was killed (SIGKILL): by stop, or by Linux, which was short of memory" ;;
-  esac; echo $status >"$1"' run "$STATUS" "$@" >>"$LOG" 2>&1 </dev/null &
+  esac; echo $status >"$1"' run "$STATUS" "$@" >>"$LOG" 2>&1 </dev/null 9>&- &
   until is_alive || [[ -s $STATUS ]]; do sleep 0.05; done
 }
 
 state() {
   if is_alive; then
     echo running
+  elif [[ -e $STOPPED ]]; then
+    echo stopped
   elif [[ -s $STATUS ]]; then
     echo "ended $(cat "$STATUS")"
   elif [[ -e $ID ]]; then
@@ -71,17 +74,20 @@ check() {
   echo "${made:-nothing installed}; $chips chips; $free GB free; $(state)"
 }
 
-# Waits until nothing of the run is left; status 1 if that takes longer.
+# gone_within SECONDS [SIGNAL]: waits until nothing of the run is left, sending the signal to what is; status 1 if
+# that takes longer.
+# shellcheck disable=SC2046  # numbers
 gone_within() {
   local end=$((SECONDS + $1))
   while is_alive; do
+    [[ $# -lt 2 ]] || kill "-$2" $(processes) 2>/dev/null || true
     [[ $SECONDS -lt $end ]] || return 1
     sleep 0.2
   done
 }
 
 # shellcheck disable=SC2046  # numbers
-stop() {
+end() {
   if ! is_alive; then
     echo "$RUN is $(state), nothing to stop"
     return
@@ -91,8 +97,7 @@ stop() {
     echo "stopped $RUN"
     return
   fi
-  kill -KILL $(processes) 2>/dev/null || true
-  if gone_within "$KILLED_S"; then
+  if gone_within "$KILLED_S" KILL; then
     echo "stopped $RUN by SIGKILL: it did not end within $STOP_S s of SIGTERM"
     return
   fi
@@ -100,6 +105,15 @@ stop() {
   return 1
 }
 
+stop() {
+  [[ $(state) == "absent" || $(state) == "ended 0" ]] || touch "$STOPPED"
+  end
+}
+
+# One at a time, or a stop could come before the process that a start is just making.
+case $VERB in
+start | stop | end) exec 9>"$FOLDER/$RUN.lock" && flock 9 ;;
+esac
 case $VERB in
 start) start "$@" ;;
 state) state ;;
@@ -107,5 +121,6 @@ check) check ;;
 tail) tail -n 50 -F "$LOG" ;;
 log) cat "$LOG" ;;
 stop) stop ;;
+end) end ;;
 *) echo "tpu_worker.sh: unknown verb $VERB" >&2 && exit 2 ;;
 esac

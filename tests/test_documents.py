@@ -97,7 +97,8 @@ def understood(words: list[str]) -> None:
     elif words[0] == "bash" and words[1].startswith("scripts/tpu_"):
         understood(words[words.index("--") + 1 :]) if "--" in words else None
         first = 3 if words[1] == "scripts/tpu_launch.sh" else 2
-        dry = [*words[:first], "--dry-run", *words[first:]]
+        named = ["--tpu=name" if word == "--tpu=NAME" else word for word in words]
+        dry = [*named[:first], "--dry-run", *named[first:]]
         done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     elif words[0] == "bash":

@@ -54,6 +54,7 @@ delete)
     for w in $(seq 0 $(($(cat "$FAKE/workers") - 1))); do rm -rf "$(home $w)"; mkdir "$(home $w)"; done
   fi
   ;;
+ssh | scp) [[ -s $FAKE/state ]] || exit 1 ;;& # a machine that is gone
 scp) for w in ${workers:-0}; do cp "$name" "$(home $w)/${1#*:}"; done ;;
 ssh)
   status=0
@@ -104,6 +105,10 @@ class Cloud:
     """The fake, and what happened to it."""
 
     folder: Path
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder / "for a while"
 
     @property
     def home(self) -> Path:
@@ -165,11 +170,12 @@ class Cloud:
 
     def run(self, script: str, arguments: str) -> subprocess.CompletedProcess[str]:
         """bash scripts/SCRIPT ARGUMENTS, with the fakes first on the path."""
+        self.temporary.mkdir(exist_ok=True)
         environment = {
             **os.environ,
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "FAKE": str(self.folder),
-            "TMPDIR": str(self.folder),
+            "TMPDIR": str(self.temporary),
             "KCMOE_STOP_S": "1",
             "KCMOE_LOCK_S": "0",
         }

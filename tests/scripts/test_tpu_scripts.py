@@ -36,6 +36,22 @@ def test_no_bucket_zone_or_project_is_written_into_a_script(script: Path) -> Non
     assert not re.findall(r"--(?:zone|project)=(?!ZONE|PROJECT|\$|\*)\S", text)
 
 
+@pytest.mark.parametrize("name", ["common", "launch", "machine", "setup"])
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (r'in "\$\{\w+\[@\]\}"|\w=\(\)', "takes an empty array for an unset variable"),
+        (r"=~ [^$\n]*\(.*\]\]", "reads a parenthesis of a pattern only from a variable"),
+        (r"//\\'", "reads the backslashes of such a replacement otherwise"),
+        (r"\b(mapfile|readarray|declare -A|local -n)\b|\$\{\w+(,|\^)|&>>", "has none of this"),
+    ],
+)
+def test_the_bash_of_a_mac_reads_what_runs_at_home(name: str, words: str, why: str) -> None:
+    text = (ROOT / f"scripts/tpu_{name}.sh").read_text("utf-8")
+    found = re.findall(f"^.*(?:{words}).*$", text, re.MULTILINE)
+    assert not found, f"bash 3.2 {why}"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path) -> None:
     if shutil.which("shellcheck") is None:
@@ -94,12 +110,20 @@ def test_what_a_dry_run_prints_can_be_pasted(cloud: Any) -> None:
         ("tpu_launch.sh", "", "say what to do: create, check, start"),
         ("tpu_launch.sh", "begin --tpu=t", "say what to do"),
         ("tpu_launch.sh", "start -- echo", "--tpu=NAME"),
+        ("tpu_launch.sh", "stop --tpu=T1", "--tpu=T1 cannot be a TPU's name: small letters"),
+        ("tpu_launch.sh", "stop --tpu=--zone", "--tpu=--zone cannot be a TPU's name"),
+        ("tpu_launch.sh", "stop --tpu=이름", "--tpu=이름 cannot be a TPU's name"),
+        ("tpu_setup.sh", "--tpu=../t", "--tpu=../t cannot be a TPU's name"),
+        ("tpu_launch.sh", "logs --tpu=t --run=..", "a letter or digit first"),
         ("tpu_launch.sh", "start --tpu=t", "say what to run"),
         ("tpu_launch.sh", "stop --tpu=t -- echo", "stop takes no command"),
         ("tpu_launch.sh", "start --tpu=t --bucket=b -- echo", "unknown option --bucket=b"),
         ("tpu_launch.sh", "start --tpu=t --run=../x -- echo", "may only have letters"),
         ("tpu_launch.sh", "resume --tpu=t --watch=soon -- echo", "must be a number of seconds"),
         ("tpu_launch.sh", "create --tpu=t --accelerator-type=v5e-8", "(v5e is called v5litepod-8)"),
+        ("tpu_launch.sh", "create --tpu=t --accelerator-type=v5litepod-", "no image is known"),
+        ("tpu_launch.sh", "create --tpu=t --accelerator-type=v4-0", "no image is known"),
+        ("tpu_launch.sh", "create --tpu=t --flex-start=0h", "must be a time such as 24h"),
         ("tpu_launch.sh", "create --tpu=t", "say which kind: --accelerator-type"),
         ("tpu_launch.sh", "create --tpu=t --spot --flex-start", "take one"),
         ("tpu_launch.sh", "create --tpu=t --flex-start=soon", "must be a time such as 24h"),
@@ -142,7 +166,7 @@ def test_setup_copies_the_last_commit_and_installs_the_pinned_packages(cloud: An
     assert installed[0].endswith("--constraint constraints.txt --editable .[t5x,tpu]")
     assert installed[1].endswith("--no-deps --requirement kcmoe/t5x/requirements.txt")
     assert "import kcmoe.t5x.bindings" in installed[2]
-    assert not list(cloud.folder.glob("*.tar.gz")), "the archive is removed afterwards"
+    assert not list(cloud.temporary.iterdir()), "the archive is removed afterwards"
 
 
 def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
@@ -181,7 +205,7 @@ def test_stop_leaves_nothing_running(command: str, words: str, cloud: Any) -> No
     assert not cloud.processes(0) + cloud.processes(1)
     assert done.returncode == 0
     assert done.stdout.count(words) == 2
-    assert "killed" in cloud.run("tpu_launch.sh", "status --tpu=t").stdout
+    assert cloud.run("tpu_launch.sh", "status --tpu=t").stdout.count("stopped") == 2
     assert "nothing to stop" in cloud.run("tpu_launch.sh", "stop --tpu=t").stdout
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -233,3 +234,54 @@ def test_setup_of_the_engine_leaves_t5x_out(cloud: Any) -> None:
     assert "--editable .[tpu]" in installed
     assert "requirements.txt" not in installed
     assert "commit 1234567, engine kcmoe" in (cloud.home / "kcmoe/.venv/made-of").read_text()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("stop", "train was stopped while this watched"), ("delete", "t was deleted while this")],
+)
+def test_a_watch_does_not_bring_back_what_somebody_ended(verb: str, words: str, cloud: Any) -> None:
+    cloud.set_workers(2)
+    options = "--tpu=t --accelerator-type=v4-16"
+    with ThreadPoolExecutor() as pool:
+        watch = pool.submit(cloud.run, "tpu_launch.sh", f"resume {options} --watch=1 -- sleep 60")
+        wait_for(lambda: (cloud.home_of(1) / "kcmoe-runs/train.log").exists())
+        ended = cloud.run("tpu_launch.sh", f"{verb} --tpu=t")
+        assert ended.returncode == 0, ended.stderr
+        done = watch.result()
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "create" not in cloud.verbs
+    if verb == "stop":
+        assert not cloud.processes(0) + cloud.processes(1)
+        again = cloud.run("tpu_launch.sh", f"resume {options} -- sleep 60")
+        assert "train is stopped: starting it" in again.stdout
+        assert cloud.processes(0)
+        assert cloud.processes(1)
+
+
+def test_a_stop_waits_for_a_start_that_is_under_way(cloud: Any) -> None:
+    slow = cloud.folder / "bin/date"  # which a start asks before there is a process
+    slow.write_text('#!/bin/sh\ntouch "$FAKE/asked"\nsleep 1\nexec /bin/date "$@"\n')
+    slow.chmod(0o755)
+    with ThreadPoolExecutor() as pool:
+        start = pool.submit(cloud.run, "tpu_launch.sh", "start --tpu=t -- sleep 60")
+        wait_for((cloud.folder / "asked").exists)
+        stopped = cloud.run("tpu_launch.sh", "stop --tpu=t")
+        assert start.result().returncode == 0
+    assert "0: stopped train" in stopped.stdout
+    assert not cloud.processes()
+
+
+def test_where_a_machine_is_not_made_again_the_watch_says_so_first(cloud: Any) -> None:
+    done = cloud.run("tpu_launch.sh", "resume --tpu=t --watch=0 -- true")
+    assert done.returncode == 0
+    assert done.stderr.startswith("Note: without --accelerator-type a TPU VM that is taken away")
+
+
+def test_what_comes_next_is_said_with_zone_and_project(cloud: Any) -> None:
+    place = "--tpu=t --zone=z --project=p"
+    made = cloud.run("tpu_launch.sh", f"create {place} --accelerator-type=v4-8")
+    assert f"Next: bash scripts/tpu_setup.sh {place} --engine=t5x" in made.stdout
+    begun = cloud.run("tpu_launch.sh", f"start {place} -- true")
+    assert f"bash scripts/tpu_launch.sh tail {place} --run=train" in begun.stdout
