@@ -92,10 +92,13 @@ def softmax_attention(
 
 
 def step_attention(
-    query: Array, key: Array, value: Array, mask: Array, position_bias: Array | None
+    query: Array, key_columns: Array, value: Array, mask: Array, position_bias: Array | None
 ) -> Array:
-    """`softmax_attention` for a step of decoding: its bits do not depend on how many lines take the step."""
-    logits_BxHxQxS = jnp.matmul(query, jnp.swapaxes(key, 2, 3)) + mask
+    """`softmax_attention` for a step of decoding: its bits do not depend on how many lines take the step.
+
+    `key_columns`: dtype[B, H, K, S], as the product wants keys, which all steps share.
+    """
+    logits_BxHxQxS = jnp.matmul(query, key_columns) + mask
     if position_bias is not None:
         logits_BxHxQxS += position_bias
     weights_BxHxQxS = halves.softmax(logits_BxHxQxS.astype(jnp.float32))
@@ -254,20 +257,22 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.queries_keys_values(x)
         key_cache = jax.lax.dynamic_update_slice_in_dim(key_cache, key, index, axis=2)
         value_cache = jax.lax.dynamic_update_slice_in_dim(value_cache, value, index, axis=2)
-        update = self._joined(step_attention(query, key_cache, value_cache, mask, position_bias))
+        columns = jnp.swapaxes(key_cache, 2, 3)
+        update = self._joined(step_attention(query, columns, value_cache, mask, position_bias))
         return update, key_cache, value_cache
 
-    def cross_step(self, x: Array, key: Array, value: Array, mask: Array) -> Array:
+    def cross_step(self, x: Array, key_columns: Array, value: Array, mask: Array) -> Array:
         """One position of cross-attention; beams of one input share its keys and values.
 
         Args:
           x: dtype[B * beams, 1, D].
-          key: dtype[B, H, S, K], from `keys_values` of the encoder output.
+          key_columns: dtype[B, H, K, S], from `keys_values` of the encoder output.
           value: dtype[B, H, S, K].
           mask: dtype[B, 1, 1, S], -1e10 at padding.
 
         Returns:
           dtype[B * beams, 1, D].
         """
-        query = self._heads(matmul(x.reshape(key.shape[0], -1, x.shape[-1]), self.query()))
-        return self._joined(step_attention(query, key, value, mask, None)).reshape(x.shape)
+        query = self._heads(matmul(x.reshape(value.shape[0], -1, x.shape[-1]), self.query()))
+        mixed = step_attention(query, key_columns, value, mask, None)
+        return self._joined(mixed).reshape(x.shape)

@@ -126,7 +126,8 @@ class DecoderLayer(Layer):
         config = self.config
         empty = jnp.zeros((sequences, config.num_heads, length, config.head_dim), encoded.dtype)
         cross_key, cross_value = self.encoder_decoder_attention.keys_values(encoded)
-        return {"key": empty, "value": empty, "cross_key": cross_key, "cross_value": cross_value}
+        columns = jnp.swapaxes(cross_key, 2, 3)  # as the product of every step wants them
+        return {"key": empty, "value": empty, "cross_key": columns, "cross_value": cross_value}
 
     def step(
         self,
