@@ -25,6 +25,7 @@ from kcmoe.checkpoint.encodings import checked_shape, named_dtype
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
+from kcmoe.io.wording import first_line
 from kcmoe.tree import ShapeDtype, shape_dtype
 
 FILE = "model.safetensors"
@@ -76,7 +77,7 @@ class SafetensorsReader(Reader):
                 places = parse_header(Path(self.path) / file)
             except (Damaged, OSError) as error:
                 raise UserError(
-                    f"{self.path} is damaged: {file}: {error}; take another checkpoint"
+                    f"{self.path} is damaged: {file}: {first_line(error)}; take another checkpoint"
                 ) from error
             end = os.path.getsize(Path(self.path) / file)
             needed = max((start + leaf.nbytes for leaf, start in places.values()), default=end)
@@ -100,7 +101,7 @@ class SafetensorsReader(Reader):
         try:
             values = np.fromfile(Path(self.path) / file, leaf.dtype, leaf.size, offset=start)
         except OSError as error:
-            raise Damaged(f"cannot be read: {error}") from error
+            raise Damaged(f"cannot be read: {first_line(error)}") from error
         if values.size != leaf.size:
             raise Damaged(f"cut off ({values.size:,} of {leaf.size:,} values are there)")
         return values.reshape(leaf.shape)

@@ -17,6 +17,7 @@ from typing import Any
 from kcmoe.config import run_files
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote, resources
+from kcmoe.io.wording import first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +296,7 @@ def _read(path: str) -> str:
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise UserError(f"{path}: not UTF-8 text, so not a gin file") from None
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _listing(folder: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from kcmoe.corpus.types import Layout, Table
 from kcmoe.data import encodings, parquet, tables
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
+from kcmoe.io import json_text
 
 _ARROW: dict[str, Callable[[Any], Any]] = {
     "": lambda pa: pa.string(),
@@ -120,7 +120,7 @@ def _readable(line: str) -> str:
 
 def _objects(path: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     """Rows of one list of JSON objects; a column "a.b" is b of the object a."""
-    for row in json.loads(path.read_text(encoding="utf-8")):
+    for row in json_text.parse(path.read_text(encoding="utf-8")):
         cells = []
         for column in columns:
             cell = row

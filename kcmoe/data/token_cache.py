@@ -11,7 +11,6 @@ Reads use `pread`, not a memory map: a file that shrinks gives an error with its
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ import numpy as np
 
 from kcmoe.data.splits import held_out
 from kcmoe.errors import UserError
-from kcmoe.io import hashing, remote
+from kcmoe.io import hashing, json_text, remote
+from kcmoe.io.wording import first_line
 
 FACTS = "tokens.json"
 _FORMER_FACTS = "manifest.json"  # in folders built before this name was left to prepared corpora
@@ -69,7 +69,7 @@ def stamp(path: str) -> dict[str, Any]:
             "version": status.st_mtime_ns,
         }
     except (OSError, KeyError) as error:
-        raise UserError(f"{path} is gone or cannot be read ({error})") from None
+        raise UserError(f"{path} is gone or cannot be read ({first_line(error)})") from None
 
 
 def facts_file(folder: Path) -> Path | None:
@@ -85,14 +85,14 @@ class Shard:
         self.folder = folder
         try:
             text = (facts_file(folder) or folder / FACTS).read_text(encoding="utf-8")
-            self.facts: dict[str, Any] = json.loads(text)
+            self.facts: dict[str, Any] = json_text.parse(text)
             self.num_tokens: int = self.facts["tokens"]
             self.num_documents: int = self.facts["documents"]
             self.dtype = np.dtype(self.facts["dtype"])
             self._check_files()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"the token cache {folder} is damaged ({error}); remove that folder and it is built again"
+                f"the token cache {folder} is damaged ({first_line(error)}); remove it and it is built again"
             ) from None
         self._handle: int | None = None
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kcmoe.errors import UserError
-from kcmoe.io import durable
+from kcmoe.io import durable, json_text
 from kcmoe.io.wording import human_bytes, listed
 
 _MAGIC = '{"kcmoe_answers": 1, '
@@ -63,7 +63,7 @@ class AnswerLog:
             file.readline()
             for line in file:
                 try:
-                    yield json.loads(line)
+                    yield json_text.parse(line)
                 except ValueError:
                     raise UserError(f"{self.path} is damaged; remove it to begin anew") from None
 
@@ -167,8 +167,10 @@ def not_written(error: OSError, path: str, kept: str) -> UserError:
 
 def _differences(header: bytes, facts: Mapping[str, Any]) -> list[str]:
     try:
-        recorded = json.loads(header)
+        recorded = json_text.parse(header)
     except ValueError:
+        recorded = None
+    if not isinstance(recorded, dict):
         return ["a damaged first line"]
     found = []
     for name, value in facts.items():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote
+from kcmoe.io.wording import first_line
 
 # Codecs of Python that are no encoding of a text file: they keep no line, or need the whole file at once.
 _NO_FILE_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
@@ -137,7 +138,7 @@ def _in_bucket(address: str) -> list[str]:
             return []
         raise UserError(f"{address} cannot be read: {error.__cause__}") from None
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{address} cannot be listed: {error}") from None
+        raise UserError(f"{address} cannot be listed: {first_line(error)}") from None
 
 
 def _listed(address: str) -> list[str]:

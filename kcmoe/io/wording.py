@@ -6,12 +6,16 @@ Imports nothing heavy, so that the light parts of the package stay light.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_NUMBER = re.compile(r"^\[Errno \d+\] ")  # which Python puts before what the system says
 
 
 def first_line(error: BaseException) -> str:
     """Returns the part of an exception's text that a person can use, at most 300 characters."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
+    text = _NUMBER.sub("", text)
     text = text.split(" [source locations=")[0].split(" [tensorstore_spec=")[0]
     return text if len(text) <= 300 else text[:297] + "..."
 

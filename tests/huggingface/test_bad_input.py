@@ -192,8 +192,9 @@ def test_an_adapter_alone(copy: Path, refused: Refused) -> None:
     assert "merge_and_unload" in refused(copy, "t5x_orbax")
 
 
-def test_a_damaged_config(copy: Path, refused: Refused) -> None:
-    (copy / "config.json").write_text("{", encoding="utf-8")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_config(copy: Path, refused: Refused, content: str) -> None:
+    (copy / "config.json").write_text(content, encoding="utf-8")
     assert "config.json is damaged" in refused(copy, "t5x_orbax")
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kcmoe.io import wording
@@ -22,6 +24,13 @@ ROWS = [("name", "count", "share"), ("nsmc", "49,997", "1.00"), ("klue", "3", "0
 )
 def test_sizes(size: float, text: str) -> None:
     assert wording.human_bytes(size) == text
+
+
+def test_an_error_without_its_number(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Errno") as caught:
+        (tmp_path / "none").read_bytes()
+    assert wording.first_line(caught.value) == f"No such file or directory: '{tmp_path}/none'"
+    assert wording.first_line(ValueError("a\nb")) == "a"
 
 
 def test_memory() -> None:

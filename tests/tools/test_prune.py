@@ -16,6 +16,7 @@ from kcmoe import cli, tree
 from kcmoe.checkpoint.reading import open_checkpoint
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
+from kcmoe.inference import loading
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import init_params
 from kcmoe.tools.prune import usage
@@ -133,6 +134,29 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, capsys, arguments, messa
     assert cli.run(["prune", "tiny", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("", [], "is empty"),
+        ("file/out", [], "is a file where a folder is needed"),
+        ("gs://b/out", [], "not on this machine"),
+        ("out", ["--format=zip"], "unknown format 'zip'"),
+        ("out", ["--task=nsmc", "--task=nsmk"], "Did you mean nsmc"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(
+    tmp_path: Path, capsys, monkeypatch, output, options, message
+) -> None:
+    def load(found):
+        raise AssertionError("the model was read")
+
+    monkeypatch.setattr(loading, "load", load)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["prune", "tiny", output, "--experts=8", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_output_that_exists_is_refused(tmp_path: Path, capsys) -> None:

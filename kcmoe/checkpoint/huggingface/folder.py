@@ -25,7 +25,7 @@ from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
-from kcmoe.io import remote, resources
+from kcmoe.io import json_text, remote, resources
 from kcmoe.tree import ShapeDtype
 from kcmoe.vocabulary import Vocabulary
 
@@ -45,7 +45,7 @@ def _config_of(folder: Folder) -> dict[str, Any]:
     if not folder.exists(settings.FILE):
         return {}
     try:
-        fields = json.loads(folder.read(settings.FILE))
+        fields = json_text.parse(folder.read(settings.FILE))
     except ValueError as error:
         raise UserError(f"{folder.path}/{settings.FILE} is damaged ({error})") from error
     return fields if isinstance(fields, dict) else {}

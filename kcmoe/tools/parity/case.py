@@ -22,10 +22,16 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.config.training import LossConfig
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
+from kcmoe.io.wording import first_line
 from kcmoe.training.optimizers.adafactor import Adafactor
 
 Arrays = dict[str, np.ndarray]
 
+_KEYS: dict[str, type] = {
+    "gin": dict,
+    **dict.fromkeys(("batch", "inputs", "targets", "seed", "steps"), int),
+    **{"packed": bool, "lr": float, "losses": list},
+}
 BASE_FILES = ("configs/engine/engine.gin", "configs/sizes/base.gin")
 FLOAT32 = ('ACTIVATION_DTYPE="float32"', 'MOE_TRUNCATED_DTYPE="float32"')
 CHECKPOINTS = ("t5x_orbax", "t5x_legacy")
@@ -69,9 +75,11 @@ def load(folder: Path) -> Case:
       UserError: for a missing or unreadable file, a missing key, or a macro nobody knows.
     """
     spec = _json(folder / "case.json")
-    for key in ("gin", "batch", "inputs", "targets", "packed", "seed", "steps", "lr", "losses"):
-        if key not in spec:
-            raise UserError(f"{folder / 'case.json'} has no {key!r}; it is not a complete case")
+    for key, kind in _KEYS.items():
+        if not isinstance(spec, dict) or not isinstance(spec.get(key), kind):
+            raise UserError(
+                f"{folder / 'case.json'} has no {key!r} that is {kind.__name__}; it is not a complete case"
+            )
     if len(spec["losses"]) != spec["steps"]:
         raise UserError(
             f"{folder / 'case.json'} has {len(spec['losses'])} losses for {spec['steps']} steps"
@@ -102,7 +110,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the folder of a reference case") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from None
+        raise UserError(f"{path} is not readable JSON ({first_line(error)})") from None
 
 
 def _arrays(path: Path) -> Arrays:
@@ -112,7 +120,7 @@ def _arrays(path: Path) -> Arrays:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the case is not complete") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable npz file ({error})") from None
+        raise UserError(f"{path} is not a readable npz file ({first_line(error)})") from None
 
 
 def _one_step(batches: Arrays, step: int, folder: Path) -> Arrays:

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.io import outputs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from kcmoe.inference.loading import Loaded
+    from kcmoe.tasks.types import Task
 
 _EPILOG = """\
 examples:
@@ -58,10 +60,20 @@ def main(argv: list[str]) -> int:
     arguments.add_gin_arguments(parser)
     args, given = arguments.parse_with_gin(parser, argv)
 
+    from kcmoe.checkpoint import formats
     from kcmoe.inference import loading
+    from kcmoe.tasks.registry import named_task
 
     if os.path.lexists(args.output):
         raise UserError(f"{args.output} exists already: choose another place, or remove it first")
+    outputs.check_folder(args.output)
+    formats.named(args.format)
+    tasks = [named_task(name) for name in args.task or _SAMPLES]
+    for task in tasks:
+        if "validation" not in task.splits:
+            raise UserError(
+                f"task {task.name} has no held-out rows to measure on; name another --task"
+            )
     loaded = loading.load(loading.find(args.checkpoint, given=given))
     config = loaded.config
     if not config.is_sparse:
@@ -71,16 +83,14 @@ def main(argv: list[str]) -> int:
             f"--experts={args.experts}, but {args.checkpoint} has {config.num_experts} in each sparse layer: "
             "fewer must stay"
         )
-    experts = _choose(loaded, args.task or _SAMPLES, args.experts)
+    experts = _choose(loaded, tasks, args.experts)
     path, left = _write(args, loaded, experts)
     before = sum(leaf.size for leaf in loaded.weights.values())
     print(f"wrote {path} ({args.format}), {left:,} parameters of {before:,}")
     return 0
 
 
-def _choose(
-    loaded: Loaded, tasks: list[str] | tuple[str, ...], count: int
-) -> dict[str, np.ndarray]:
+def _choose(loaded: Loaded, tasks: Sequence[Task], count: int) -> dict[str, np.ndarray]:
     """Measures and prints how the experts are used; sparse layer -> those that stay."""
     from kcmoe.model.encoder_decoder import EncoderDecoder
     from kcmoe.tools.prune import usage
@@ -103,29 +113,24 @@ def _choose(
     return chosen
 
 
-def _batches(
-    loaded: Loaded, tasks: list[str] | tuple[str, ...]
-) -> Iterator[Mapping[str, np.ndarray]]:
+def _batches(loaded: Loaded, tasks: Sequence[Task]) -> Iterator[Mapping[str, np.ndarray]]:
     from tqdm import tqdm
 
     from kcmoe.data.pipeline import noise_of
     from kcmoe.data.settings import DataConfig, evaluation_batches
     from kcmoe.data.span_corruption import segment_counts
-    from kcmoe.tasks.registry import named_task
 
     # Targets of a task with labels are shorter than those of gaps filled, which the samples have.
     inputs = loaded.lengths["inputs"]
     gaps = segment_counts(inputs, noise_of(DataConfig.from_macros(loaded.macros))).targets + 1
     lengths = {"inputs": inputs, "targets": max(loaded.lengths["targets"], gaps)}
     macros = loaded.macros.replace(TASK_FEATURE_LENGTHS=lengths)
-    for name in tasks:
-        task = named_task(name)
-        if "validation" not in task.splits:
-            raise UserError(f"task {name} has no held-out rows to measure on; name another --task")
-        split = evaluation_batches(
-            macros, task, "validation", _BATCH, loaded.vocabulary, _ROWS // _BATCH
-        )
-        yield from tqdm(split, desc=name, unit="batch", disable=None, leave=False)
+    splits = [
+        evaluation_batches(macros, task, "validation", _BATCH, loaded.vocabulary, _ROWS // _BATCH)
+        for task in tasks
+    ]
+    for task, split in zip(tasks, splits, strict=True):
+        yield from tqdm(split, desc=task.name, unit="batch", disable=None, leave=False)
 
 
 def _write(

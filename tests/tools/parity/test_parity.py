@@ -84,6 +84,23 @@ def test_a_case_without_a_file_is_refused(case, capsys, missing):
     assert missing in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "null", '{"gin": []}', "\N{HANGUL SYLLABLE GA}"]
+)
+def test_a_case_that_is_none_is_refused(case, capsys, content):
+    (case / "case.json").write_text(content, encoding="utf-8")
+    assert cli.run(["parity", str(case)]) == 2
+    error = capsys.readouterr().err
+    assert "case.json" in error and error.count("\n") == 1
+
+
+def test_what_may_not_be_read_is_one_line(case, capsys):
+    (case / "params.npz").unlink()
+    (case / "params.npz").mkdir()
+    assert cli.run(["parity", str(case)]) == 2
+    assert "not a readable npz file (Is a directory" in capsys.readouterr().err
+
+
 def test_a_case_with_an_unknown_macro_is_refused(case, capsys):
     spec = json.loads((case / "case.json").read_text())
     spec["gin"]["NUM_EXPERTZ"] = 4
