@@ -7,10 +7,12 @@ import codecs
 import contextlib
 import errno
 import importlib
+import io
 import locale
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from kcmoe import __version__
 from kcmoe.errors import UserError, near_misses
@@ -37,6 +39,7 @@ VERBS = {
 }
 
 _MOST = 3000  # characters of a message
+_NO_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
 # Verbs that multiply matrices for longer than a moment.
@@ -68,20 +71,22 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"no verb {verb}.{near_misses(verb, VERBS)} See `kcmoe --help`")
         return importlib.import_module(VERBS[verb][0]).main(rest)
     except UserError as error:
-        name = f"kcmoe {verb}" if verb in VERBS else "kcmoe"
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _refused(f"kcmoe {verb}" if verb in VERBS else "kcmoe", error)
     except PermissionError as error:
         place = f" {error.filename}" if error.filename else ""
-        refused = UserError(f"there is no permission to use{place}: {error.strerror}")
-        print(f"kcmoe {verb}: {_one_line(refused)}", file=sys.stderr)
-        return 2
+        return _refused(f"kcmoe {verb}", f"there is no permission to use{place}: {error.strerror}")
     except KeyboardInterrupt:
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-def _one_line(error: UserError) -> str:
+def _refused(name: str, message: object) -> int:
+    """Says what a user can mend; returns the status for that."""
+    print(f"{name}: {_one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _one_line(error: object) -> str:
     """The message without line breaks and control characters; one of a hundred kilobytes tells nothing."""
     text = " ".join(str(error).split())
     return shortened("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text), _MOST)
@@ -122,18 +127,40 @@ def _meant(word: str, encoding: str) -> str:
     return os.fsencode(word).decode(encoding, "surrogateescape")
 
 
-def _open_streams() -> None:
-    """Opens those standard streams that are closed, or the next file to be opened would be one of them."""
+class _Quiet(io.FileIO):
+    """Standard error: where nothing can be said, that is no reason to stop, or to end with another status."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _open_streams() -> bool:
+    """Opens those standard streams that are closed, or the next file to be opened would be one of them.
+
+    Returns whether what is printed would be lost, as standard output was closed.
+    """
+    lost = sys.stdout is None
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Quiet(2, "w", closefd=False)), sys.stderr.encoding, line_buffering=True
+    )
+    return lost
 
 
 def main() -> None:
     """Entry point of the `kcmoe` command. Python prints our own failures and exits with status 1."""
-    _open_streams()
+    name = " ".join(["kcmoe", *sys.argv[1:2]])
+    if _open_streams():
+        sys.exit(
+            _refused(name, "standard output is closed: redirect it, to /dev/null if to nowhere")
+        )
     _any_terminal()
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
         restart_with_huge_pages(training=sys.argv[1] == "train")
@@ -146,12 +173,8 @@ def main() -> None:
             stream.flush()
     except OSError as error:
         status = 0  # `kcmoe … | head` is no failure
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            name = " ".join(["kcmoe", *sys.argv[1:2]])
-            print(
-                f"{name}: standard output cannot be written to: {error.strerror}", file=sys.stderr
-            )
-            status = 2
+        if error.errno in _NO_OUTPUT and error.filename is None:
+            status = _refused(name, f"standard output cannot be written to: {error.strerror}")
         elif not isinstance(error, BrokenPipeError):
             raise
         for stream in (sys.stdout, sys.stderr):  # Python flushes them once more

@@ -110,6 +110,9 @@ def test_closed_pipes(arguments, close):
     assert "Broken" not in done.stderr
     if "|" in close:
         assert done.returncode == 0
+    if ">&-" in close.replace("2>&-", ""):
+        assert done.returncode == 2
+        assert ("standard output is closed" in done.stderr) == ("2>&-" not in close)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
@@ -121,6 +124,17 @@ def test_output_without_room_is_one_line(arguments):
         r"kcmoe .*: standard output cannot be written to: No space.*\n", done.stderr
     )
     assert done.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("trian", 2), ("report nowhere", 2), ("data list", 0)]
+)
+def test_errors_that_cannot_be_said_have_their_status(arguments, status):
+    for where in ("2>/dev/full", "2>&-", "2</dev/null"):
+        command = f"{sys.executable} -m kcmoe {arguments} {where}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+        assert done.returncode == status
 
 
 @pytest.mark.parametrize(
