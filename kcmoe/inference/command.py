@@ -118,15 +118,15 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.checkpoint import shipped
     from kcmoe.inference import asking, loading, texts
 
+    notes = []  # said when nothing is left to be refused
     if args.checkpoint is None:
         args.checkpoint = shipped.DEFAULT
-        said = f"no --checkpoint, so it is {shipped.DEFAULT}, the model that ships"
-        print(f"kcmoe predict: {said}", file=sys.stderr)
+        notes = [f"no --checkpoint, so it is {shipped.DEFAULT}, the model that ships"]
     found = loading.find(args.checkpoint, args.config, macros)
-    _check_choice(args, found.macros)
+    notes += _check_choice(args, found.macros)
     asked = asking.question(found, args.task, args.beam_size, args.max_tokens)
     if args.output is not None:
-        return _to_file(args, found, asked)
+        return _to_file(args, found, asked, notes)
     _refuse_file_options(args, parser)
     if args.file != "-":
         _refuse_tables(args.file, asked)
@@ -139,6 +139,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"kcmoe predict: {place} has no lines", file=sys.stderr)
         return 0
     _refuse_header(lines[0], asked)
+    for note in notes:
+        print(f"kcmoe predict: {note}", file=sys.stderr)
 
     from kcmoe.inference.predict import LanguageModel
 
@@ -148,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _to_file(args: argparse.Namespace, found: Found, asked: Question) -> int:
+def _to_file(args: argparse.Namespace, found: Found, asked: Question, notes: Sequence[str]) -> int:
     from kcmoe.inference import file_job, files
 
     if args.file == "-":
@@ -163,6 +165,7 @@ def _to_file(args: argparse.Namespace, found: Found, asked: Question) -> int:
         lenient=args.lenient,
         overwrite=args.overwrite,
         processes=args.processes,
+        notes=tuple(notes),
     )
     print(files.run(job))
     return 0
@@ -204,8 +207,8 @@ def _refuse_header(line: str, asked: Question) -> None:
         )
 
 
-def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
-    """Finds a misspelt task before the weights are read."""
+def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
+    """Finds a misspelt task before the weights are read; returns what to say of one never learnt."""
     from kcmoe.checkpoint import run_config
     from kcmoe.errors import near_misses
     from kcmoe.inference import loading
@@ -226,10 +229,10 @@ def _check_choice(args: argparse.Namespace, settings: Mapping[str, Any]) -> None
             f"no task is called {args.task}.{close} Known: {', '.join(known)}; a task of one's own needs its "
             "gin file, --gin_file=FILE, or that of the run, --config=RUN/config.gin"
         )
-    if args.task not in (None, *FREE):
-        warning = loading.unlearnt(args.checkpoint, settings, args.task)
-        if warning:
-            _log.warning(warning)
+    if args.task in (None, *FREE):
+        return []
+    warning = loading.unlearnt(args.checkpoint, settings, args.task)
+    return [warning] if warning else []
 
 
 def _utf8(stream: TextIO) -> TextIO:

@@ -38,6 +38,7 @@ class Job:
       lenient: whether places that cannot be read are left out and counted.
       overwrite: whether an output that exists is replaced.
       processes: how many compute.
+      notes: what is said when the file was found to be sound.
     """
 
     found: Found
@@ -49,6 +50,7 @@ class Job:
     lenient: bool = False
     overwrite: bool = False
     processes: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def part(self) -> str:

@@ -43,10 +43,13 @@ def run(job: Job) -> str:
     _check_output(job)
     about = whole.look_at(job.file, job.encoding, job.columns or job.asked.columns)
     columns = whole.chosen(about, job.asked.columns, job.columns, job.asked.name)
+    survey = file_job.survey(job, about, columns, kind)
+    notes = list(job.notes)
     for name, own in zip(columns, job.asked.columns, strict=True):
         if name != own and not job.columns and about.kind != ".txt":
-            print(f"kcmoe predict: column {name} of {job.file} is read as {own}", file=sys.stderr)
-    survey = file_job.survey(job, about, columns, kind)
+            notes.append(f"column {name} of {job.file} is read as {own}")
+    for note in notes:
+        print(f"kcmoe predict: {note}", file=sys.stderr)
     facts = file_job.facts(job, survey)
     log = answer_log.open_log(job.part, facts, anew=job.overwrite)
     began, before = time.monotonic(), log.rows

@@ -66,6 +66,7 @@ def train(
     """
     run = settings.run
     say = say if hosts.first else (lambda line: None)
+    checked: list[str] = []  # said when nothing more can be refused, so that a refusal stands alone
     with contextlib.ExitStack() as held:
         # --- Devices: rows of a batch over all of them, experts over some.
         agreeing.agree(hosts, lambda: agreeing.program(settings.macros))
@@ -75,9 +76,9 @@ def train(
         sharding.check(mesh, settings, hosts.count)
         shapes = states.state_shapes(settings.model, settings.optimizer)
         frozen = frozen_paths(run.freeze, shapes.params)
-        say(report.devices(mesh))
-        say(report.sizes(settings, shapes.params, frozen))
-        say(report.step_arithmetic(settings))
+        checked.append(report.devices(mesh))
+        checked.append(report.sizes(settings, shapes.params, frozen))
+        checked.append(report.step_arithmetic(settings))
 
         # --- The run's folder: begun with the same sizes, and room for a checkpoint.
         folder = RunFolder(settings.macros, hosts)
@@ -88,12 +89,11 @@ def train(
         # --- Data: training batches by step, held-out batches for validation.
         inputs = inputs or open_inputs(settings)
         agreeing.agree(hosts, inputs.facts)
-        for line in [*inputs.lines, *folder.changes]:
-            say(line)
+        checked += [*inputs.lines, *folder.changes]
 
         teacher = open_teacher(settings.macros, settings.model, inputs.vocabulary, mesh)
         if teacher:
-            say(report.teacher(teacher.checkpoint, teacher.params, settings))
+            checked.append(report.teacher(teacher.checkpoint, teacher.params, settings))
 
         # --- The state to start from, and the batches that belong to it. From here on files are written,
         # so Ctrl-C no longer interrupts.
@@ -105,7 +105,8 @@ def train(
         start, state = starts.find(settings, folder, shardings, inputs.vocabulary)
         settings.optimizer.check_start(start.step)
         batches = start.batches(inputs)
-        for line in [report.start(start, run.random_seed), *starts.other_factors(start, settings)]:
+        checked += [report.start(start, run.random_seed), *starts.other_factors(start, settings)]
+        for line in checked:
             say(line)
         if hosts.first:
             cut_after(folder.path, start.step)

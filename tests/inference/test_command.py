@@ -158,6 +158,18 @@ def test_a_table_is_not_answered_as_lines(
     assert "a table: " in err and "--output=OUT.csv" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("output", ["", "out.csv"])
+def test_what_is_refused_is_the_only_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    """Not after the line that the model is tiny."""
+    (tmp_path / "a.csv").write_bytes("document\n좋다\n".encode("cp949"))
+    options = [f"--output={tmp_path / output}"] if output else []
+    assert cli.run(["predict", "--task=nsmc", str(tmp_path / "a.csv"), *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "a.csv" in err
+
+
 def test_empty_file(predict: Any, tmp_path: Path) -> None:
     path = tmp_path / "empty.txt"
     path.touch()

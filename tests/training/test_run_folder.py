@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kcmoe.errors import UserError
+from kcmoe.training.loop import train
 from kcmoe.training.records import Recorder, cut_after
 from kcmoe.training.run_folder import Chooser, RunFolder, read_best, read_extra
 
@@ -135,3 +136,10 @@ def test_without_the_chosen_metric_the_loss_names_the_best(tmp_path: Path, toy: 
     best = read_best(tmp_path)
     assert best is not None
     assert (best["checkpoint"], best["metric"]) == ("checkpoint_4", "spearman")
+
+
+def test_a_run_that_is_refused_says_nothing_else(toy: ModuleType, tmp_path: Path) -> None:
+    settings = toy.settings(tmp_path / "run", INITIAL_CHECKPOINT_PATH=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        train(settings, toy.inputs(), say=nobody)
+    assert not (tmp_path / "run").exists()
