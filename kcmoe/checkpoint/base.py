@@ -22,9 +22,9 @@ import numpy as np
 
 from kcmoe.checkpoint import checksums, run_config
 from kcmoe.checkpoint.checksums import checksum
-from kcmoe.checkpoint.storage import Damaged, Folder, step_of
+from kcmoe.checkpoint.storage import Damaged, Folder, reason, step_of
 from kcmoe.errors import UserError
-from kcmoe.io.wording import first_line, human_bytes, listed
+from kcmoe.io.wording import human_bytes, listed, shortened
 from kcmoe.tree import STEP, ShapeDtype, shape_dtype
 
 _AHEAD_BYTES = 128 << 20
@@ -155,7 +155,7 @@ class Reader(abc.ABC):
         try:
             array = self._read(path)
         except (ValueError, OverflowError, MemoryError) as error:
-            raise Damaged(f"cannot be read: {first_line(error)}") from error
+            raise Damaged(reason(error)) from error
         if path == STEP and array.dtype.kind == "f":
             if not np.all((array == np.trunc(array)) & (np.abs(array) < 2**31)):
                 raise Damaged(f"{array} is no whole number of steps")
@@ -239,7 +239,7 @@ def describe_problems(what: str, problems: dict[str, str]) -> str:
     for path, text in problems.items():
         alike.setdefault(text, []).append(path)
     texts = [
-        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {text}"
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {shortened(text, 150)}"
         for text, paths in alike.items()
     ]
-    return f"{what}, {count}: {listed(texts, 8, '; ')}"
+    return f"{what}, {count}: {listed(texts, 4, '; ')}"

@@ -19,7 +19,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from kcmoe.checkpoint.storage import Damaged
+from kcmoe.checkpoint.storage import Damaged, reason
 from kcmoe.io import json_text
 from kcmoe.io.wording import first_line, human_bytes
 from kcmoe.tree import ShapeDtype
@@ -152,7 +152,7 @@ def read_array(kvstore: dict[str, Any], context: ts.Context) -> np.ndarray:
         store = ts.open(spec, open=True, read=True, context=context).result()
         return np.asarray(store.read(order="C").result())
     except (ValueError, RuntimeError, TypeError, NotImplementedError, OverflowError) as error:
-        raise Damaged(f"cannot be read: {first_line(error)}") from error
+        raise Damaged(reason(error)) from error
 
 
 def chunk_shape(leaf: ShapeDtype) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from kcmoe.checkpoint import checksums, encodings
 from kcmoe.checkpoint.base import Format, Reader
 from kcmoe.checkpoint.orbax_writing import COMMIT_FILE, ITEM, STEP_METADATA, OrbaxWriter
-from kcmoe.checkpoint.storage import Damaged, Folder
+from kcmoe.checkpoint.storage import Damaged, Folder, reason
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
 from kcmoe.io.wording import first_line
@@ -99,7 +99,7 @@ class OrbaxReader(Reader):
             self._store = ts.KvStore.open(self._kvstore(""), context=self.folder.context).result()
             return frozenset(key.decode() for key in self._store.list().result())
         except (ValueError, RuntimeError) as error:
-            raise Damaged(f"{ITEM}/manifest.ocdbt cannot be read: {first_line(error)}") from error
+            raise Damaged(f"{ITEM}/manifest.ocdbt: {reason(error)}") from error
 
     def _kvstore(self, below: str) -> dict[str, Any]:
         base = self.folder.kvstore(f"{ITEM}/" if self._ocdbt else f"{ITEM}/{below}")
@@ -134,7 +134,7 @@ class OrbaxReader(Reader):
         try:
             return self._store.read(key).result().value
         except (ValueError, RuntimeError) as error:
-            raise Damaged(f"cannot be read: {first_line(error)}") from error
+            raise Damaged(reason(error)) from error
 
     def _read(self, path: str) -> np.ndarray:
         if path in self._inline:

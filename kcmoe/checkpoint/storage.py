@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
-from kcmoe.io.wording import first_line
+from kcmoe.io.wording import first_line, shortened
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -45,6 +45,27 @@ def _plain_size(path: str) -> int | None:
 
 class Damaged(Exception):
     """A file of the checkpoint is missing, cut short or makes no sense. The text says which."""
+
+
+# What TensorStore's text has -> what it means. It names the file of a database at most by a byte range of it.
+_REASONS = (
+    (r"NOT_FOUND: .*/([^/\"]+)\"", r"its file \1 is missing"),
+    (r"(?i)truncated.* at byte 0; at uncompressed byte 0", "its file is missing or empty"),
+    (r"(?i)truncated|OUT_OF_RANGE|unexpected end|end of file", "its file is cut off"),
+    (
+        r"(?i)corrupt|decompress|frame descriptor|error decoding|zlib|gzip|inflate|crc",
+        "its bytes are damaged",
+    ),
+)
+
+
+def reason(error: BaseException) -> str:
+    """Returns in a few words why TensorStore could not read something; one leaf's is another's, word for word."""
+    text = first_line(error)
+    for sign, words in _REASONS:
+        if found := re.search(sign, text):
+            return found.expand(words)
+    return f"cannot be read: {shortened(text, 120)}"
 
 
 class Folder:

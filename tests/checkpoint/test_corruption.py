@@ -7,6 +7,7 @@ never another exception, never other numbers.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections import Counter
@@ -102,6 +103,28 @@ def test_a_flipped_bit_in_the_values_is_always_found(
             checkpoint.restore(path, expected)
     largest.write_bytes(content)
     checkpoint.restore(path, expected)
+
+
+@pytest.mark.parametrize(
+    ("damage_of", "said"),
+    [
+        (Path.unlink, "missing"),
+        (lambda file: os.truncate(file, 9000), "is cut off"),
+        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "bytes are damaged"),
+    ],
+)
+def test_many_damaged_leaves_are_few_words(
+    tmp_path: Path, damage_of: Callable[[Path], Any], said: str
+) -> None:
+    rng = np.random.default_rng(0)
+    leaf = "target/encoder/layers_{}/attention/query/kernel"
+    state = {leaf.format(i): rng.normal(size=(512, 1024)).astype(np.float32) for i in range(20)}
+    path = checkpoint.save(tmp_path, 1, {"state/step": np.int32(1), **state})
+    damage_of(max((path / "state/d").iterdir(), key=lambda file: file.stat().st_size))
+    with pytest.raises(UserError, match=said) as caught:
+        checkpoint.restore(path, state)
+    assert len(str(caught.value)) < 400, str(caught.value)
+    assert " more: " in str(caught.value)
 
 
 def test_two_leaves_cannot_change_places(
