@@ -21,7 +21,7 @@ import numpy as np
 
 from kcmoe.checkpoint.storage import Damaged, reason
 from kcmoe.io import json_text
-from kcmoe.io.wording import first_line, human_bytes
+from kcmoe.io.wording import first_line, human_bytes, shortened
 from kcmoe.tree import ShapeDtype
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def check_chunks(
             )
     if missing:
         count = f"{len(missing)}" if len(missing) < _MOST_MISSING else f"{len(missing)} or more"
-        raise Damaged(f"{count} of its {total:,} chunks missing ({missing[0]})")
+        raise Damaged(f"{count} of its {shortened(f'{total:,}', 30)} chunks missing ({missing[0]})")
 
 
 def read_array(kvstore: dict[str, Any], context: ts.Context) -> np.ndarray:

@@ -60,7 +60,7 @@ _REASONS = (
 
 
 def reason(error: BaseException) -> str:
-    """Returns in a few words why TensorStore could not read something; one leaf's is another's, word for word."""
+    """Returns in a few words why TensorStore could not read something; those of many leaves are equal."""
     text = first_line(error)
     for sign, words in _REASONS:
         if found := re.search(sign, text):
