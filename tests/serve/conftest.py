@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 16-wide model with random weights, in use here and behind a `kcmoe serve` of its own process."""
+"""A 16-wide model with random weights, in use here and behind a `kcmoe serve`; a browser for its page."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +45,9 @@ MACROS: dict[str, Any] = {
     "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 6},
     "PREDICT_TOKENS": 256,
 }
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+WAIT_MS = 120_000
 LIMITS = ("--max_lines=32", "--queue=64", "--timeout_s=120")
 
 
@@ -170,3 +175,59 @@ def server(model_dir: Path) -> Iterator[Server]:
     found = Server(model_dir, *LIMITS)
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser: Debian's (apt-get install chromium), Playwright's, or what KCMOE_CHROMIUM names."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs pip install playwright, and apt-get install chromium"
+    )
+    path = os.environ.get("KCMOE_CHROMIUM") or shutil.which("chromium")
+    with contextlib.ExitStack() as held:
+        engine = held.enter_context(playwright.sync_playwright())
+        try:
+            found = engine.chromium.launch(executable_path=path, args=FLAGS)
+        except playwright.Error:
+            pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, server: Any) -> Iterator[Any]:
+    """Opens the page; at the end nothing may have been said in the console or fetched from elsewhere."""
+    complaints: list[str] = []
+    contexts = []
+
+    def opened(path: str = "/", **options: Any) -> Any:
+        context = browser.new_context(accept_downloads=True, **{"locale": "ko-KR", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        # Chromium itself writes this of every answer that is not 200.
+        page.on(
+            "console",
+            lambda message: (
+                None
+                if message.text.startswith("Failed to load resource")
+                else complaints.append(message.text)
+            ),
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((server.address, "data:", "blob:"))
+                else complaints.append(request.url)
+            ),
+        )
+        page.goto(server.address + path)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not complaints

@@ -1,85 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: typed into, clicked, by keyboard alone, narrow, dark, and without complaints.
 
-Needs `pip install playwright` and a Chromium: Debian's (apt-get install chromium) or that of
-`playwright install chromium`. KCMOE_CHROMIUM names another one.
+Needs `pip install playwright` and a Chromium (apt-get install chromium); KCMOE_CHROMIUM names another one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
+import csv
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs pip install playwright, and apt-get install chromium"
-)
 # Playwright's own event loop leaves sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-WAIT_MS = 120_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = os.environ.get("KCMOE_CHROMIUM") or shutil.which("chromium")
-    with contextlib.ExitStack() as held:
-        engine = held.enter_context(playwright.sync_playwright())
-        try:
-            found = engine.chromium.launch(executable_path=path, args=FLAGS)
-        except playwright.Error:
-            pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def open_page(browser: Any, server: Any) -> Iterator[Any]:
-    """Opens the page; at the end nothing may have been said in the console or fetched from elsewhere."""
-    complaints: list[str] = []
-    contexts = []
-
-    def opened(path: str = "/", **options: Any) -> Any:
-        context = browser.new_context(accept_downloads=True, **{"locale": "ko-KR", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT_MS)
-        # Chromium itself writes this of every answer that is not 200.
-        page.on(
-            "console",
-            lambda message: (
-                None
-                if message.text.startswith("Failed to load resource")
-                else complaints.append(message.text)
-            ),
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((server.address, "data:", "blob:"))
-                else complaints.append(request.url)
-            ),
-        )
-        page.goto(server.address + path)
-        page.wait_for_selector("html[data-ready]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not complaints
 
 
 def test_one_line_gets_a_label_with_bars(open_page: Any) -> None:
@@ -127,6 +64,47 @@ def test_a_csv_in_cp949_is_read(open_page: Any, tmp_path: Path) -> None:
     assert page.locator("td.c-text").all_inner_texts() == ["좋다, 아주", "나쁘다"]
 
 
+def test_the_saved_table_of_a_file_has_its_columns(open_page: Any, tmp_path: Path) -> None:
+    page = open_page()
+    content = 'id,document,label\n7,"좋다, ""아주""",1\n8,나쁘다,0\n'.encode()
+    page.set_input_files("#label-file", {"name": "a.csv", "mimeType": "", "buffer": content})
+    page.wait_for_selector(".file")
+    page.click("#label-form .primary")
+    page.wait_for_selector("#label-table")
+    page.click("#sort-number")
+    with page.expect_download() as download:
+        page.click("#label-save")
+    download.value.save_as(tmp_path / "saved.csv")
+    head, last, first = csv.reader((tmp_path / "saved.csv").open(encoding="utf-8-sig", newline=""))
+    assert head[:5] == ["id", "document", "label", "kcmoe_label", "kcmoe_p(부정적)"]
+    assert [first[:3], last[:3]] == [["7", '좋다, "아주"', "1"], ["8", "나쁘다", "0"]]
+    assert {first[3], last[3]} <= {"긍정적", "부정적"}
+
+
+def test_files_are_read_as_their_programs_wrote_them(open_page: Any) -> None:
+    page = open_page()
+
+    def opened(name: str, content: bytes) -> str:
+        file = {"name": name, "mimeType": "text/plain", "buffer": content}
+        page.set_input_files("#label-file", file)
+        page.wait_for_function(
+            "name => document.querySelector('#label-status').innerText.includes(name)", arg=name
+        )
+        card = page.locator(".file p").first
+        said: str = page.inner_text("#label-status") + (card.inner_text() if card.count() else "")
+        return said
+
+    assert "3번째 줄에서 연 따옴표" in opened(
+        "open.csv", 'id,document\n1,좋다\n2,"나쁘다\n'.encode()
+    )
+    nsmc = 'id\tdocument\tlabel\n1\t"좋다 정말\t1\n2\t나쁘다" 흥\t0\n'.encode()
+    assert "2줄 · 3열" in opened("ratings.txt", nsmc)
+    assert "1줄 · 2열" in opened("excel.txt", "id\tdocument\r\n1\t좋다\r\n".encode("utf-16"))
+    assert "2줄 · 2열" in opened("old.csv", "id,document\r1,좋다\r2,나쁘다\r".encode())
+    many = "id,document\n" + "1,a\n" * 300_000
+    assert "300,000줄 · 2열" in opened("many.csv", many.encode())
+
+
 def test_a_file_may_be_dropped_anywhere(open_page: Any) -> None:
     page = open_page()
     dropped = page.evaluate_handle(
@@ -155,6 +133,9 @@ def test_selected_words_are_hidden_and_filled(open_page: Any) -> None:
     page.click("#fill-form .primary")
     page.wait_for_selector("#fill-result li")
     assert re.search(r"확률 [\d.]+", page.inner_text("#fill-result"))
+    page.fill("#fill-text", "<extra_id_100> 좋다")
+    page.click("#fill-form .primary")
+    assert "<extra_id_99>까지" in page.inner_text("#fill-status")
     page.fill("#fill-text", "빈칸 없음")
     page.click("#fill-form .primary")
     assert "빈칸이 없습니다" in page.inner_text("#fill-status")
@@ -208,13 +189,3 @@ def test_narrow_dark_and_english(open_page: Any) -> None:
     assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 150
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != ground
-
-
-def test_errors_are_shown_as_text(open_page: Any) -> None:
-    page = open_page()
-    error = {"status": 422, "what": "<b>그런 과제는 없습니다</b>", "where": "task", "mend": "nsmc"}
-    page.route("**/v1/classify", lambda route: route.fulfill(status=422, json={"error": error}))
-    page.fill("#label-text-0", "좋다")
-    page.click("#label-form .primary")
-    page.wait_for_selector("#label-status .bad")
-    assert "<b>" in page.inner_text("#label-status .bad")

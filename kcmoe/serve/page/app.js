@@ -19,24 +19,29 @@ function show(name, focus = false) {
     byId(`tab-${tab}`).tabIndex = chosen ? 0 : -1;
   }
   if (focus) byId(`tab-${name}`).focus();
-  if (location.hash !== `#${name}`) history.replaceState(null, "", `#${name}`);
+}
+
+// A tab that was chosen is a place to come back to.
+function go(name, focus = false) {
+  if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
+  show(name, focus);
 }
 
 function shown() { return TABS.find((tab) => !byId(tab).hidden) ?? TABS[0]; }
 
 function startTabs() {
-  for (const tab of TABS) byId(`tab-${tab}`).addEventListener("click", () => show(tab));
+  for (const tab of TABS) byId(`tab-${tab}`).addEventListener("click", () => go(tab));
   byId("tabs").addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const at = TABS.indexOf(shown());
-    if (step) show(TABS[(at + step + TABS.length) % TABS.length], true);
-    else if (event.key === "Home") show(TABS[0], true);
-    else if (event.key === "End") show(TABS.at(-1), true);
+    if (step) go(TABS[(at + step + TABS.length) % TABS.length], true);
+    else if (event.key === "Home") go(TABS[0], true);
+    else if (event.key === "End") go(TABS.at(-1), true);
     else return;
     event.preventDefault();
   });
   const named = () => TABS.find((tab) => `#${tab}` === location.hash);
-  addEventListener("hashchange", () => named() && show(named()));
+  addEventListener("popstate", () => show(named() ?? TABS[0]));
   show(named() ?? TABS[0]);
 }
 

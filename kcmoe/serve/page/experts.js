@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The map: which experts took each piece of a text, layer by layer; and what each expert likes.
 
-import { bar, byId, get, make, notice, onSubmit, post, showError } from "./client.js";
+import { bar, byId, cutWords, get, make, notice, ofWhole, onSubmit, post, remember, sent, showError, write } from "./client.js";
 import { count, examples, onLanguage, percent, say } from "./words.js";
 
-let model, map = null, tastes = null, chosenExpert = null, at = [0, 0];
+let model, running = null, map = null, tastes = null, chosenExpert = null, at = [0, 0];
 
 export function start(described) {
   model = described;
@@ -16,7 +16,8 @@ export function start(described) {
   }
   byId("experts-prompt").disabled = !oneColumn();
   byId("experts-prompt").checked = oneColumn();
-  byId("experts-example").addEventListener("click", () => { byId("experts-text").value = examples("experts"); byId("experts-text").focus(); });
+  byId("experts-example").addEventListener("click", () => write(byId("experts-text"), examples("experts")));
+  remember(byId("experts-text"));
   onSubmit(byId("experts-form"), byId("experts-text"), run);
   renderTastes();
 }
@@ -27,18 +28,26 @@ function oneColumn() {
 }
 
 async function run() {
+  running?.abort();
+  const mine = running = new AbortController();
   const place = byId("experts-status"), text = byId("experts-text").value.trim();
   if (!text) { showError(place, new Error(say("nothing"))); return; }
-  place.replaceChildren(make("p", { class: "busy" }, say("working")));
+  const stop = make("button", { type: "button", class: "quiet", onclick: () => mine.abort() }, say("stop"));
+  place.replaceChildren(make("p", { class: "busy" }, say("working"), " ", stop));
+  byId("experts-result").setAttribute("aria-busy", "true");  // what is there answers an older question
   try {
-    const body = byId("experts-prompt").checked ? { text, task: model.default_task } : { text };
-    map = await post("experts", body);
+    const task = byId("experts-prompt").checked ? { task: model.default_task } : {};
+    map = ofWhole(await post("experts", { text: sent(text, model.limits), ...task }, { signal: mine.signal }), text, model.limits);
     const first = map.pieces.findIndex((piece) => !piece.prompt);
     at = [0, Math.max(0, first)];
     chosenExpert = null;
     place.replaceChildren();
-    renderMap();
-  } catch (problem) { showError(place, problem); }
+  } catch (problem) {
+    if (running !== mine) return;
+    if (problem.name !== "AbortError") map = null;
+    showError(place, problem);
+  }
+  renderMap();
 }
 
 function shownPiece(piece) {
@@ -48,7 +57,8 @@ function shownPiece(piece) {
 }
 
 function renderMap() {
-  if (!map) return;
+  byId("experts-result").removeAttribute("aria-busy");
+  if (!map) { byId("experts-result").replaceChildren(); return; }
   const blocks = map.layers.map((layer, l) => {
     const used = new Set(layer.chosen.flat());
     const number = Number(layer.layer.split("_").at(-1)) + 1;
@@ -62,7 +72,7 @@ function renderMap() {
   const lost = all.filter(Boolean).length, c = map.capacity;
   const capacity = say("capacity", { rows: count(c.rows), tokens: count(c.tokens), groups: count(c.groups), places: count(c.places_per_expert),
     all: count(all.length), lost: count(lost), share: percent(all.length ? lost / all.length : 0) });
-  const cut = map.cut && notice(say("cutOne", { tokens: count(map.cut.tokens), kept: count(map.cut.kept_tokens), character: count(map.cut.character + 1) }));
+  const cut = map.cut && notice(cutWords(map.cut));
   byId("experts-result").replaceChildren(make("article", { class: "card", onkeydown: move }, cut || null, legend(),
     make("p", { id: "piece-detail", class: "detail", "aria-live": "polite" }, say("pieceHelp")), ...blocks,
     make("p", { class: "small muted" }, capacity)));
@@ -71,7 +81,7 @@ function renderMap() {
 function pieceButton(layer, piece, l, p) {
   const cells = layer.chosen[p].map((expert, k) => make("span", {
     class: `cell ${layer.dropped[p][k] ? "dropped" : ""}`, style: { "--weight": shade(layer.weights[p][k]) },
-    "data-strong": layer.weights[p][k] > 0.5 }, expert));
+    ...strength(layer.weights[p][k]) }, expert));
   const faded = chosenExpert !== null && !(chosenExpert[0] === l && layer.chosen[p].includes(chosenExpert[1]));
   return make("button", { type: "button", class: `piece ${piece.prompt ? "prompt" : ""} ${faded ? "faded" : ""}`,
     id: `piece-${l}-${p}`, tabindex: at[0] === l && at[1] === p ? 0 : -1, "aria-label": detail(l, p),
@@ -82,11 +92,15 @@ function pieceButton(layer, piece, l, p) {
 // Weights are often small beside 1 / experts; the square root keeps them apart.
 function shade(weight) { return `${Math.round(100 * Math.sqrt(weight))}%`; }
 
+// Where dark letters stop being legible on the colour in the light theme, and light ones in the dark theme.
+function strength(weight) { return { "data-strong": weight > 0.48, "data-bright": weight > 0.3 }; }
+
 function detail(l, p) {
   const layer = map.layers[l], piece = map.pieces[p];
   const choices = layer.chosen[p].map((expert, k) => say("choice", { expert, weight: percent(layer.weights[p][k]) })).join(", ");
   const lost = layer.dropped[p].flatMap((gone, k) => gone ? [say(k < 2 ? `which${k}` : "whichN", { n: k + 1 })] : []);
-  const parts = [say("detail", { piece: shownPiece(piece), choices }), say("entropy", { entropy: layer.entropy[p].toFixed(2) })];
+  const parts = [say("detail", { piece: piece.piece === "</s>" ? say("end") : shownPiece(piece), choices }),
+    say("entropy", { entropy: layer.entropy[p].toFixed(2), most: Math.log(map.num_experts).toFixed(2) })];
   if (lost.length) parts.push(say("wouldDrop", { which: lost.join(", ") }));
   if (piece.prompt) parts.push(say("promptPiece"));
   return parts.join(" · ");
@@ -125,9 +139,10 @@ function experts(layer) {
 
 function legend() {
   const steps = [0.02, 0.1, 0.25, 0.5, 0.9].map((weight) =>
-    make("span", { class: "cell", style: { "--weight": shade(weight) }, "data-strong": weight > 0.5 }, percent(weight, 0)));
+    make("span", { class: "cell", style: { "--weight": shade(weight) }, ...strength(weight) }, percent(weight, 0)));
   return make("div", { class: "legend small", "aria-hidden": "true" }, make("span", {}, say("weight")), ...steps,
-    make("span", { class: "cell dropped", style: { "--weight": shade(0.1) } }, "7"), make("span", {}, say("dropped")));
+    make("span", { class: "cell dropped", style: { "--weight": shade(0.1) } }, "7"), make("span", {}, say("dropped")),
+    make("span", { class: "signs" }, `␣ ${say("space")} · ⏎ ${say("end")}`));
 }
 
 function renderTastes() {

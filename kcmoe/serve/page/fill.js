@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hidden words filled in: the best beam inside the text, the others below with their probabilities.
 
-import { bar, byId, linesOf, make, notice, onSubmit, post, showError } from "./client.js";
+import { bar, byId, cutWords, linesOf, make, notice, ofWhole, onSubmit, post, remember, sent, showError, write } from "./client.js";
 import { count, examples, onLanguage, percent, say } from "./words.js";
 
 const SENTINEL = /<(?:extra_id_|unused)(\d+)>/g;
@@ -18,7 +18,8 @@ export function start(described) {
   byId("fill-text").addEventListener("keydown", (event) => {
     if (event.altKey && event.code === "KeyH") { event.preventDefault(); hide(); }
   });
-  byId("fill-example").addEventListener("click", () => { byId("fill-text").value = examples("fill"); byId("fill-text").focus(); });
+  byId("fill-example").addEventListener("click", () => write(byId("fill-text"), examples("fill")));
+  remember(byId("fill-text"));
   onSubmit(byId("fill-form"), byId("fill-text"), run);
 }
 
@@ -33,8 +34,7 @@ function hide() {
     return;
   }
   const marked = `${value.slice(0, begin)}<extra_id_999>${value.slice(end)}`;
-  area.value = marked.split("\n").map((line) => { let n = 0; return line.replace(SENTINEL, () => `<extra_id_${n++}>`); }).join("\n");
-  area.focus();
+  write(area, marked.split("\n").map((line) => { let n = 0; return line.replace(SENTINEL, () => `<extra_id_${n++}>`); }).join("\n"));
   byId("fill-status").replaceChildren();
 }
 
@@ -45,18 +45,23 @@ async function run() {
   const texts = linesOf(byId("fill-text").value).filter((line) => line.trim());
   if (!texts.length) { showError(place, new Error(say("nothing"))); return; }
   if (!texts.some((text) => text.match(SENTINEL))) { showError(place, new Error(say("noBlank"))); return; }
+  const largest = Math.max(...texts.flatMap((text) => [...text.matchAll(SENTINEL)].map((match) => Number(match[1]))));
+  if (largest >= model.sentinels) { showError(place, new Error(say("noSentinel", { number: largest, last: model.sentinels - 1 }))); return; }
   const stop = make("button", { type: "button", class: "quiet", onclick: () => mine.abort() }, say("stop"));
   place.replaceChildren(make("p", { class: "busy" }, say("working"), " ", stop));
+  byId("fill-result").setAttribute("aria-busy", "true");  // what is there answers an older question
   const began = performance.now();
   try {
-    const body = { texts, beams: Number(byId("fill-beams").value), max_tokens: Number(byId("fill-tokens").value), fill: true };
+    const body = { texts: texts.map((text) => sent(text, model.limits)), beams: Number(byId("fill-beams").value), max_tokens: Number(byId("fill-tokens").value), fill: true };
     const answer = await post("generate", body, { signal: mine.signal });
-    results = { texts, answers: answer.results, seconds: (performance.now() - began) / 1000 };
+    results = { texts, answers: answer.results.map((one, i) => ofWhole(one, texts[i], model.limits)), seconds: (performance.now() - began) / 1000 };
     place.replaceChildren();
-    render();
   } catch (problem) {
-    if (running === mine) showError(place, problem);
+    if (running !== mine) return;
+    if (problem.name !== "AbortError") results = null;
+    showError(place, problem);
   }
+  render();
 }
 
 function filled(text, { fills, text: answer }) {
@@ -84,20 +89,21 @@ function distinct(text, beams) {
 }
 
 function render() {
-  if (!results) return;
+  byId("fill-result").removeAttribute("aria-busy");
+  if (!results) { byId("fill-result").replaceChildren(); return; }
   const cards = results.texts.map((text, i) => {
     const { beams, cut } = results.answers[i];
-    const most = beams.length ? Math.exp(beams[0].log_likelihood) : 1;
+    const most = Math.exp(Math.max(...beams.map((beam) => beam.log_likelihood)));
     const rows = distinct(text, beams).map((beam, n) => {
       const probability = Math.exp(beam.log_likelihood);
       return make("li", { class: n ? "" : "best" },
         make("p", { class: n ? "filled" : "filled big" }, ...filled(text, beam)),
-        make("div", { class: "answer thin" }, bar(Math.min(1, probability / most)),
+        make("div", { class: "answer thin" }, bar(probability / most),
           make("span", { class: "answer-number" }, say("shareOf", { probability: exact(probability) })),
           beam.finished ? null : make("span", { class: "badge" }, say("unfinished"))),
         make("details", {}, make("summary", { class: "small muted" }, say("fillRaw")), make("code", {}, beam.text || say("emptyFill"))));
     });
-    const warning = cut && notice(say("cutOne", { tokens: count(cut.tokens), kept: count(cut.kept_tokens), character: count(cut.character + 1) }));
+    const warning = cut && notice(cutWords(cut));
     return make("article", { class: "card" }, warning || null, make("ol", { class: "beams" }, ...rows));
   });
   const seconds = results.seconds.toFixed(results.seconds < 1 ? 3 : 1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lines or a file to labels: one line is shown large, several as a table that can be sorted and saved.
 
-import { bar, byId, linesOf, make, notice, onSubmit, post, showError } from "./client.js";
+import { bar, byId, cutWords, linesOf, make, notice, ofWhole, onSubmit, post, remember, sent, showError, write } from "./client.js";
 import { count, examples, has, onLanguage, percent, say } from "./words.js";
 import * as csv from "./csv.js";
 
@@ -52,6 +52,7 @@ function showColumns() {
     const id = `label-text-${i}`;
     const area = make("textarea", { id, rows: task.columns.length > 1 ? 3 : 5, spellcheck: "false" });
     area.value = before[i] ?? "";
+    remember(area);
     return make("div", {}, make("label", { for: id, class: "block" }, columnName(column)), area);
   });
   byId("label-columns").replaceChildren(...(file ? [fileCard()] : areas));
@@ -60,7 +61,7 @@ function showColumns() {
 function insertExamples() {
   file = null;
   showColumns();
-  task.columns.forEach((column, i) => { byId(`label-text-${i}`).value = examples(column).join("\n"); });
+  task.columns.forEach((column, i) => write(byId(`label-text-${i}`), examples(column).join("\n")));
   byId("label-text-0").focus();
 }
 
@@ -92,9 +93,15 @@ async function open(chosen) {
   }
   const read = csv.decode(new Uint8Array(await chosen.arrayBuffer()));
   if (!read) { showError(place, new Error(say("fileBad", { name }))); return; }
-  const rows = csv.rowsOf(name, read.text);
+  let rows;
+  try {
+    rows = csv.rowsOf(name, read.text);
+  } catch (problem) {
+    showError(place, problem instanceof csv.OpenQuote ? new Error(say("fileQuote", { name, line: count(problem.line) })) : problem);
+    return;
+  }
   if (!rows.length) { showError(place, new Error(say("fileEmpty", { name }))); return; }
-  const width = Math.max(...rows.map((row) => row.length), 1);
+  const width = rows.reduce((most, row) => Math.max(most, row.length), 1);
   const header = width > 1 || task.columns.includes(rows[0]?.[0]);
   const guess = (column, i) => {
     const at = (rows[0] ?? []).indexOf(column);
@@ -102,7 +109,7 @@ async function open(chosen) {
   };
   file = { name, rows, width, header, columns: task.columns.map(guess) };
   showColumns();
-  const parts = [say("fileRead", { name, lines: count(rows.length) })];
+  const parts = [say("fileRead", { name })];
   if (read.korean) parts.push(say("fileKorean"));
   place.replaceChildren(notice(parts.join(" ")));
 }
@@ -112,8 +119,12 @@ function longestColumn(rows, width) {
   return sums.indexOf(Math.max(...sums));
 }
 
+function namesOf({ width, header, rows }) {
+  return Array.from({ length: width }, (_, i) => (header && rows[0][i]) || `${i + 1}`);
+}
+
 function fileCard() {
-  const names = Array.from({ length: file.width }, (_, i) => file.header ? file.rows[0]?.[i] ?? `${i + 1}` : `${i + 1}`);
+  const names = namesOf(file);
   const selects = task.columns.map((column, at) => {
     const select = make("select", { id: `label-column-${at}`, onchange: (event) => { file.columns[at] = Number(event.target.value); } },
       ...names.map((name, i) => make("option", { value: i, selected: i === file.columns[at] }, name.slice(0, 40))));
@@ -153,7 +164,7 @@ async function run() {
     rows = rowsToAsk();
     if (!rows.length) throw new Error(say("nothing"));
   } catch (problem) { showError(place, problem); return; }
-  results = { task: asked, rows: [], seconds: 0 };
+  results = { task: asked, file, rows: [], seconds: 0 };
   byId("label-result").setAttribute("aria-busy", "true");  // what is there answers an older question
   sort = { by: "number", down: false };
   shown = SHOWN_AT_ONCE;
@@ -164,10 +175,11 @@ async function run() {
       const done = results.rows.length;
       const words = rows.length > CHUNK ? say("progress", { done: count(done), total: count(rows.length) }) : say("working");
       place.replaceChildren(make("p", { class: "busy" }, words, " ", stop));
-      const texts = part.map((row) => asked.columns.length === 1 ? row[0] : row);
+      const texts = part.map((row) => row.map((text) => sent(text, model.limits))).map((row) => row.length === 1 ? row[0] : row);
       const answer = await post("classify", { texts, task: asked.name },
         { signal: mine.signal, status: (word) => place.replaceChildren(make("p", { class: "busy" }, word, " ", stop)) });
-      answer.predictions.forEach((one, i) => results.rows.push({ number: done + i + 1, columns: part[i], ...one }));
+      answer.predictions.forEach((one, i) => results.rows.push({ number: done + i + 1, columns: part[i],
+        ...(part[i].length === 1 ? ofWhole(one, part[i][0], model.limits) : one) }));
       results.seconds = (performance.now() - began) / 1000;
       if (rows.length > CHUNK) render();
     }
@@ -198,7 +210,7 @@ function render() {
   const place = byId("label-result");
   place.removeAttribute("aria-busy");
   if (!results?.rows.length) { place.replaceChildren(); return; }
-  place.replaceChildren(results.rows.length === 1 ? single(results.rows[0]) : table());
+  place.replaceChildren(results.rows.length === 1 && !results.file ? single(results.rows[0]) : table());
 }
 
 function timing() {
@@ -216,12 +228,11 @@ function single(row) {
 
 function cutText(row) {
   if (!row.cut) return [];
-  const { tokens, kept_tokens: kept, character } = row.cut;
-  const words = notice(say("cutOne", { tokens: count(tokens), kept: count(kept), character: count(character + 1) }));
+  const { character } = row.cut, words = notice(cutWords(row.cut));
   if (row.columns.length > 1) return [words];
   const text = [...row.columns[0]];
   const tail = text.slice(character);
-  return [words, make("p", { class: "quote" }, text.length > 400 ? "… " : "", text.slice(Math.max(0, character - 120), character).join(""),
+  return [words, make("p", { class: "quote" }, character > 120 ? "… " : "", text.slice(Math.max(0, character - 120), character).join(""),
     make("del", { title: say("unread") }, tail.slice(0, 120).join("") + (tail.length > 120 ? " …" : "")))];
 }
 
@@ -250,8 +261,7 @@ function table() {
   const rows = sorted(), visible = rows.slice(0, shown);
   const body = visible.map((row) => {
     const share = row.probabilities[row.label];
-    const mark = row.cut && make("span", { class: "badge", title: say("cutOne",
-      { tokens: count(row.cut.tokens), kept: count(row.cut.kept_tokens), character: count(row.cut.character + 1) }) }, say("cut"));
+    const mark = row.cut && make("span", { class: "badge", title: cutWords(row.cut) }, say("cut"));
     const where = row.cut && make("span", { class: "small muted cut-at" }, `…${row.cut.before}`, make("del", {}, row.cut.after), "…");
     const long = row.columns.map((text) => text.length > 300 ? `${text.slice(0, 300)}…` : text);
     return make("tr", {}, make("td", { class: "c-number" }, row.number),
@@ -282,9 +292,13 @@ function summary() {
       make("span", { class: "answer-number" }, `${count(n)} · ${percent(n / results.rows.length)}`))));
 }
 
+// All columns of a file stay; the answers stand behind them, called otherwise where it has such columns.
 function save() {
-  const head = [...results.task.columns, "label", ...results.task.labels.map((word) => `p(${word})`), "tokens", "read_characters"];
-  const rows = sorted().map((row) => [...row.columns, row.label, ...results.task.labels.map((word) => (row.per_label ?? row.probabilities)[word]),
+  const { file: from, task: { columns, labels, name } } = results, own = from ? namesOf(from) : columns;
+  const given = (row) => from ? own.map((_, i) => from.rows[row.number - 1 + (from.header ? 1 : 0)][i] ?? "") : row.columns;
+  const added = ["label", ...labels.map((word) => `p(${word})`), "tokens", "read_characters"];
+  const head = [...own, ...added.map((column) => own.some((one) => added.includes(one)) ? `kcmoe_${column}` : column)];
+  const rows = sorted().map((row) => [...given(row), row.label, ...labels.map((word) => (row.per_label ?? row.probabilities)[word]),
     row.tokens, row.cut ? row.cut.character : ""]);
-  csv.download(`kcmoe-${results.task.name}.csv`, csv.write([head, ...rows]));
+  csv.download(`kcmoe-${name}.csv`, csv.write([head, ...rows]));
 }
