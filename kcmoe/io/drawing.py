@@ -33,7 +33,7 @@ HEAT = (
     (255, 234, 70),
 )
 # What is left outside: rarer than this at either end, and so many times as far away as the rest is wide.
-_RARE, _FAR = 0.003, 3.0
+RARE, _FAR = 0.003, 3.0
 INK, SOFT, LINE = "#1b1f24", "#57606a", "#d9dcd8"
 
 
@@ -183,7 +183,7 @@ def bounds(picture: Picture) -> tuple[float, float, float, float]:
     ys = ys[np.isfinite(ys) & ((ys > 0) | (picture.scale == "linear"))]
     y_low, y_high = (float(ys.min()), float(ys.max())) if len(ys) else (0.0, 1.0)
     if picture.scale == "linear" and len(ys):
-        usual_low, usual_high = (float(q) for q in np.quantile(ys, (_RARE, 1 - _RARE)))
+        usual_low, usual_high = (float(q) for q in np.quantile(ys, (RARE, 1 - RARE)))
         far = _FAR * (usual_high - usual_low)
         y_low = usual_low if 0 < far < usual_low - y_low else y_low
         y_high = usual_high if 0 < far < y_high - usual_high else y_high

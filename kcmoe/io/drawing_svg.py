@@ -32,6 +32,7 @@ from kcmoe.io.png_file import png_bytes
 
 _WIDTH, _HEIGHT = 640, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 40
+_HALF_DIGIT = 3.8  # half as wide as a digit of the axes is at most
 _Axis = Callable[..., Any]  # the place of a value, or of an array of them, on an axis
 
 
@@ -138,8 +139,11 @@ def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _x_axis(picture: Picture, low: float, high: float, px: _Axis, bottom: float) -> list[str]:
     at = ticks(low, high, 7)
+    edge = (
+        px(high) + _RIGHT
+    )  # of the picture, beyond which the half of a long number would be cut off
     parts = [
-        text(px(t), bottom + 16, label, anchor="middle")
+        text(min(px(t), edge - _HALF_DIGIT * len(label)), bottom + 16, label, anchor="middle")
         for t, label in zip(at, labels(at), strict=True)
     ]
     return [*parts, text(px(high), bottom + 31, picture.x, anchor="end")]
@@ -157,12 +161,8 @@ def _curve(line: Line, place: int, px: _Axis, py: _Axis, log: bool) -> str:
             for a, b in zip(xs[ok], ys[ok], strict=True)
         ]
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(xs[ok], ys[ok], strict=True))
-        thin = (
-            f'<path d="{path}" fill="none" stroke="{colour}" stroke-opacity=".5"/>'
-            if ok.any()
-            else ""
-        )
-        return f'{thin}<g fill="{colour}" stroke="#fff">{"".join(dots)}</g>'
+        joined = f'<path d="{path}" fill="none" stroke="{colour}" stroke-opacity=".5"/>'
+        return f'{joined if ok.any() else ""}<g fill="{colour}" stroke="#fff">{"".join(dots)}</g>'
     band = ""
     if line.low is not None and line.high is not None:
         low, high = (np.asarray(v, np.float64) for v in (line.low, line.high))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 import zlib
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_a_rare_peak_presses_nothing_flat_and_is_marked() -> None:
     assert bounds(usual)[3] > 10  # what only begins high is no rare peak
     twice = Picture("a", "a", lines=[Line("loss", steps, np.where(steps > 500, 90.0, 2.0))])
     assert bounds(twice)[3] > 90
+
+
+def test_no_number_of_an_axis_is_cut_off() -> None:
+    line = Line("a", np.array([1.0, 1000.0]), np.array([0.0, 1.0]))
+    drawn = svg(Picture("a", "a", lines=[line]))
+    found = re.findall(r'<text x="([\d.]+)"[^>]*"middle"[^>]*>([\d,]+)<', drawn)
+    ends = {label: float(x) + 3.5 * len(label) for x, label in found}  # digits are up to 7 wide
+    assert ends["1,000"] == max(ends.values()) <= 640
 
 
 def test_bars_below_zero_go_the_other_way() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from kcmoe import __version__
 from kcmoe.io.drawing import Line, number
 from kcmoe.io.drawing_svg import plot_of, svg
+from kcmoe.tools.report import words
 from kcmoe.tools.report.alarms import Alarm, alarms
 from kcmoe.tools.report.pictures import Section, Titled
 from kcmoe.tools.report.reading import Run
@@ -40,6 +41,7 @@ def page(runs: Sequence[Run], shown: Sequence[Section], language: str) -> str:
         _attention(runs),
         _summary(runs),
         f"<nav>{''.join(links)}</nav>",
+        f"<p class=legend>{_both(*words.LEGEND)}</p>",
         *(_section(section) for section in shown),
     ]
     if not any(run.loads for run in runs):
@@ -91,7 +93,7 @@ def _attention(runs: Sequence[Run]) -> str:
 
 def _summary(runs: Sequence[Run]) -> str:
     """The numbers everybody looks for first, one column per run."""
-    rows: list[tuple[str, str, list[str]]] = [
+    rows: list[tuple[str, str, list[str | tuple[str, str]]]] = [
         ("스텝", "Steps", [f"{r.intervals.first:,} – {r.intervals.last:,}" for r in runs]),
         ("기록된 스텝", "Steps recorded", [f"{r.records:,}" for r in runs]),
         ("다시 시작한 스텝", "Restarted at step",
@@ -107,16 +109,21 @@ def _summary(runs: Sequence[Run]) -> str:
         if name == "cross_ent_loss" or name not in r.train
     )  # fmt: skip
     for name in metrics:
-        best = [_best(r, name) for r in runs]
-        rows.append((f"가장 좋은 검증 {name}", f"Best held-out {name}", best))
+        rows.append(
+            (f"가장 좋은 검증 {name}", f"Best held-out {name}", [_best(r, name) for r in runs])
+        )
     head = "".join(f"<th scope=col>{escape(run.name)}</th>" for run in runs)
     body = "".join(
-        f"<tr><th scope=row>{_both(ko, en)}</th>{''.join(f'<td>{escape(v)}</td>' for v in values)}</tr>"
+        f"<tr><th scope=row>{_both(ko, en)}</th>{''.join(map(_cell, values))}</tr>"
         for ko, en, values in rows
     )
     header = f"<thead><tr><td></td>{head}</tr></thead>" if len(runs) > 1 else ""
     table = f"<table class=numbers>{header}<tbody>{body}</tbody></table>"
     return f"<section><div class=scroll>{table}</div></section>"
+
+
+def _cell(value: str | tuple[str, str]) -> str:
+    return f"<td>{escape(value) if isinstance(value, str) else _both(*value)}</td>"
 
 
 def _recent(run: Run, name: str) -> str:
@@ -127,19 +134,22 @@ def _recent(run: Run, name: str) -> str:
     return f"{value:.4f}" if "loss" in name else number(value)
 
 
-def _best(run: Run, name: str) -> str:
+def _best(run: Run, name: str) -> str | tuple[str, str]:
     steps, values = run.evaluations.get(name, ([], []))
     finite = [(v, s) for v, s in zip(values, steps, strict=True) if math.isfinite(v)]
     if not finite:
         return _UNSET
     lower = "loss" in name
     value, step = min(finite) if lower else max(finite, key=lambda pair: (pair[0], -pair[1]))
-    return f"{value:.4f} @ {step:,}"
+    return f"{value:.4f} ({step:,}스텝)", f"{value:.4f} (step {step:,})"
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float) -> tuple[str, str]:
     hours, rest = divmod(round(seconds), 3600)
-    return f"{hours:,} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+    minutes, seconds = divmod(rest, 60)
+    if hours:
+        return f"{hours:,}시간 {minutes}분", f"{hours:,} h {minutes:02d} min"
+    return f"{minutes}분 {seconds}초", f"{minutes} min {seconds:02d} s"
 
 
 def _section(section: Section) -> str:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kcmoe.io.drawing import Heat, Line, Mark, Picture
+from kcmoe.io.drawing import RARE, Heat, Line, Mark, Picture
+from kcmoe.tools.report import words
 from kcmoe.tools.report.reading import Run
 
 _DECADE = 10.0  # a logarithmic axis over less has no round numbers to show
+_SETTLED = 0.1  # of the steps; a loss mostly falls so far within them that nothing later is seen
+_FLATTENED = 3.0  # times as much range with these steps as without: then both are drawn
 _SHOWN_FIRST = ("accuracy", "macro_f1", "pearson", "spearman")
 
 
@@ -94,7 +97,7 @@ def _curve(
     ko: str,
     en: str,
     *,
-    note: tuple[str, str] = ("", ""),
+    note: tuple[str, str] | None = None,
     scale: str = "linear",
     factor: float = 1.0,
     evaluated: bool = True,
@@ -113,7 +116,43 @@ def _curve(
         marks=_marks(runs),
         scale="log" if log else "linear",
     )
-    return [Titled(picture, ko, en, *note)]
+    said = words.note(name) if note is None else note
+    if log:
+        said = (f"{said[0]} {words.LOG[0]}".strip(), f"{said[1]} {words.LOG[1]}".strip())
+    return [Titled(picture, ko, en, *said)]
+
+
+def _later(titled: Titled) -> list[Titled]:
+    """The same picture without the first steps, where with them the rest is nearly a straight line."""
+    picture = titled.picture
+    first, last = (end([end(line.x) for line in picture.lines]) for end in (min, max))
+    begin = first + _SETTLED * (last - first)
+    kept = [(line, np.asarray(line.x) >= begin) for line in picture.lines]
+    lines = [
+        dataclasses.replace(
+            line,
+            x=line.x[late],
+            y=line.y[late],
+            low=None if line.low is None else line.low[late],
+            high=None if line.high is None else line.high[late],
+        )
+        for line, late in kept
+        if late.sum() > 1 or (line.dots and late.any())
+    ]
+    if not lines or _range(picture.lines) < _FLATTENED * _range(lines):
+        return []
+    ko, en = f"{titled.ko}, 처음 10%는 빼고", f"{titled.en}, without the first 10%"
+    later = dataclasses.replace(picture, name=f"{picture.name}-later", title=ko, lines=lines)
+    return [
+        Titled(later, ko, en, "같은 값을 가까이서 본 것입니다.", "The same values, seen closer.")
+    ]
+
+
+def _range(lines: Sequence[Line]) -> float:
+    """Between the lowest and the highest value, but for the rare ones that pictures leave outside."""
+    values = np.concatenate([np.asarray(line.y, np.float64) for line in lines])
+    values = values[np.isfinite(values)]
+    return float(np.ptp(np.quantile(values, (RARE, 1 - RARE)))) if len(values) else 0.0
 
 
 def _spread(lines: Sequence[Line]) -> float:
@@ -127,13 +166,19 @@ def _learning(runs: Sequence[Run]) -> list[Titled]:
     found = _curve(runs, "cross_ent_loss", "토큰당 교차 엔트로피", "Cross-entropy per target token")
     if not found:
         found = _curve(runs, "loss", "손실", "Loss")
+    found += [later for titled in found for later in _later(titled)]
     others = {
         name for run in runs for name in run.evaluations if name not in run.train
     } - {"target_tokens", "token_accuracy", "cross_ent_loss"}  # fmt: skip
     ordered = [n for n in _SHOWN_FIRST if n in others] + sorted(others - {*_SHOWN_FIRST})
     for name in ordered:
         found += _curve(
-            runs, name, f"검증 {name}", f"Held-out {name}", file=f"eval-{name}".replace("_", "-")
+            runs,
+            name,
+            f"검증 {name}",
+            f"Held-out {name}",
+            file=f"eval-{name}".replace("_", "-"),
+            note=("검증 데이터에서 잰 값입니다.", "Measured on held-out data."),
         )
     found += _curve(runs, "token_accuracy", "토큰 정확도", "Token accuracy")
     found += _curve(runs, "loss", "손실 전체(보조 손실 포함)", "Whole loss, router losses included")
@@ -191,7 +236,9 @@ def _experts(runs: Sequence[Run]) -> list[Section]:
         pictures = [_heat(run, layer, short, len(runs) > 1) for run in runs if layer in run.loads]
         for name, ko, en in _ROUTER:
             file = f"{short}-{name}".replace("/", "-").replace("_", "-")
-            pictures += _curve(runs, f"router/{layer}/{name}", ko, en, file=file)
+            experts = max(len(run.loads[layer].last_seen) for run in runs if layer in run.loads)
+            note = words.note(name, experts)
+            pictures += _curve(runs, f"router/{layer}/{name}", ko, en, file=file, note=note)
         found.append(
             Section(short.replace("/", "-"), f"전문가: {short}", f"Experts: {short}", pictures)
         )

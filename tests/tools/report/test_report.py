@@ -79,6 +79,30 @@ def test_a_report_is_one_file_with_all_that_is_asked_for(tmp_path: Path) -> None
     assert "data:image/png;base64," in page
 
 
+def test_every_picture_says_how_to_read_it(tmp_path: Path) -> None:
+    norms = {"grad_norm": 50.0}
+    lines = [record(step, **(norms if step == 9 else {})) for step in range(1, 301)]
+    run = read(make_run(tmp_path / "run", [*lines, evaluation(300, accuracy=0.8)]), "run")
+    shown = {one.picture.name: one for part in sections([run], None) for one in part.pictures}
+    assert [name for name, one in shown.items() if not (one.ko_note and one.en_note)] == []
+    entropy = shown["encoder-layers-1-router-entropy"]
+    assert f"{np.log(EXPERTS):.2f}" in entropy.ko_note
+    assert "로그 눈금" in shown["grad-norm"].ko_note
+    # A loss that fell at the beginning is drawn without it, too: 5 / step from step 31 on.
+    later = shown["cross-ent-loss-later"].picture.lines[0]
+    assert (later.x[0], later.y[0]) == (31, pytest.approx(5 / 31))
+    assert "token-accuracy-later" not in shown
+
+
+def test_times_are_written_as_their_language_does(tmp_path: Path) -> None:
+    lines = [record(step, step_s=25.0) for step in range(1, 301)]
+    folder = make_run(tmp_path / "run", [*lines, evaluation(200, cross_ent_loss=1.0)])
+    assert cli.run(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text("utf-8")
+    assert '<span lang="ko">2시간 5분</span><span lang="en">2 h 05 min</span>' in page
+    assert '<span lang="ko">1.0000 (200스텝)</span><span lang="en">1.0000 (step 200)</span>' in page
+
+
 def test_thinning_keeps_minima_and_maxima() -> None:
     steps = np.arange(1, 1_000_001)
     values = np.sin(steps / 50_000)
