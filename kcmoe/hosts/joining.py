@@ -295,10 +295,11 @@ def _await_answer(host: str, port: int, where: Member, deadline_s: float) -> Non
 
 
 def _give_up(where: Member) -> None:
+    other = "; if they were, another program has that port" if where.index else ""
     print(
         f"kcmoe: not all {where.count} processes came to {where.coordinator} within "
         f"{where.start_timeout_s} s; start the same command with --num_processes={where.count} and "
-        f"--process_id=0 to {where.count - 1} on the hosts, or raise --start_timeout",
+        f"--process_id=0 to {where.count - 1} on the hosts, or raise --start_timeout{other}",
         file=sys.stderr,
         flush=True,
     )

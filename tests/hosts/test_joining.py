@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -83,3 +85,17 @@ def test_a_port_in_use_and_a_coordinator_that_does_not_answer() -> None:
         joining.joined(Member(f"127.0.0.1:{port}", 2, 1, start_timeout_s=1)),
     ):
         pass
+
+
+def test_a_port_where_something_else_listens() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        where = Member(f"127.0.0.1:{other.getsockname()[1]}", 2, 1, start_timeout_s=1)
+        program = f"from kcmoe.hosts import joining; from kcmoe.hosts.joining import Member\n\
+with joining.joined({where!r}): pass"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert "kcmoe: not all 2 processes came to 127.0.0.1:" in last
+    assert last.endswith("if they were, another program has that port")

@@ -18,6 +18,7 @@ benchmarks/README.md has the measurements, under "What was tried for the trainin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -65,7 +66,10 @@ def restart_with_huge_pages(*, training: bool = False) -> None:
     changed = environment(training=training)
     if changed is not None:
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a Python that cannot be run twice computes, too
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
 
 
 def _kernel_offers_huge_pages() -> bool:

@@ -31,6 +31,13 @@ def test_asks_where_the_kernel_offers(kernel, monkeypatch):
     assert env["GLIBC_TUNABLES"] == memory.HUGE_PAGES
 
 
+@pytest.mark.parametrize("program", ["", "/no/python"])
+def test_goes_on_where_python_cannot_be_started_again(kernel, monkeypatch, program):
+    kernel("always [madvise] never\n")
+    monkeypatch.setattr(memory.sys, "executable", program)
+    memory.restart_with_huge_pages()
+
+
 @pytest.mark.parametrize("offer", ["[always] madvise never", "always madvise [never]"])
 def test_no_second_start_where_it_would_change_nothing(kernel, monkeypatch, offer):
     kernel(offer)
