@@ -24,10 +24,10 @@ def folder() -> Path | None:
         return None
 
 
-def kept() -> Kept:
+def kept(name: str = "programs") -> Kept:
     """What else takes long to make: compiled programs, and what of a model or vocabulary never changes."""
     path = folder()
-    return Kept(None if path is None else path / "programs")
+    return Kept(None if path is None else path / name)
 
 
 def enable() -> None:

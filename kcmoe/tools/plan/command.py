@@ -109,7 +109,12 @@ def _compile(planner: Planner, asked: Forecast, other: Forecast, *, quiet: bool)
         )
         if note := compiled_lib.other_version():
             print(f"             {note}", file=sys.stderr)
-    return compiled_lib.compile_step(macros, planner.hardware, planner.stack, packed=planner.packed)
+    answer = compiled_lib.compile_step(
+        macros, planner.hardware, planner.stack, packed=planner.packed
+    )
+    if answer.fault:
+        print(f"             not kept for the next time: {answer.fault}", file=sys.stderr)
+    return answer
 
 
 def _planner(args: Any, macros: Macros) -> tuple[Planner, int, int]:

@@ -17,13 +17,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
-from kcmoe.io import compilation_cache, durable, hashing, resources
+from kcmoe.io import compilation_cache, hashing, resources
 from kcmoe.tools.plan.hardware import Hardware
 from kcmoe.tools.plan.hlo import Exchange
 
@@ -54,6 +54,7 @@ class Compiled:
       optimal_s: the compiler's estimate of a step, exchanges not included where it knows none of them.
       loops: what loops multiply: cycles as often as they run by cycles counted once.
       cached: whether an earlier answer was read.
+      fault: why it was not kept for the next time, "" if it was or nothing is to be kept.
     """
 
     mesh: Mapping[str, int]
@@ -73,6 +74,7 @@ class Compiled:
     loops: float = 1.0
     exchanges: tuple[Exchange, ...] = ()
     cached: bool = False
+    fault: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -109,14 +111,13 @@ def compile_step(
     step = {name: macros[name] for name in sorted(macros) if not _NOT_OF_A_STEP.fullmatch(name)}
     request = {"stack": stack, "topology": hardware.topology, "packed": packed}
     versions = _versions(stack)
-    kept = _kept_at(hashing.facts_digest({**request, "step": repr(step), "versions": versions}))
-    if kept and kept.is_file():
-        return _answer(json.loads(kept.read_text("utf-8")), versions, cached=True)
+    facts = {**request, "step": repr(step), "versions": versions}
+    kept = compilation_cache.kept("plan")
+    if found := kept.find(facts):
+        return _answer(json.loads(found), versions, cached=True)
     answer = _ask({**request, "macros": gin_files.dump(macros)}, hardware.name)
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_file(kept, json.dumps(answer, indent=1).encode())
-    return _answer(answer, versions, cached=False)
+    kept.keep(facts, json.dumps(answer, indent=1).encode())
+    return _answer({**answer, "fault": kept.fault}, versions, cached=False)
 
 
 def check(hardware: Hardware, stack: str) -> None:
@@ -129,9 +130,12 @@ def check(hardware: Hardware, stack: str) -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--compile needs the TPU's compiler, libtpu: pip install 'kcmoe[tpu]'")
     if stack == "t5x":
-        from kcmoe.t5x import requirements
+        try:
+            from kcmoe.t5x import requirements
 
-        requirements.check_t5x_is_here()
+            requirements.check_t5x_is_here()
+        except UserError as error:
+            raise UserError(f"{error}. Or compile the engine's step: --stack=engine") from None
 
 
 def other_version() -> str:
@@ -186,8 +190,9 @@ def _answer(fields: Mapping[str, Any], versions: Mapping[str, str], *, cached: b
 
 def _versions(stack: str) -> dict[str, str]:
     """Of everything that decides what is compiled; our own code by its digest."""
-    names = ["jax", "jaxlib", "libtpu", "flax"] + (["t5x", "flaxformer"] if stack == "t5x" else [])
-    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax")
+    }
     package = Path(__file__).parents[2]
     parts = ("t5x", "training/update.py") if stack == "t5x" else ("model", "training", "tree.py")
     files = [f for part in parts for f in _python(package / part)]
@@ -195,15 +200,21 @@ def _versions(stack: str) -> dict[str, str]:
     if stack == "t5x":
         from kcmoe.t5x import requirements
 
-        versions |= {name: requirements.installed_commit(name) or "" for name in names[4:]}
+        for name in ("t5x", "flaxformer"):  # of which a plain copy has no version
+            versions[name] = requirements.installed_commit(name) or _digest(_package(name))
         files += sorted(resources.find("configs/t5x").glob("*.gin"))
-    return {**versions, "kcmoe": hashing.facts_digest([hashing.file_digest(f) for f in files])}
+    return {**versions, "kcmoe": _digest(files)}
+
+
+def _digest(files: Iterable[Path]) -> str:
+    return hashing.facts_digest([hashing.file_digest(file) for file in files])
+
+
+def _package(name: str) -> list[Path]:
+    found = importlib.util.find_spec(name)
+    places = found.submodule_search_locations if found else None
+    return [file for place in places or () for file in _python(Path(place))]
 
 
 def _python(path: Path) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
-
-
-def _kept_at(digest: str) -> Path | None:
-    folder = compilation_cache.folder()
-    return folder / "plan" / f"{digest}.json" if folder else None

@@ -135,6 +135,53 @@ def test_an_answer_is_kept_and_read_again(
     assert len(answers) == 2
 
 
+def test_a_damaged_answer_is_asked_for_again(answers: list[dict[str, Any]], tmp_path: Path) -> None:
+    run = [*BASE, "--hardware=v3-8", "--compile"]
+    assert cli.run(run) == 0
+    (kept,) = (tmp_path / "plan").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert cli.run(run) == 0
+    assert len(answers) == 2
+
+
+def test_an_answer_that_cannot_be_kept_is_given(
+    answers: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan").write_text("no folder")
+    assert cli.run([*BASE, "--hardware=v3-8", "--compile"]) == 0
+    captured = capsys.readouterr()
+    assert "0.375 s a step, the compiler's estimate" in captured.out
+    assert "not kept for the next time: " in captured.err
+
+
+def test_without_t5x_the_engine_is_offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: (
+            object() if name == "libtpu" else None if name == "t5x" else find(name, *a)
+        ),
+    )
+    assert cli.run([*BASE, "--hardware=v3-8", "--compile"]) == 2
+    assert "compile the engine's step: --stack=engine" in capsys.readouterr().err
+
+
+@pytest.mark.t5x
+def test_a_copy_of_t5x_without_a_version_is_told_by_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kcmoe.t5x import requirements
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    monkeypatch.setattr(requirements, "installed_commit", lambda name: None)
+    versions = compiled._versions("t5x")
+    assert len(versions["t5x"]) == len(versions["flaxformer"]) == 64
+    assert versions["t5x"] != versions["flaxformer"]
+
+
 @pytest.mark.slow
 def test_what_does_not_fit_ends_with_settings_that_compile(
     answers: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
