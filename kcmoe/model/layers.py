@@ -9,7 +9,8 @@ What `@with_gradient` names is the formula's gradient written out for speed, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,14 @@ def rms_norm(x: Array, scale: Array, epsilon: float, dtype: jnp.dtype) -> Array:
 
     The mean square is taken in float32.
     """
+    return _normed(x, scale, epsilon, dtype, functools.partial(jnp.mean, axis=-1, keepdims=True))
+
+
+def _normed(
+    x: Array, scale: Array, epsilon: float, dtype: jnp.dtype, mean: Callable[[Array], Array]
+) -> Array:
     x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    inverse = jax.lax.rsqrt(mean(jnp.square(x32)) + epsilon)
     return (x32 * inverse).astype(dtype) * scale.astype(dtype)
 
 
@@ -74,9 +81,7 @@ class T5LayerNorm(nn.Module):
         """x: float[..., D] -> dtype[..., D]."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         if x.ndim == 3 and x.shape[1] == 1:  # a step of decoding
-            x32 = x.astype(jnp.float32)
-            inverse = jax.lax.rsqrt(halves.mean(jnp.square(x32)) + self.epsilon)
-            return (x32 * inverse).astype(self.dtype) * scale.astype(self.dtype)
+            return _normed(x, scale, self.epsilon, self.dtype, halves.mean)
         return rms_norm(x, scale, self.epsilon, self.dtype)
 
 
