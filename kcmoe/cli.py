@@ -38,7 +38,7 @@ VERBS = {
     "bench": ("kcmoe.tools.bench.command", "speed of training, prediction and the data pipeline"),
 }
 
-_MOST = 3000  # characters of a message
+_MOST = 1500  # characters of a message
 _NO_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 INTERRUPTED = 130  # the exit status after Ctrl-C
 

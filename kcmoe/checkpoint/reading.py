@@ -50,7 +50,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Reader:
     format is unknown.
     """
     text = shipped.resolve(path).rstrip("/")
-    if not is_remote(text) and os.path.isfile(text):
+    if not is_remote(text) and os.path.lexists(text) and not os.path.isdir(text):
+        name = os.path.basename(text)
+        if not os.path.isfile(text) or not (name == "checkpoint" or name.endswith(".safetensors")):
+            raise UserError(
+                f"{path} is a file and no checkpoint, which is a folder (checkpoint_<step>)"
+            )
         text = os.path.dirname(os.path.abspath(text))
     _require_folder(text)
     folder = Folder(text)

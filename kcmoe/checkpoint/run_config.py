@@ -36,14 +36,21 @@ _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 def find_config(checkpoint: str) -> str | None:
     """Returns the path of `config.gin` in the checkpoint's folder or the one above; None if neither has it.
 
-    In a bucket, where looking costs a request, it is the one above, there or not.
+    In a bucket, where looking costs a request, it is the one above, there or not. Raises `UserError` for one
+    that is no plain file.
     """
     if is_remote(checkpoint):
         return f"{os.path.dirname(checkpoint)}/{CONFIG_FILE}"
     folder = os.path.abspath(checkpoint)
     for place in (folder, os.path.dirname(folder)):
-        if os.path.isfile(os.path.join(place, CONFIG_FILE)):
-            return os.path.join(place, CONFIG_FILE)
+        path = os.path.join(place, CONFIG_FILE)
+        if os.path.isfile(path):
+            return path
+        if os.path.lexists(path):
+            raise UserError(
+                f"{path} is no plain file but a folder, a device, a pipe or a link to nowhere; move it away, "
+                "or put the run's own there"
+            )
     return None
 
 

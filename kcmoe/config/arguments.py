@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from kcmoe.config import gin_files, run_files
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import given, outputs
+from kcmoe.io.wording import shown
 
 ENCODING_HELP = "of text files (default utf-8); of single ones FILE=NAME, e.g. utf-8,old*.txt=cp949"
 # Arguments and macros that are one path each; patterns and "FILE:COLUMN" are seen to where they are read.
@@ -51,6 +52,8 @@ class Parser(argparse.ArgumentParser):
                     setattr(found, action.dest, _path(action, value))
                 elif isinstance(value, list):
                     setattr(found, action.dest, [_path(action, each) for each in value])
+        if isinstance(text := getattr(found, "encoding", None), str):
+            given.check_encoding("--encoding", text)
         for action, endings in self.files:
             if (place := getattr(found, action.dest)) is not None:
                 flag, over = "".join(action.option_strings), found.overwrite
@@ -73,7 +76,7 @@ def _path(action: argparse.Action, text: str) -> str:
         return given.path(text)
     except UserError as error:
         name = "".join(action.option_strings) or action.metavar or action.dest
-        raise UserError(f"{name}={text!r}: {error}") from None
+        raise UserError(f"{name}={shown(text)}: {error}") from None
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from kcmoe.config.gin_files import Macros
 from kcmoe.errors import UserError, near_misses
-from kcmoe.io.wording import shortened
+from kcmoe.io.wording import shown
 
 # Macros that only T5X + Flaxformer read; they may stand in shared files and mean nothing here.
 T5X_ONLY = {
@@ -140,7 +140,7 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
             return value
         choices = ", ".join(map(repr, arguments))
         hint_text = near_misses(str(value), [str(choice) for choice in arguments])
-        raise UserError(f"{where}: {name} = {value!r}, but it is one of {choices}.{hint_text}")
+        raise UserError(f"{where}: {name} = {shown(value)}, but it is one of {choices}.{hint_text}")
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(item, arguments[0], name, where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -169,7 +169,7 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
         tuple: "a list in brackets",
     }
     wanted = words.get(plain, f"a {plain.__name__}")
-    raise UserError(f"{where}: {name} = {value!r}, but it must be {wanted}")
+    raise UserError(f"{where}: {name} = {shown(value)}, but it must be {wanted}")
 
 
 def _check_content(value: Any, bounds: Range, name: str, where: str) -> None:
@@ -183,11 +183,11 @@ def _check_content(value: Any, bounds: Range, name: str, where: str) -> None:
             _check_content(item, bounds, name, where)
     elif isinstance(value, str):
         if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise UserError(f"{where}: {name} = {value!r} has a NUL or half a character in it")
+            raise UserError(f"{where}: {name} = {shown(value)} has a NUL or half a character in it")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         return
     elif fault := bounds.fault(value):
-        raise UserError(f"{where}: {name} = {shortened(repr(value), 60)}, but it must be {fault}")
+        raise UserError(f"{where}: {name} = {shown(value)}, but it must be {fault}")
 
 
 def known_macros() -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from kcmoe.config import run_files
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote, resources
-from kcmoe.io.wording import first_line
+from kcmoe.io.wording import first_line, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Macros(Mapping[str, Any]):
                 try:
                     settings[name] = Setting(change(text), where)
                 except UserError as error:
-                    raise UserError(f"{where}: {name} = {text!r}: {error}") from None
+                    raise UserError(f"{where}: {name} = {shown(text)}: {error}") from None
         return Macros(settings)
 
 
@@ -201,8 +201,8 @@ class _Reader:
             if os.path.isfile(candidate):
                 return os.path.realpath(candidate)
         for candidate in candidates:
-            if os.path.isdir(candidate):
-                return candidate  # refused when it is read
+            if os.path.lexists(candidate):
+                return candidate  # a folder, a device or a pipe, which is refused when it is read
         if gone := run_files.successor(path):
             raise UserError(f"{asked_by}: {gone}")
         siblings = {

@@ -9,6 +9,7 @@ from typing import Literal
 
 from kcmoe.config.fields import GinConfig, macro
 from kcmoe.errors import UserError
+from kcmoe.io import given
 from kcmoe.io.remote import is_remote
 
 TWIN_SUFFIX = "extra"
@@ -106,6 +107,8 @@ class TokenizerConfig(GinConfig):
                 f"TOKENIZER_CORPUS = {self.corpus!r}, but it must name at least one file, and none by an "
                 "empty text"
             )
+        if self.encoding is not None:
+            given.check_encoding("TASK_ENCODING", self.encoding)
         if not self.output.endswith(".model"):
             raise UserError(f"TOKENIZER_OUTPUT = {self.output!r}, but it must end in .model")
         if is_remote(self.output):

@@ -17,6 +17,7 @@ from typing import Any
 from kcmoe.errors import UserError
 from kcmoe.io import durable, json_text, remote
 from kcmoe.io.hashing import file_digest
+from kcmoe.io.wording import first_line
 
 NAME = "manifest.json"
 _log = logging.getLogger(__name__)
@@ -36,7 +37,11 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run `kcmoe data prepare` again") from None
+        what = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(
+            f"{path} is not what `kcmoe data prepare` writes ({what}); move it away, and the folder is read "
+            "without it"
+        ) from None
 
 
 def write(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> None:

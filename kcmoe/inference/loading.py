@@ -163,7 +163,7 @@ def read_settings(
             )
         raise UserError(
             f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
-            "name a gin file that has it, e.g. configs/sizes/base.gin, as config"
+            "name a gin file that has it, e.g. --config=configs/sizes/base.gin"
         )
     return macros
 

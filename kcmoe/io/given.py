@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io import remote
-from kcmoe.io.wording import first_line
+from kcmoe.io.wording import first_line, shortened, shown
 
 # Codecs of Python that are no encoding of a text file: they keep no line, or need the whole file at once.
 _NO_FILE_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
@@ -89,7 +89,7 @@ def files(pattern: str, folder: str | os.PathLike[str] = "") -> list[str]:
       folder: what a relative one is below; never a pattern itself.
 
     Raises:
-      UserError: if a bucket or server cannot be listed.
+      UserError: if a bucket or server cannot be listed, or a folder that a pattern leads to.
     """
     if remote.is_remote(pattern):
         return _in_bucket(pattern)
@@ -115,7 +115,9 @@ def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
     if part in (".", "..") or os.path.lexists(os.path.join(folder, part)):
         yield from _matches(os.path.join(folder, part), rest)
         return
-    names = [n for n in _names(folder or ".") if part.startswith(".") or not n.startswith(".")]
+    names = [
+        n for n in _looked_into(folder or ".") if part.startswith(".") or not n.startswith(".")
+    ]
     if part == "**":
         yield from _matches(folder, rest or ["*"])
         for name in names:
@@ -127,6 +129,16 @@ def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
     for name in names:
         if fits(composed(name)):
             yield from _matches(os.path.join(folder, name), rest)
+
+
+def _looked_into(folder: str) -> list[str]:
+    """As `_names`; `UserError` for a folder that may not be looked into, whose files would not be missed."""
+    try:
+        return sorted(os.listdir(folder))
+    except PermissionError:
+        raise UserError(f"there is no permission to look into {folder}") from None
+    except OSError:
+        return []
 
 
 def _in_bucket(address: str) -> list[str]:
@@ -164,14 +176,14 @@ def has_wildcard(text: str) -> bool:
 def absent(pattern: str, folder: str | os.PathLike[str] = "") -> str:
     """Returns the sentence that nothing matches, and what a look at its folder tells."""
     whole = pattern if remote.is_remote(pattern) else os.path.join(folder, pattern)
-    place = os.path.dirname(whole) or "."
+    place, named = os.path.dirname(whole) or ".", shortened(whole, 300)
     if remote.is_remote(whole) or has_wildcard(os.path.dirname(pattern)):
-        return f"no file matches {whole}."
+        return f"no file matches {named}."
     if (there := _nearest(path(place))) and not os.access(there, os.R_OK | os.X_OK):
-        return f"no file matches {whole}: there is no permission to look into {there}."
+        return f"no file matches {named}: there is no permission to look into {there}."
     if not os.path.isdir(path(place)):
-        return f"no file matches {whole}: there is no folder {place}."
-    return f"no file matches {whole}.{near_misses(os.path.basename(whole), _names(path(place)))}"
+        return f"no file matches {named}: there is no folder {place}."
+    return f"no file matches {named}.{near_misses(os.path.basename(whole), _names(path(place)))}"
 
 
 def _nearest(folder: str) -> str:
@@ -214,6 +226,14 @@ def encoding(text: str, path: str = "") -> str:
     return chosen
 
 
+def check_encoding(setting: str, text: str) -> None:
+    """Raises `UserError` that names the flag or setting, unless `text` is what `encoding` takes."""
+    try:
+        encoding(text)
+    except UserError as error:
+        raise UserError(f"{setting} = {shown(text)}: {error}") from None
+
+
 @functools.cache
 def holds_hangul(name: str) -> bool:
     """Returns whether an encoding has Korean letters."""
@@ -225,14 +245,17 @@ def holds_hangul(name: str) -> bool:
 
 @functools.cache
 def _encoding(name: str) -> str:
+    known, of_texts = None, False
     try:
         known = codecs.lookup(name)
         "".encode(name)  # refuses hex, base64, rot13 and the like with a LookupError
         b"".decode(name)
+        of_texts = known.name.replace("_", "-") not in _NO_FILE_ENCODINGS
     except (LookupError, ValueError, TypeError):
-        known = None
-    if known is None or known.name.replace("_", "-") in _NO_FILE_ENCODINGS:
-        hint = near_misses(name, ["utf-8", "utf-16", "cp949", "euc-kr", "johab", "iso2022-kr"])
+        pass
+    if known is None or not of_texts:
+        usual = ("utf-8", "cp949", "euc-kr", "utf-16", "johab", "iso2022-kr")
+        hint = near_misses(name, usual) or f" Usual are {', '.join(usual[:4])}"
         what = f"{name} is no encoding of text files" if known else f"no encoding is called {name}"
-        raise UserError(f"{what}.{hint}")
+        raise UserError(f"{what if name else 'an encoding has no name'}.{hint}")
     return known.name

@@ -26,6 +26,11 @@ def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"
 
 
+def shown(value: object) -> str:
+    """Returns a value that a person gave as Python writes it, a long one cut in its middle."""
+    return shortened(repr(value), 120)
+
+
 def shortened(text: str, most: int) -> str:
     """Returns `text`, cut in the middle if it has more than `most` characters."""
     if len(text) <= most:

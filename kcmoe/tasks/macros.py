@@ -10,6 +10,7 @@ from typing import Any
 from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
 from kcmoe.io import given
+from kcmoe.io.wording import shown
 from kcmoe.tasks.types import SPLITS, label_key
 
 
@@ -32,7 +33,7 @@ def task_fields(settings: TaskSettings) -> dict[str, Any]:
     if "target_range" in fields:
         fields["target_range"] = _range(fields["target_range"])
     if "encoding" in fields:
-        given.encoding(fields["encoding"])
+        given.check_encoding("TASK_ENCODING", fields["encoding"])
     return fields | ({"files": files} if files else {})
 
 
@@ -40,7 +41,13 @@ def _names(macro: str, value: Any) -> tuple[str, ...]:
     """One text or several, as a tuple; `UserError` for anything else."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n for n in names):
-        raise UserError(f"{macro} = {value!r}, but it must be a text in quotes, or a list of texts")
+        raise UserError(
+            f"{macro} = {shown(value)}, but it must be a text in quotes, or a list of texts"
+        )
+    if not names and macro.endswith("_FILES"):
+        raise UserError(
+            f"{macro} = [] names no file: leave it out, or set None, where there is none"
+        )
     return tuple(names)
 
 
@@ -49,7 +56,7 @@ def _range(value: Any) -> tuple[float, ...]:
     numbers = isinstance(value, list | tuple) and all(map(is_number, value))
     if not numbers or len(value) != 2 or not value[0] < value[1]:
         raise UserError(
-            f"TASK_TARGET_RANGE = {value!r}, but it must be the lowest and the highest answer, e.g. "
+            f"TASK_TARGET_RANGE = {shown(value)}, but it must be the lowest and the highest answer, e.g. "
             "(0.0, 5.0)"
         )
     return tuple(map(float, value))
@@ -61,17 +68,19 @@ def _labels(given_labels: Mapping[Any, Any]) -> dict[str, str]:
     keys: dict[str, Any] = {}
     for value, word in given_labels.items():
         if not isinstance(value, str | int | float) or value != value:
-            raise UserError(f"TASK_LABELS has {value!r}, but a label is a text or a number")
+            raise UserError(f"TASK_LABELS has {shown(value)}, but a label is a text or a number")
         if not isinstance(word, str):
             raise UserError(
-                f"TASK_LABELS gives {value!r} the word {word!r}, but a word is a text in quotes"
+                f"TASK_LABELS gives {shown(value)} the word {shown(word)}, but a word is a text in quotes"
             )
         if not word.strip():
-            raise UserError(f"TASK_LABELS gives {value!r} the word {word!r}, which is empty")
+            raise UserError(
+                f"TASK_LABELS gives {shown(value)} the word {shown(word)}, which is empty"
+            )
         key = label_key(value)
         if key in labels:
             raise UserError(
-                f"TASK_LABELS has {keys[key]!r} and {value!r}, which are the same label"
+                f"TASK_LABELS has {shown(keys[key])} and {shown(value)}, which are the same label"
             )
         labels[key], keys[key] = given.composed(word), value
     return labels

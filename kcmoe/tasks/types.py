@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from kcmoe.errors import UserError, near_misses
 from kcmoe.io.given import composed
+from kcmoe.io.wording import shown
 
 SPLITS = ("train", "validation", "test")
 METRICS = ("accuracy", "macro_f1", "micro_f1", "pearson", "spearman")
@@ -199,6 +200,17 @@ def check(task: Task) -> None:
     if not task.files:
         raise UserError(f"task {task.name} has no files: set TASK_TRAIN_FILES or TASK_TEST_FILES")
     _parts(task.prompt)
+    asks = {
+        "TASK_PROMPT": task.prompt,
+        "TASK_TARGET_COLUMN": task.target,
+        "TASK_LABELS": task.labels,
+    }
+    given = [name for name, value in asks.items() if value]
+    if task.text_column and given:
+        raise UserError(
+            f"task {task.name} has TASK_TEXT_COLUMN, which makes it plain text for pretraining, and "
+            f"{given[0]}, which belongs to a task with answers; leave one of them out"
+        )
     if task.kind == "labelled" and not task.input_columns:
         raise UserError(
             f"task {task.name} needs TASK_PROMPT with the columns it reads in {{braces}}"
@@ -329,7 +341,7 @@ def _parts(prompt: str) -> tuple[tuple[str, str], ...]:
         else:
             what = "{} names no column" if match[0] == "{}" else f"a {match[0]} stands alone"
             raise UserError(
-                f"TASK_PROMPT {prompt!r}: {what}; a prompt is text with {{column}} and nothing else, and "
-                "a literal brace is written twice"
+                f"TASK_PROMPT {shown(prompt)}: {what}; a prompt is text with {{column}} and nothing else, "
+                "and a literal brace is written twice"
             )
     return (*found, (text + prompt[end:], ""))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kcmoe.data import tables
 from kcmoe.errors import UserError
-from kcmoe.io import given
+from kcmoe.io import given, remote
 from kcmoe.tokenizer import morphemes
 
 if TYPE_CHECKING:
@@ -144,10 +144,17 @@ def load(model: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
     """
     import sentencepiece
 
-    if not os.path.isfile(model):
-        raise UserError(f"{model} is not there; a SentencePiece .model file is needed")
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=os.fspath(model))
+        content = remote.read_bytes(os.fspath(model))
+    except FileNotFoundError:
+        raise UserError(f"{model} is not there; a SentencePiece .model file is needed") from None
+    except (OSError, ValueError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{model} cannot be read: {reason}; a SentencePiece .model file is needed"
+        ) from None
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (RuntimeError, OSError):
         raise UserError(f"{model} is not a SentencePiece model") from None
 

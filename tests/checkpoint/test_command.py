@@ -185,3 +185,15 @@ def test_conversion_needs_the_memory_of_a_few_leaves(format: str, tmp_path: Path
     grown_kb = int(output.split()[-1])
     assert 24 * leaf.nbytes > 400_000_000
     assert grown_kb < 350_000, grown_kb
+
+
+def test_a_file_is_no_checkpoint(
+    state: dict[str, np.ndarray], write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the folder that it lies in either; a checkpoint's own file stands for it."""
+    folder = write(state, "safetensors")
+    (folder / "a.tsv").touch()
+    assert run(["checkpoint", "inspect", str(folder / "a.tsv")]) == 2
+    error = capsys.readouterr().err
+    assert "a.tsv is a file and no checkpoint" in error and error.count("\n") == 1
+    assert run(["checkpoint", "inspect", str(folder / "model.safetensors")]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ import pytest
 
 import kcmoe
 from kcmoe.checkpoint.writing import convert
+from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.inference import loading
 from kcmoe.inference.predict import LanguageModel
@@ -48,6 +50,22 @@ def test_sizes_alone_are_not_enough(model_dir: Path, tmp_path: Path) -> None:
         loading.read_settings(str(exported))
     given = loading.read_settings(str(exported), config=str(model_dir / "config.gin"))
     assert given["NUM_SELECTED_EXPERTS"] == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nowhere"])
+def test_a_config_gin_that_is_no_file_is_called_so(
+    model_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / "run/checkpoint_7"
+    shutil.copytree(model_dir / "checkpoint_7", place)
+    config = tmp_path / "run/config.gin"
+    make = {"folder": config.mkdir, "pipe": lambda: os.mkfifo(config)}
+    make.get(kind, lambda: config.symlink_to("/dev/zero" if kind == "device" else "none"))()
+    with pytest.raises(UserError, match=r"config\.gin is no plain file"):
+        loading.find(place)
+    if kind != "nowhere":
+        with pytest.raises(UserError, match=r"is a folder|a device or a pipe"):
+            gin_files.parse(["config.gin"], search_paths=[str(config.parent)])
 
 
 def test_another_task_leaves_the_runs_own_behind(toy: ModuleType, tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_encodings_are_known_by_every_name(name, known):
 def test_what_is_no_encoding_of_text_is_refused(name):
     with pytest.raises(UserError, match="encoding"):
         given.encoding(name)
+    with pytest.raises(
+        UserError, match=r"^TASK_ENCODING = .*(Did you mean|Usual are utf-8, cp949)"
+    ):
+        given.check_encoding("TASK_ENCODING", f"utf-8,{name}")
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
@@ -141,6 +145,23 @@ def test_the_home_of_nobody_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~such-a-person").touch()
     assert given.path("~such-a-person") == "~such-a-person"
+
+
+def test_a_pattern_through_a_folder_one_may_not_look_into(tmp_path, monkeypatch):
+    """Its files would be missing from the matches, and nobody would know."""
+    touch(tmp_path / "a" / "x.tsv", tmp_path / "closed" / "x.tsv")
+    real = os.listdir
+
+    def listdir(folder):
+        if "closed" in str(folder):
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert given.files("a/*.tsv", tmp_path) == [f"{tmp_path}/a/x.tsv"]
+    for pattern in ("*/*.tsv", "closed/*.tsv", "**/*.tsv"):
+        with pytest.raises(UserError, match=f"no permission to look into {tmp_path}/closed"):
+            given.files(pattern, tmp_path)
 
 
 def test_a_folder_one_may_not_look_into_is_not_an_empty_one(tmp_path, monkeypatch):

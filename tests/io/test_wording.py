@@ -33,6 +33,11 @@ def test_an_error_without_its_number(tmp_path: Path) -> None:
     assert wording.first_line(ValueError("a\nb")) == "a"
 
 
+def test_a_long_value_is_cut() -> None:
+    assert wording.shown("가") == "'가'"
+    assert len(wording.shown("가" * 3000)) < 170 and "more characters" in wording.shown(["a"] * 999)
+
+
 def test_memory() -> None:
     assert wording.gibibytes(15.75 * 2**30) == "15.75 GiB"
 

@@ -245,6 +245,10 @@ def test_tasks_import_nothing_heavy():
     ("macros", "message"),
     [
         ({"TASK_TRAIN_FILES": 3}, "TASK_TRAIN_FILES = 3, but it must be a text"),
+        ({"TASK_TRAIN_FILES": []}, "TASK_TRAIN_FILES = .* names no file: leave it out"),
+        ({"TASK_ENCODING": ""}, "TASK_ENCODING = '': an encoding has no name"),
+        ({"TASK_ENCODING": "utf-8,"}, "TASK_ENCODING = 'utf-8,': an encoding has no name"),
+        ({"TASK_TEXT_COLUMN": "text"}, "TASK_TEXT_COLUMN, .*and TASK_PROMPT"),
         ({"TASK_TRAIN_FILES": ["a.tsv", 3]}, "TASK_TRAIN_FILES = .*a list of texts"),
         ({"TASK_METRICS": 3}, "TASK_METRICS = 3"),
         ({"TASK_METRICS": [["accuracy"]]}, "TASK_METRICS = "),

@@ -46,6 +46,10 @@ def test_help_has_an_example(arguments: list[str], capsys: pytest.CaptureFixture
          "must name at least one file"),
         (["report"], "add --text=FILE"),
         (["report", "absent.model", "--text=absent.txt"], "absent.txt"),
+        (["report", "absent.model", "--text=samples:comments.txt"], "absent.model is not there"),
+        (["report", "/dev/null", "--text=samples:comments.txt"], "/dev/null cannot be read: it is a device"),
+        (["report", "--text=samples:comments.txt", "--encoding=hex"],
+         "--encoding = 'hex': hex is no encoding of text files. Usual are utf-8"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(

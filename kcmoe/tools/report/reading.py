@@ -78,6 +78,10 @@ def read(folder: Path, name: str) -> Run:
         raise UserError(f"{folder} has no metrics.jsonl.{hint}, not a checkpoint in it")
     folder = path.parent
     bounds = _first_and_last(path)
+    if bounds is None and _has_line(path):
+        raise UserError(
+            f"{path} is not what kcmoe train records: no line of it is a step. Give the MODEL_DIR of a run"
+        )
     if bounds is None:
         raise UserError(f"{path} has no step yet; try again when the run has begun")
     run = Run(name, folder, _settings(folder), Intervals(*bounds, INTERVALS))
@@ -108,6 +112,11 @@ def _first_and_last(path: Path) -> tuple[int, int] | None:
         file.seek(max(0, size - _TAIL_BYTES))
         steps = [r["step"] for line in file if (r := _record(line))]
     return first["step"], max([first["step"], *steps])
+
+
+def _has_line(path: Path) -> bool:
+    with _opened(path) as file:
+        return b"\n" in file.read(_TAIL_BYTES)
 
 
 @contextlib.contextmanager

@@ -220,6 +220,7 @@ def test_texts_of_a_run_are_not_markup(tmp_path: Path) -> None:
         (lambda p: p / "none", "there is no"),
         (lambda p: p, "metrics.jsonl"),
         (lambda p: make_run(p / "empty", []), "no step yet"),
+        (lambda p: make_run(p / "text", ["a line", "another"]), "no line of it is a step"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, word: str) -> None:
