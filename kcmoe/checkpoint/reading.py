@@ -21,7 +21,7 @@ import numpy as np
 from kcmoe.checkpoint import checksums, formats, manage, shipped
 from kcmoe.checkpoint.base import Reader, describe_problems
 from kcmoe.checkpoint.checksums import count_non_finite
-from kcmoe.checkpoint.run_config import explain_difference
+from kcmoe.checkpoint.run_config import CONFIG_FILE, explain_difference
 from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
@@ -103,6 +103,11 @@ def _unknown(folder: Folder) -> str:
             f"{folder.path}/{inside[-1]}"
         )
     names = sorted(folder.names())
+    if CONFIG_FILE in names:
+        return (
+            f"{folder.path} has no finished checkpoint yet (checkpoint_<step>): wait for the first save "
+            "of its run"
+        )
     if not names:
         return f"{folder.path} is empty or does not exist"
     if any(name.endswith("/.zarray") for name in names):

@@ -127,6 +127,8 @@ def test_places_that_hold_no_finished_checkpoint(
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("hello")
+    (tmp_path / "begun/checkpoint_5.orbax-checkpoint-tmp-3").mkdir(parents=True)
+    (tmp_path / "begun/config.gin").write_text("")
     half = tmp_path / "run/checkpoint_8.orbax-checkpoint-tmp-3"
     shutil.copytree(path, half)
     zarr_only = write(state, "t5x_legacy", name="old/checkpoint_7")
@@ -136,6 +138,7 @@ def test_places_that_hold_no_finished_checkpoint(
         (tmp_path / "run", "is a model directory: name one of its checkpoints.*run.checkpoint_7"),
         (tmp_path / "run/checkpoint_9", "there is no checkpoint .*There are checkpoint_7"),
         (tmp_path / "empty", "is empty"),
+        (tmp_path / "begun", r"begun has no finished checkpoint yet .*wait for the first save"),
         (tmp_path / "other", "in no format known here"),
         (half, "half-finished save"),
         (zarr_only, "half-finished save"),
