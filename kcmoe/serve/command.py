@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -155,6 +156,8 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(2048)
     except OSError as error:
         found.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host={host} is no address of this machine; try 127.0.0.1") from None
         raise UserError(
             f"cannot listen at {host} port {port}: {error.strerror}; take another --port, or --port=0 "
             "for a free one"
