@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # name -> where the jitted function is: (model, params, *arrays, **settings) -> array or tuple of arrays.
 FUNCTIONS = {
     "embed": "kcmoe.inference.embed.embed",
+    "places": "kcmoe.inference.routers.expert_places",
     "rank": "kcmoe.inference.score.label_log_likelihoods",
+    "routers": "kcmoe.inference.routers.router_logits",
     "score": "kcmoe.inference.score.target_scores",
     "search": "kcmoe.inference.decode.beam_search",
 }

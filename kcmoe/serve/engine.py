@@ -22,6 +22,7 @@ from kcmoe.inference import texts as texts_lib
 from kcmoe.inference.predict import LanguageModel
 from kcmoe.io import resources
 from kcmoe.model.cpu import memory
+from kcmoe.serve import experts
 from kcmoe.serve.errors import refused
 from kcmoe.serve.work import Key, Work
 from kcmoe.tasks.registry import TASKS, Task
@@ -300,8 +301,6 @@ class Engine:
             return [float(one) for one in lm.batched.score(inputs, targets, LONGEST_TARGET)]
         if key.kind == "embed":
             return lm.batched.embed(inputs)
-        from kcmoe.serve import experts  # imports JAX, as the kinds above need not
-
         if key.kind == "sample":
             batch = batching.PaddedBatch(np.arange(len(works)), self.rows(key), key.lengths)
             return experts.choices(lm, batch.pad(inputs))[: len(works)]
@@ -311,8 +310,6 @@ class Engine:
     def forget(self) -> None:
         """Drops every compiled program from memory; the next batch of each reads it from disk again."""
         self.lm.loaded.compute.forget()
-        if "jax" in sys.modules:  # the maps of experts are made by it
-            sys.modules["jax"].clear_caches()
         memory.trim()
 
     def _generate(

@@ -3,41 +3,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
+from kcmoe.inference.compute import fetched
 from kcmoe.inference.predict import LanguageModel
-from kcmoe.model import routing
-from kcmoe.model.encoder_decoder import EncoderDecoder
-from kcmoe.model.router_logits import by_row, caught
 
 _SEEN_OFTEN = 8  # a piece met less often says nothing about an expert
 _TOP = 12
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def router_logits(model: EncoderDecoder, params: Mapping[str, Any], ids: Array) -> list[Array]:
-    """Logits of each sparse encoder layer, float32[G, T, E] as the layer groups its tokens.
-
-    ids: int32[B, S], 0 is padding.
-    """
-    return [*caught(model, params, ids, method="encode").values()]
-
-
 def choices(lm: LanguageModel, ids: np.ndarray) -> list[np.ndarray]:
     """The experts chosen in each row of `ids` [B, S]: int32 [layers, S, A], best first."""
-    logits = jax.device_get(router_logits(lm.model, lm.loaded.params, ids))
+    logits = _logits(lm, ids).swapaxes(0, 1)
+    return list(_best(lm, logits))
+
+
+def _logits(lm: LanguageModel, ids: np.ndarray) -> np.ndarray:
+    """int32 [B, S] -> float32 [layers, B, S, E]"""
+    found: np.ndarray = fetched(lm.loaded.compute("routers", ids))[0]
+    return found
+
+
+def _best(lm: LanguageModel, logits: np.ndarray) -> np.ndarray:
     count = lm.loaded.config.num_selected_experts
-    rows = np.stack([by_row(lm.model.config, ids.shape, layer) for layer in logits], axis=1)
-    return list(np.argsort(-rows, axis=-1, kind="stable")[..., :count])
+    return np.argsort(-logits, axis=-1, kind="stable")[..., :count].astype(np.int32)
 
 
 def text_map(
@@ -58,36 +51,27 @@ def text_map(
       dropped: bool [layers, S, A], what capacity routing drops.
       capacity: the batch that `dropped` is about: rows, tokens, groups, places per expert and group.
     """
-    params, real = lm.loaded.params, len(ids)
+    real, config = len(ids), lm.loaded.config
     batch = np.zeros((len(beside) + 1, length), np.int32)
     for row, one in enumerate([*beside, ids]):
         batch[row, : min(len(one), length)] = one[:length]
-    alone = jax.device_get(router_logits(lm.model, params, batch[-1:]))
-    logits = np.stack([by_row(lm.model.config, batch[-1:].shape, one)[0, :real] for one in alone])
-    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
-    config = dataclasses.replace(lm.loaded.config, routing="capacity")
-    chosen = np.argsort(-logits, axis=-1, kind="stable")[..., : config.num_selected_experts]
-    limited = EncoderDecoder(config)
-    grouped = jax.device_get(router_logits(limited, params, batch))
-    groups, tokens, _ = grouped[0].shape
-    places = routing.expert_capacity(config.eval_expert_capacity_factor, tokens, config.num_experts)
-    dropped = []
-    for layer in grouped:
-        place = np.asarray(
-            routing.route(jnp.asarray(layer), config.num_selected_experts).place_GxTxA
-        )
-        dropped.append(by_row(limited.config, batch.shape, place)[-1, :real] >= places)
+    logits = _logits(lm, batch[-1:])[:, 0, :real]
+    chosen = _best(lm, logits)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs = powers / powers.sum(axis=-1, keepdims=True)
+    places, about = fetched(lm.loaded.compute("places", batch))
+    groups, tokens, room = map(int, about)
     return {
         "chosen": chosen,
         "weights": np.take_along_axis(probs, chosen, axis=-1),
         "entropy": -np.sum(probs * np.log(np.maximum(probs, 1e-30)), axis=-1),
-        "dropped": np.stack(dropped),
+        "dropped": places[:, -1, :real] >= room,
         "capacity": {
             "rows": len(batch),
             "tokens": int(batch.size),
             "groups": groups,
             "tokens_per_group": tokens,
-            "places_per_expert": places,
+            "places_per_expert": room,
             "factor": config.eval_expert_capacity_factor,
         },
     }

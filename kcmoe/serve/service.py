@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kcmoe.errors import UserError
+from kcmoe.serve import experts
 from kcmoe.serve.batching import Batcher
 from kcmoe.serve.engine import Engine
 from kcmoe.serve.errors import refused
@@ -224,8 +225,6 @@ class Service:
                 "model",
                 "serve a model with sparse layers",
             )
-        from kcmoe.serve import experts
-
         works = await self._read(self.engine.samples)
         chosen = await self.batcher.submit(works, patient=True)
         names = [f"encoder/layers_{i}" for i in self.engine.sparse_layers]

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kcmoe.errors import UserError
 from kcmoe.inference.predict import LanguageModel
+from kcmoe.serve.command import listen
 
 TEXTS = [
     "정말 재미있다",
@@ -310,3 +312,8 @@ def test_a_taken_port_is_said_before_the_model_is_read(model_dir: Path, server: 
     assert taken.returncode == 2
     assert "--port=0" in taken.stderr
     assert "Traceback" not in taken.stderr
+
+
+def test_a_host_that_is_not_here_is_not_called_a_matter_of_the_port() -> None:
+    with pytest.raises(UserError, match=r"--host=192\.0\.2\.1 is no address of this machine"):
+        listen("192.0.2.1", 0)
