@@ -35,6 +35,13 @@ _VARIABLES = {
     "start_timeout": "KCMOE_START_TIMEOUT",
     "host_timeout": "KCMOE_HOST_TIMEOUT",
 }
+# The least and the most that flag and variable may say.
+_RANGES = {
+    "num_processes": (1, 1 << 20),
+    "process_id": (0, 1 << 20),
+    "start_timeout": (1, 86_400),
+    "host_timeout": (3, 86_400),
+}
 _PLACES = ("coordinator", "num_processes", "process_id")
 # JAX's names for clusters in which every process is told its number; an MPI or Kubernetes that a single
 # process happens to run in is none.
@@ -66,27 +73,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "many hosts",
         "the same command on every host; on TPU pods, under SLURM and Open MPI without these flags",
     )
-    number = arguments.between(int, 0, 1 << 20)
+    numbers = {name: arguments.between(int, *_RANGES[name]) for name in _RANGES}
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="address of process 0 and a free port there; KCMOE_COORDINATOR says the same",
     )
     group.add_argument(
-        "--num_processes", type=number, metavar="N", help="processes in all; or KCMOE_NUM_PROCESSES"
+        "--num_processes",
+        type=numbers["num_processes"],
+        metavar="N",
+        help="processes in all; or KCMOE_NUM_PROCESSES",
     )
     group.add_argument(
-        "--process_id", type=number, metavar="I", help="this one, from 0; or KCMOE_PROCESS_ID"
+        "--process_id",
+        type=numbers["process_id"],
+        metavar="I",
+        help="this one, from 0; or KCMOE_PROCESS_ID",
     )
     group.add_argument(
         "--start_timeout",
-        type=arguments.between(int, 1, 86400),
+        type=numbers["start_timeout"],
         metavar="S",
         help="seconds to wait for all to come, default 300; or KCMOE_START_TIMEOUT",
     )
     group.add_argument(
         "--host_timeout",
-        type=arguments.between(int, 3, 86400),
+        type=numbers["host_timeout"],
         metavar="S",
         help="seconds of silence after which a host is lost and the others end, default 60; or "
         "KCMOE_HOST_TIMEOUT",
@@ -126,15 +139,21 @@ def place(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Memb
     return Member(str(given["coordinator"]), count, index, **waits)
 
 
+def host_timeout_s(env: Mapping[str, str] = os.environ) -> int:
+    """After how long of silence a host is lost, where no flag says it; raises `UserError`."""
+    return _given(argparse.Namespace(), env, "host_timeout") or Member.host_timeout_s
+
+
 def _given(args: argparse.Namespace, env: Mapping[str, str], name: str) -> Any:
     value, variable = getattr(args, name, None), _VARIABLES[name]
     if value is not None or not env.get(variable):
         return value
     if name == "coordinator":
         return env[variable]
-    if not env[variable].isdecimal():
-        raise UserError(f"{variable}={env[variable]!r} is not a whole number")
-    return int(env[variable])
+    try:
+        return arguments.between(int, *_RANGES[name])(env[variable])
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{variable}: {error}") from None
 
 
 def _of_cluster(waits: Mapping[str, int]) -> Member | None:

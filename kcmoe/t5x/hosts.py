@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import os
 import signal
 import sys
 from typing import Any
@@ -64,7 +63,7 @@ def _watch_over_those_of_t5x() -> None:
 
     here = distributed.global_state
     if here.num_processes > 1:
-        timeout_s = int(os.environ.get("KCMOE_HOST_TIMEOUT") or joining.Member.host_timeout_s)
+        timeout_s = joining.host_timeout_s()
         watch = Watch(here.client, here.process_id, here.num_processes, timeout_s)
         watch.start()
 

@@ -65,9 +65,31 @@ def test_flags_that_do_not_go_together(flags: list[str], message: str) -> None:
         joining.place(parsed(*flags), {})
 
 
-def test_a_variable_that_is_no_number() -> None:
-    with pytest.raises(UserError, match="KCMOE_PROCESS_ID='x' is not a whole number"):
-        joining.place(parsed(*ALL[:2]), {"KCMOE_PROCESS_ID": "x"})
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("KCMOE_PROCESS_ID=x", "KCMOE_PROCESS_ID: 'x' is not a whole number"),
+        ("KCMOE_PROCESS_ID=-1", "KCMOE_PROCESS_ID: -1 is not a whole number from 0"),
+        ("KCMOE_NUM_PROCESSES=0", "KCMOE_NUM_PROCESSES: 0 is not a whole number from 1"),
+        ("KCMOE_START_TIMEOUT=0", "KCMOE_START_TIMEOUT: 0 is not a whole number from 1"),
+        ("KCMOE_HOST_TIMEOUT=2", "KCMOE_HOST_TIMEOUT: 2 is not a whole number from 3"),
+    ],
+)
+def test_a_variable_is_checked_as_its_flag_is(
+    variable: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, _, value = variable.partition("=")
+    with pytest.raises(UserError, match=message):
+        joining.place(parsed(), {name: value})
+    flag = name.removeprefix("KCMOE_").lower()
+    with pytest.raises((SystemExit, UserError)) as caught:
+        parsed(f"--{flag}={value}")
+    assert message.partition(": ")[2] in f"{caught.value}{capsys.readouterr().err}"
+
+
+def test_how_long_a_host_may_be_silent() -> None:
+    assert joining.host_timeout_s({}) == Member.host_timeout_s
+    assert joining.host_timeout_s({"KCMOE_HOST_TIMEOUT": "7"}) == 7
 
 
 def test_a_port_in_use_and_a_coordinator_that_does_not_answer() -> None:
