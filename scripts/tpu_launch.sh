@@ -171,6 +171,10 @@ make_again() {
     fail "the TPU VM $TPU is ${1:-not there}; to make it again say --accelerator-type=TYPE"
   queue=$(queue_state)
   [[ -z $settled || -n $1$queue ]] || over "$TPU was deleted" || return
+  if [[ -n $settled && -z $1 && $queue == ACTIVE ]]; then # it is just coming, or `delete` is taking both away
+    echo "$(date +%H:%M:%S) $TPU is not there, its queued resource ACTIVE: waiting"
+    return
+  fi
   case $queue in
   UNKNOWN) return 1 ;;
   ACCEPTED | CREATING | WAITING_FOR_RESOURCES | PROVISIONING | SUSPENDING | DELETING)

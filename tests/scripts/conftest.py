@@ -162,7 +162,9 @@ class Cloud:
 
     def set_state(self, state: str, kind: str = "state") -> None:
         """Of the TPU VM, or (`queue`) of its queued resource; "" where there is none."""
-        (self.folder / kind).write_text(f"{state}\n")
+        new = self.folder / f"{kind}.new"
+        new.write_text(f"{state}\n")
+        new.replace(self.folder / kind)  # somebody may be looking
 
     def fail(self, verb: str, message: str, times: int = 1) -> None:
         """The next `times` calls of `verb` fail with this line; `ssh_N` is ssh at worker N alone."""

@@ -170,7 +170,8 @@ def test_setup_copies_the_last_commit_and_installs_the_pinned_packages(cloud: An
 
 
 def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
-    command = "bash -c 'echo $KCMOE_DISTRIBUTED $PWD \"$0\"; sleep 1; exit 7' 'two words'"
+    wait = "until [[ -e ../enough ]]; do sleep 0.1; done"
+    command = f"bash -c 'echo $KCMOE_DISTRIBUTED $PWD \"$0\"; {wait}; exit 7' 'two words'"
     done = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
     assert done.returncode == 0, done.stderr
     assert (
@@ -180,6 +181,7 @@ def test_a_run_outlives_the_connection_and_is_seen_to_end(cloud: Any) -> None:
     again = cloud.run("tpu_launch.sh", f"start --tpu=t --run=first -- {command}")
     assert again.returncode == 1
     assert "first is already running" in again.stderr
+    (cloud.home / "enough").touch()
     wait_for(lambda: "ended 7" in cloud.run("tpu_launch.sh", "status --tpu=t --run=first").stdout)
     log = (cloud.home / "kcmoe-runs/first.log").read_text()
     assert log == f"1 {cloud.home}/kcmoe two words\n"

@@ -260,6 +260,23 @@ def test_a_watch_does_not_bring_back_what_somebody_ended(verb: str, words: str, 
         assert cloud.processes(1)
 
 
+def test_a_watch_waits_while_a_machine_comes_or_goes(cloud: Any) -> None:
+    """Its request is ACTIVE a little before it is there, and a little after `delete` took it away."""
+    cloud.set_state("WAITING_FOR_RESOURCES", "queue")
+    cloud.set_state("")
+    with ThreadPoolExecutor() as pool:
+        watch = pool.submit(cloud.run, "tpu_launch.sh", f"resume --tpu=t {V6E} --watch=0 -- echo")
+        wait_for(lambda: cloud.verbs.count("queue-describe") > 1)
+        cloud.set_state("ACTIVE", "queue")
+        seen = len(cloud.calls)
+        wait_for(lambda: cloud.verbs[seen:].count("queue-describe") > 2)
+        cloud.set_state("", "queue")
+        done = watch.result()
+    assert "t is not there, its queued resource ACTIVE: waiting" in done.stdout
+    assert "t was deleted while this watched" in done.stderr
+    assert set(cloud.verbs) == {"describe", "queue-describe"}, "nothing was deleted or made"
+
+
 def test_a_stop_waits_for_a_start_that_is_under_way(cloud: Any) -> None:
     slow = cloud.folder / "bin/date"  # which a start asks before there is a process
     slow.write_text('#!/bin/sh\ntouch "$FAKE/asked"\nsleep 1\nexec /bin/date "$@"\n')
