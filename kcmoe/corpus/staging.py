@@ -13,7 +13,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from kcmoe.corpus.cleaning import Cleaner
 from kcmoe.data import parquet, tables
 from kcmoe.errors import UserError
-from kcmoe.io import durable
+from kcmoe.io import durable, processes
 
 WAYS = tables.Ways(
     "give --lenient", "give --encoding={0} (for this file alone --encoding='{1}={0}')"
@@ -101,8 +100,7 @@ class Stage:
             for number in todo:
                 self._stage_file(files[number], number, None, progress)
             return
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(self._workers, mp_context=context) as pool:
+        with processes.Pool(self._workers) as pool:
             for number in todo:
                 self._stage_file(files[number], number, pool, progress)
 

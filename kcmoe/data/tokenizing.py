@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from kcmoe.data import tables
 from kcmoe.data.token_cache import FACTS, Shard, Source, TokenCache, facts_file, stamp
 from kcmoe.errors import UserError
 from kcmoe.io import durable, hashing
+from kcmoe.io import processes as shared
 from kcmoe.vocabulary import Vocabulary
 
 # A longer text is a missing line break, not a comment; SentencePiece would take gigabytes for it.
@@ -90,17 +90,12 @@ def _build(
                 bar.set_postfix_str(f"file {number} of {len(files)}", refresh=False)
                 build_shard(path, source, vocabulary, cache_dir, cores, bar.update)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with shared.Pool(processes) as pool:
         jobs = [pool.submit(build_shard, path, source, vocabulary, cache_dir) for path in files]
-        try:
-            for job in tqdm(
-                concurrent.futures.as_completed(jobs), total=len(jobs), unit="file", **options
-            ):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for job in tqdm(
+            concurrent.futures.as_completed(jobs), total=len(jobs), unit="file", **options
+        ):
+            job.result()
 
 
 def shard_folder(path: str, source: Source, vocabulary: Vocabulary, cache_dir: str) -> Path:
@@ -170,6 +165,7 @@ def _write(
                 hashed[name].update(data)
             tokens, documents = tokens + int(sizes.sum()), documents + len(ids)
             progress(len(ids))
+            shared.check()
     if tally.dropped.keys() - _EXPECTED:
         _log.warning("%s: %s", path, tally.summary())
     if stamp(path) != known:

@@ -48,8 +48,6 @@ def run(job: Job) -> str:
     for name, own in zip(columns, job.asked.columns, strict=True):
         if name != own and not job.columns and about.kind != ".txt":
             notes.append(f"column {name} of {job.file} is read as {own}")
-    for note in notes:
-        print(f"kcmoe predict: {note}", file=sys.stderr)
     facts = file_job.facts(job, survey)
     log = answer_log.open_log(job.part, facts, anew=job.overwrite)
     began, before = time.monotonic(), log.rows
@@ -63,6 +61,8 @@ def run(job: Job) -> str:
             log.remove()
             return f"{job.output} is complete"  # stopped after the last step but one
         outputs.check_file(job.output, "--output", overwrite=job.overwrite)
+        for note in notes:
+            print(f"kcmoe predict: {note}", file=sys.stderr)
         if before:
             print(
                 f"kcmoe predict: going on after {before:,} of {survey.rows:,} lines",

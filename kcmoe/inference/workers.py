@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 from kcmoe.errors import UserError
@@ -41,7 +42,9 @@ def answered_by(
     shares = _shares(processes)
     pipes, workers = [], []
     try:
-        # Ctrl-C reaches all, and is the parent's to see to: workers are born deaf to it.
+        # Ctrl-C reaches all, and is the parent's to see to: workers are born deaf to it. The tracker would
+        # unblock it when it starts with the first of them.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for share in shares:

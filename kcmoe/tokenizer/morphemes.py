@@ -12,13 +12,13 @@ import collections
 import concurrent.futures
 import functools
 import itertools
-import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from kcmoe.errors import UserError
+from kcmoe.io.processes import Pool
 from kcmoe.tokenizer import normalization
 
 _LINES_PER_CALL = 1_000
@@ -101,12 +101,7 @@ def prepare_all(
     if marked:
         require()  # here, since the message of a failing initializer would be lost
     pending: collections.deque[concurrent.futures.Future[list[str]]] = collections.deque()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(dict(normalization_options), marked),
-    )
+    pool = Pool(workers, _start, (dict(normalization_options), marked))
     try:
         source = iter(lines)
         while chunk := list(itertools.islice(source, _LINES_PER_CALL)):
