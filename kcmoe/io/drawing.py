@@ -121,8 +121,17 @@ class Picture:
 
 
 def histogram(values: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of a histogram as a line: float [2 * bins], float [2 * bins]."""
-    counts, edges = np.histogram(values, bins)
+    """Steps of a histogram with up to `bins` bins as a line: (places, counts), float, two each.
+
+    Whole numbers get bins of as many of them each, as others would be empty or double here and there; and
+    an empty bin at either end, so that one number alone is seen to be one.
+    """
+    edges: np.ndarray | int = bins
+    if len(values) and np.array_equal(values, np.round(values)):
+        low, high = int(np.min(values)), int(np.max(values))
+        width = math.ceil((high - low + 1) / bins)
+        edges = np.arange(low - width, high + 2 * width + 1, width) - 0.5
+    counts, edges = np.histogram(values, edges)
     return np.repeat(edges, 2)[1:-1], np.repeat(counts, 2).astype(np.float64)
 
 

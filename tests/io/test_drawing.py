@@ -149,7 +149,7 @@ def test_colours_differ_for_every_colour_vision() -> None:
 
 
 def test_histogram() -> None:
-    x, y = histogram(np.array([1, 1, 2, 5]), bins=4)
+    x, y = histogram(np.array([1, 1, 2.5, 5]), bins=4)
     assert y.sum() == 8
     assert (x[0], x[-1]) == (1, 5)
 
@@ -158,3 +158,15 @@ def test_several_pictures_share_a_file(tmp_path: Path) -> None:
     save(PICTURES, tmp_path / "all.svg")
     root = ET.parse(tmp_path / "all.svg").getroot()
     assert sum(node.tag.endswith("svg") for node in root) == len(PICTURES)
+
+
+@pytest.mark.parametrize("span", [1, 44, 60, 61, 1000])
+def test_a_histogram_of_whole_numbers_has_no_gaps(span: int) -> None:
+    x, y = histogram(np.repeat(np.arange(20, 20 + span), 3))
+    widths = np.diff(x[::2])
+    assert len(x) <= 2 * 63
+    assert (widths == np.round(widths)).all()
+    inner = y[y > 0]
+    assert y[0] == y[-1] == 0 < len(inner)
+    assert len(set(inner[:-2])) <= 1  # all are equally frequent; the last bin may be less than full
+    assert y[::2].sum() == 3 * span
