@@ -94,6 +94,7 @@ class Batcher:
         self._queued_cost = 0
         self._cost_s = 0.01  # seconds per unit of cost, a moving average
         self._picks = 0
+        self._wanted = False  # whether a program is being compiled that a line waits for
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"kcmoe-{lane}", daemon=True)
@@ -234,6 +235,9 @@ class Batcher:
             while not self._stopped:
                 first = self._choose(lane)
                 if first is None:
+                    if lane == "long, new" and self._wanted:  # two compilers take twice as long
+                        self._changed.wait()
+                        continue
                     if lane == "long, new" and self._spare:
                         work = self._spare.popleft()
                         if work.key.program not in self._warm:
@@ -250,6 +254,7 @@ class Batcher:
                     self._changed.wait(left_s)
                     continue
                 members = self._gather(job, key, rows)
+                self._wanted = self._wanted or lane == "quick, new"
                 return key, members, [one.works[index] for one, index in members]
         return None
 
@@ -302,6 +307,7 @@ class Batcher:
         cost = sum(work.cost for work in works)
         crowded = False
         with self._changed:
+            self._wanted = self._wanted and lane != "quick, new"
             if lane in _NEW and error is None:
                 self._warm.add(key.program)
                 self._slow.append(works[0])

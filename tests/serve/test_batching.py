@@ -155,6 +155,34 @@ def test_a_program_that_is_being_compiled_holds_up_no_other() -> None:
     queue.stop()
 
 
+def test_nothing_is_made_ready_unasked_while_a_line_waits_for_its_program() -> None:
+    compiling, may_go, warmed = threading.Event(), threading.Event(), threading.Event()
+
+    def compute(key: Key, given: Sequence[Work]) -> list[Any]:
+        if key.lengths == (99,):
+            compiling.set()
+            may_go.wait(10)
+        if key.lengths == (32,):
+            assert may_go.is_set()
+            warmed.set()
+        return [work.ids[0][0] for work in given]
+
+    queue = Batcher(compute, lambda key: ROWS, Limits(window_ms=1.0))
+
+    async def ask() -> None:
+        waiting = asyncio.create_task(queue.submit(works(2, length=99)))
+        while not compiling.is_set():
+            await asyncio.sleep(0.01)
+        queue.warm_up(works(1, length=32))
+        assert not warmed.wait(0.2)
+        may_go.set()
+        assert await waiting == [2]
+        assert warmed.wait(5)
+
+    asyncio.run(ask())
+    queue.stop()
+
+
 def test_programs_are_dropped_where_clients_ask_for_ever_more() -> None:
     forgotten: list[int] = []
     queue = Batcher(
