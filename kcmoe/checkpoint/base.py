@@ -242,4 +242,4 @@ def describe_problems(what: str, problems: dict[str, str]) -> str:
         f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {shortened(text, 150)}"
         for text, paths in alike.items()
     ]
-    return f"{what}, {count}: {listed(texts, 4, '; ')}"
+    return f"{what}, {count}: {listed(texts, 6, '; ')}"

@@ -85,9 +85,7 @@ class SafetensorsReader(Reader):
                 problems[file] = f"{end:,} bytes, {end - needed:,} more than its header tells of"
             for path, (leaf, start) in places.items():
                 if start + leaf.nbytes > end:
-                    problems[path] = (
-                        f"cut off ({file} has {end:,} bytes, {start + leaf.nbytes:,} are needed)"
-                    )
+                    problems[path] = f"{file} is cut off, {end:,} of {needed:,} bytes are there"
                 elif path in self._places:
                     problems[path] = f"stands in both {self._places[path].file} and {file}"
                 else:
