@@ -291,7 +291,7 @@ def test_other_sizes_are_refused_with_what_differs(
     start = str(whole / "checkpoint_6")
     with pytest.raises(UserError, match="EMBED_DIM 16 here, 24 expected") as error:
         run(toy, tmp_path / "x", EMBED_DIM=24, TRAIN_STEPS=9, INITIAL_CHECKPOINT_PATH=start)
-    assert "extra_mlp/wo/kernel" in str(error.value)  # some of the leaves are named
+    assert "extra_mlp/wi_0/kernel" in str(error.value)  # some of the leaves are named
 
 
 def test_two_runs_cannot_share_a_directory(toy: ModuleType, tmp_path: Path) -> None:
