@@ -71,7 +71,7 @@ def test_streams_behind_one_another_are_one_file(tmp_path, ending):
     ("name", "content", "said"),
     [
         ("a.csv", b"PK\x03\x04....", "a zip archive, as .xlsx is"),
-        ("a.csv", gzip.compress(b"text\n"), "compressed with gzip; call it a.csv.gz"),
+        ("a.csv", gzip.compress(b"text\n", mtime=0), "compressed with gzip; call it a.csv.gz"),
         ("a.jsonl", b"PAR1....", "it is parquet; call it .parquet"),
         ("b.gz", b"", "nothing in its name says what is compressed; call it b.csv.gz if"),
         ("b.dat.gz", b"", ".dat does not say what is compressed; call it b.dat.csv.gz if"),
