@@ -12,12 +12,11 @@ import math
 
 from kcmoe.tools.plan.hardware import Hardware
 
-# Rows a second that one core prepares, times their tokens. Measured on two cores with rows of 512 + 114
-# tokens, training batches of the pretraining task: SeqIO 692 rows/s; the engine reads 14 M tokens/s on one
-# core (benchmarks/README.md, "Input pipeline").
-_TOKENS_PER_CORE = {"t5x": 692 * 626 / 2, "engine": 14.0e6}
-# SeqIO where 16 hosts had fewer files than hosts, so that each read all of them: rows/s of a host.
-_SHARED_FILES = 226 / 692
+# What one second of a core's time prepares of the pretraining task: SeqIO 1,120 rows of 512 + 114 tokens, the
+# engine, which reads ids, 14 M tokens (benchmarks/README.md, "Input pipeline").
+_TOKENS_PER_CORE = {"t5x": 1120 * 626, "engine": 14.0e6}
+# SeqIO where 16 hosts had fewer files than hosts, so that each read all of them.
+_SHARED_FILES = 956 / 1216
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +59,10 @@ def lines(pace: Pace, stack: str) -> list[str]:
         else ""
     )
     has = f" of the {pace.host_cores}" if pace.host_cores else ""
-    doing, measured = ("SeqIO reads and tokenizes", "two cores")
-    if stack == "engine":
-        doing, measured = "the engine reads ids", "one core"
+    doing = "the engine reads ids" if stack == "engine" else "SeqIO reads and tokenizes"
     said = [
         f"{pace.rows_per_s:,.0f} rows/s{each}: {doing} on {math.ceil(pace.cores)}{has} cores of a host, "
-        f"at {pace.rows_per_core:,.0f} rows/s a core (measured on {measured})"
+        f"at {pace.rows_per_core:,.0f} rows/s a core (measured)"
     ]
     if pace.slowdown > 1:
         said.append(
