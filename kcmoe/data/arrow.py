@@ -7,7 +7,6 @@ Parquet becomes Arrow as it is read, so that what counts as a text, a number or 
 from __future__ import annotations
 
 import dataclasses
-import decimal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -125,19 +124,17 @@ def values(batch: Any, asked: Sequence[AskedColumn]) -> dict[str, list[Any]]:
     return found
 
 
-def _number(cell: decimal.Decimal) -> int | float:
-    whole = cell == cell.to_integral_value()
-    return int(cell) if whole else float(cell)
-
-
 def _plain(column: Any) -> list[Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_run_end_encoded(column.type):
         return _plain(pc.run_end_decode(column))
+    if pa.types.is_dictionary(column.type):
+        return _plain(column.dictionary_decode())
     if pa.types.is_decimal(column.type):
-        return [None if cell is None else _number(cell) for cell in column.to_pylist()]
+        number = int if column.type.scale <= 0 else float
+        return [None if cell is None else number(cell) for cell in column.to_pylist()]
     if not pa.types.is_floating(column.type):
         cells: list[Any] = column.to_pylist()
         return cells

@@ -8,17 +8,22 @@ Arrow files.
 from __future__ import annotations
 
 import bz2
+import functools
 import io
 import json
+import logging
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from typing import Any
 
 from kcmoe.errors import UserError
 from kcmoe.io import remote
-from kcmoe.io.wording import first_line
+from kcmoe.io.wording import first_line, listed
+
+_log = logging.getLogger(__name__)
 
 FORMATS = (".parquet", ".arrow", ".tsv", ".csv", ".jsonl", ".txt")
 _ALIASES = {
@@ -35,6 +40,7 @@ UNREADABLE = (
 )  # fmt: skip
 _BLOCK_BYTES = 1 << 16
 # Beside the data in folders that libraries write, and no data themselves.
+_DESCRIBES = re.compile(r"(readme|licen[sc]e|notice|citation|sha256sums)", re.IGNORECASE)
 _ABOUT = {"dataset_info.json", "state.json", "dataset_infos.json", "package.json"}
 
 
@@ -105,18 +111,29 @@ def in_folder(folder: str) -> list[str]:
         raise UserError(f"{folder} holds several splits; name one of them, e.g. {folder}/train")
     if "manifest.json" in names:
         raise UserError(f"{folder} holds several splits; name one, e.g. {folder}/train-*.parquet")
-    if "state.json" in names and any(name.endswith(".arrow") for name in names):
+    saved = "state.json" in names and any(name.endswith(".arrow") for name in names)
+    if saved:
         names = _saved(folder, names)
     files = [os.path.join(folder, name) for name in names if _is_data(name)]
+    others = [] if saved else [name for name in _beside(folder, names) if not _is_data(name)]
     if not files:
-        there = (
-            names
-            if remote.is_remote(folder)
-            else [n for n in os.listdir(folder) if n[0] not in "._"]
-        )
-        holds = f"; it holds {', '.join(sorted(there)[:3])}" if there else ""
+        holds = f"; it holds {listed(others, 3)}" if others else ""
         raise UserError(f"{folder} is a folder without files of {', '.join(FORMATS)}{holds}")
+    if others:
+        _say_passed_over(folder, listed(others, 3))
     return files
+
+
+@functools.cache
+def _say_passed_over(folder: str, others: str) -> None:
+    _log.warning("%s: only the files with data right in it are read, not %s", folder, others)
+
+
+def _beside(folder: str, names: list[str]) -> list[str]:
+    """All that a folder shows, subfolders as well where that costs no request, but not what describes it."""
+    if not remote.is_remote(folder):
+        names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
+    return [name for name in names if name not in _ABOUT and not _DESCRIBES.match(name)]
 
 
 def _names(folder: str) -> list[str]:

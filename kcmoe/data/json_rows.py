@@ -97,6 +97,11 @@ def cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any] | BadRow:
     return [None if cell is _ABSENT or cell != cell else cell for cell in found]
 
 
+def lacking(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Those among some columns that a row does not have, null or not."""
+    return [name for name in columns if _cell(row, name) is _ABSENT]
+
+
 def _any_broken(value: Any) -> bool:
     if isinstance(value, str):
         return not value.isascii() and _broken(value)
@@ -204,8 +209,9 @@ def _of_object(
     alike = {composed(name): each for name, each in value.items()}
     asked = [alike.get(composed(name), _ABSENT) for name in columns]
     if all(isinstance(each, dict) for each in asked):  # DataFrame.to_json()
+        keys = dict.fromkeys(key for each in asked for key in each)
         rows: list[Any] = [
-            dict(zip(columns, [each.get(key) for each in asked], strict=True)) for key in asked[0]
+            dict(zip(columns, [each.get(key) for each in asked], strict=True)) for key in keys
         ]
     elif all(isinstance(each, list) for each in asked) and len({len(x) for x in asked}) == 1:
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*asked, strict=True)]

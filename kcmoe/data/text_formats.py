@@ -37,6 +37,11 @@ def column_places(header: Sequence[str], path: str, columns: Sequence[str]) -> l
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" * (len(names) > 20))
             if len(names) == 1 and path.lower().endswith(".csv") and ";" in listed:
                 hint += " It seems to have semicolons where CSV has commas."
+            if names and names[0].startswith("sep="):
+                hint += " Leave out its first line, which only Excel reads."
+            if "\r" in listed:
+                hint = " Its lines end in carriage returns, but a cell has a newline: end them with newlines."
+                listed = listed.partition("\r")[0] + " …"
             raise UserError(f"{path} has no column {name}.{hint} Its columns: {listed or 'none'}")
         if (count := names.count(composed(name))) > 1:
             raise UserError(f"{path} has {count} columns called {name}; rename all but one")
@@ -184,6 +189,7 @@ _QUOTED_RECORD, _SPARK_RECORD = _record(_QUOTED_CELL), _record(_SPARK_CELL)
 _CELL = re.compile(rf"(?:^|\t)({_QUOTED_CELL}|[^\t]*)")
 # DuckDB needs quotes around # and around blanks at the ends, too.
 _NEEDS_QUOTES = re.compile(r'""|[\t\r\n#]|^\s|\s$')
+_SURE = re.compile(r'""|[\t\r\n]')
 _SQLITE_QUOTES = re.compile("[\0- \"'\x7f-\U0010ffff]|^$")
 _NO_TEXT = re.compile(r"[+-]?[\d.,:eE+-]*|[+-]?inf|nan|<?NA>?|null|\\N|true|false", re.IGNORECASE)
 
@@ -197,10 +203,13 @@ def is_quoted(path: str, encoding: str) -> bool:
     (sqlite3).
 
     Raises:
-      UserError: if they are Spark's, which has a backslash before quotes inside.
+      UserError: if they are Spark's, which has a backslash before quotes inside; or if nothing but a cell
+        over several lines speaks for quotes, and each of these could be a row.
     """
     needed = sqlite = True
     names_are = False
+    tabs = doubtful = 0
+    sure = False
     quoted_columns: set[int] = set()
     bare_columns: set[int] = set()
     with open_text(path, encoding) as file:
@@ -214,7 +223,14 @@ def is_quoted(path: str, encoding: str) -> bool:
             sqlite = sqlite and quoted == list(map(_sqlite_quotes, found))
             if number == 1:
                 names_are = all(quoted)
+                tabs = plain.count("\t")
                 continue
+            if "\n" in plain and all(line.count("\t") == tabs for line in plain.split("\n")):
+                doubtful = doubtful or number
+                continue
+            sure = sure or any(
+                q and _SURE.search(cell[1:-1]) for cell, q in zip(found, quoted, strict=True)
+            )
             for column, cell in enumerate(found):
                 if not quoted[column]:
                     if not _NO_TEXT.fullmatch(cell):
@@ -224,6 +240,11 @@ def is_quoted(path: str, encoding: str) -> bool:
                     quoted_columns.add(column)
             if not (needed or sqlite or names_are or quoted_columns.isdisjoint(bare_columns)):
                 return False
+    if doubtful and not sure:
+        raise UserError(
+            f"{path}, line {doubtful}: a quote opens here and closes in a later line, but each of these "
+            "lines could be a row; call the file .txt if its quotes are text, else write it as CSV"
+        )
     return True
 
 

@@ -198,6 +198,7 @@ def _json(
         named = {name: list(column) for name, column in zip(columns, values, strict=True)}
         return WholeChunk(named, len(rows), objects=rows)
 
+    unseen, any_row = list(columns), False
     with encodings.open_text(of.path, encoding) as file:
         try:
             for place, row in json_rows.objects(file, of.path, columns):
@@ -205,6 +206,7 @@ def _json(
                 if isinstance(cells, encodings.BadRow):
                     tables.bad_row(cells, of.path, place, file.encoding, strict, tally, WAYS)
                     continue
+                unseen, any_row = json_rows.lacking(row, unseen), True
                 rows.append(row)
                 asked.append(cells)
                 held += sum(len(cell) for cell in cells if isinstance(cell, str))
@@ -215,6 +217,8 @@ def _json(
             raise UserError(f"{of.path} cannot be read as {encoding} text: {error}") from None
         except formats.UNREADABLE as error:
             raise UserError(f"{of.path} cannot be read: {error}") from None
+    if unseen and any_row:
+        text_formats.column_places(of.names, of.path, unseen)
     if rows:
         yield chunk()
 

@@ -125,6 +125,8 @@ class Task:
             needed.
         """
         if self.target_step:
+            if isinstance(value, bool) or "_" in str(value):  # Python's float takes both
+                raise ValueError(f"{value!r} is no number")
             number = float(value)
             if self.target_range and not self.target_range[0] <= number <= self.target_range[1]:
                 low, high = self.target_range
@@ -133,15 +135,13 @@ class Task:
         if self.multi_label:
             values = value.split(",") if isinstance(value, str) else value
             values = values if isinstance(values, list | tuple) else [values]
-            words = {self._word(each) for each in values if each != ""}
+            words = {self._word(each) for each in values if not is_missing(each)}
             if not words:
                 raise ValueError("no label where at least one is needed")
             return LABEL_SEPARATOR.join(word for word in self.label_words if word in words)
         if self.labels:
             return self._word(value)
-        if isinstance(
-            value, bool | float
-        ):  # programs write them in several ways: true, True; 1.0, 1
+        if isinstance(value, bool | float):  # written in several ways: true, True; 1.0, 1
             raise ValueError(f"{value!r} is no text; a free answer is written as text")
         return str(value)
 
@@ -156,6 +156,8 @@ class Task:
     def lacks_answer(self, value: Any) -> bool:
         """Whether a row with this value of the target column has no answer: missing, rather than wrong."""
         missing = is_missing(value)
+        if not isinstance(value, str):
+            return missing
         if self.labels or self.target_step or not self.keep_empty:
             missing = missing or _says_missing(value)
         return missing and label_key(value) not in self.labels

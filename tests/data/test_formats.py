@@ -82,8 +82,14 @@ def test_a_file_under_a_wrong_name_is_told_what_it_is(tmp_path, name, content, s
         read(written(tmp_path / name, content))
 
 
-def test_a_folder_without_data_says_what_it_holds(tmp_path):
+def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path, caplog):
     (tmp_path / "part").mkdir()
     written(tmp_path / "a.orc", b"ORC")
     with pytest.raises(UserError, match=r"folder without files of .*; it holds a\.orc, part"):
         tables.expand([str(tmp_path)])
+    written(tmp_path / "b.csv", b"text\n")
+    written(tmp_path / "README.md", b"about")
+    assert tables.expand([str(tmp_path)]) == [str(tmp_path / "b.csv")]
+    assert caplog.messages == [
+        f"{tmp_path}: only the files with data right in it are read, not a.orc, part"
+    ]

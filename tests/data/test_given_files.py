@@ -191,20 +191,6 @@ def test_a_quote_that_does_not_close_is_one_row(tmp_path):
     assert read(written(tmp_path / "c.csv", "text\n가\n\n나\n"))[0] == ["가", "", "나"]
 
 
-def test_a_carriage_return_inside_a_row_is_text(tmp_path):
-    content = 'n,text\r\n1,가\r나\r\n2,"다\r\n라"\r\n'
-    assert read(written(tmp_path / "a.csv", content))[0] == ["가\r나", "다\r\n라"]
-    # Only where nothing else ends lines.
-    assert read(written(tmp_path / "mac.csv", "n,text\r1,가\r2,나"))[0] == ["가", "나"]
-    assert read(written(tmp_path / "mac.txt", "가\r나\r", "utf-16"))[0] == ["가", "나"]
-    late = "가\r나" * 40_000 + "\n다\n"
-    assert read(written(tmp_path / "late.txt", late))[0] == ["가\r나" * 40_000, "다"]
-    with pytest.raises(UserError, match=r"a.csv has tabs, not commas.*call it .tsv"):
-        read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
-    with pytest.raises(UserError, match=r"a.csv has no column text.*It seems to have semicolons"):
-        read(written(tmp_path / "a.csv", "n;text\n1;가\n"))
-
-
 def test_columns_of_a_whole_object_are_compared_composed_and_named_once(tmp_path):
     split = unicodedata.normalize("NFD", "문장")
     frame = written(tmp_path / "a.json", json.dumps({split: {"0": "가"}, "n": {"0": 1}}))
@@ -212,6 +198,8 @@ def test_columns_of_a_whole_object_are_compared_composed_and_named_once(tmp_path
     twice = '{"columns": ["text", "text"], "index": [0], "data": [["가", "나"]]}'
     with pytest.raises(UserError, match="2 columns called text"):
         read(written(tmp_path / "b.json", twice))
+    uneven = written(tmp_path / "e.json", '{"n": {"0": 1, "1": 2}, "text": {"0": "가"}}')
+    assert read(uneven, ("text", "n"))[0] == {"text": ["가", None], "n": [1, 2]}
     empty = written(tmp_path / "d.json", '{"schema": {"fields": [{"name": "text"}]}, "data": []}')
     assert read(empty)[0] == []
     inner = written(tmp_path / "c.jsonl", '{"labels": {"label": 1}}\n' * 2)
@@ -229,8 +217,11 @@ def test_decimals_and_run_lengths_are_numbers_and_texts(tmp_path):
     texts = pa.compute.run_end_encode(pa.array(["가", "가", "나"]))
     table = pa.table({"score": decimals, "text": texts})
     pa.feather.write_feather(table, tmp_path / "a.feather", compression="uncompressed")
+    numbers = pa.table({"text": pa.array([0.1, None], pa.float32()).dictionary_encode()})
+    pa.feather.write_feather(numbers, tmp_path / "b.feather")
+    assert read(tmp_path / "b.feather")[0] == [0.1, None]
     rows, _ = read(tmp_path / "a.feather", ("score", "text"))
-    assert rows == {"score": [None, 1.5, 2], "text": ["가", "가", "나"]}
+    assert rows == {"score": [None, 1.5, 2.0], "text": ["가", "가", "나"]}
 
 
 def test_feather_of_the_first_version_is_called_so(tmp_path):

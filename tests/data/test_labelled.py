@@ -134,6 +134,27 @@ def test_what_formats_write_differently_is_no_text(tmp_path):
     assert labelled_examples(beside, "test", str(tmp_path))[0].inputs_text == "2020.0 좋다"
 
 
+def test_null_is_no_label_whatever_labels_are_called(tmp_path, caplog):
+    labels = {"hate": "혐오", "None": "없음"}
+    lines = ['{"document": "가", "label": "hate"}', '{"document": "나", "label": null}']
+    lines += ['{"document": "다", "label": "None"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    own = {"files": {"test": ("a.jsonl",)}, "labels": labels, "id_column": ""}
+    with caplog.at_level(logging.WARNING):
+        found = labelled_examples(task(**own), "test", str(tmp_path))
+    assert [(e.id, e.target_text) for e in found] == [("test-0", "혐오"), ("test-2", "없음")]
+    several = task(**own, multi_label=True)
+    assert several.answer(["hate", None]) == "혐오"
+    assert several.lacks_answer([None])
+
+
+@pytest.mark.parametrize("value", [True, "1_0"])
+def test_what_only_python_takes_for_a_number_is_no_score(value):
+    scores = task(labels={}, target_step=1.0, target_range=(0.0, 20.0))
+    with pytest.raises(ValueError, match="is no number"):
+        scores.answer(value)
+
+
 def test_a_missing_id_is_a_number_in_every_format(tmp_path):
     write(tmp_path, "\t좋다\t1\n8\t별로\t0\n")
     assert [e.id for e in labelled_examples(task(), "test", str(tmp_path))] == ["test-0", "8"]

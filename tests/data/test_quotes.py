@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quotes in tables with tabs: those of the program that wrote the file are taken off, others are text."""
+"""Quotes and line ends of tables: those of the program that wrote the file are taken off, others are text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read(path, **options):
     ]
 
 
-def written(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+def written(path, content, encoding="utf-8"):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
     return path
 
 
@@ -86,3 +86,37 @@ def test_spark_is_told_how_to_write(tmp_path):
     for row in ('그가 \\"네\\" 했다', '"그가 \\"네\\" 했다"', '"아, \\", 네"'):
         with pytest.raises(UserError, match=r"line 2: not CSV \(a quote in a cell .* Spark does"):
             read(written(tmp_path / "a.csv", f"n,text\n1,{row}\n"))
+
+
+def test_lone_quotes_swallow_no_rows(tmp_path):
+    rows = 'text\tlabel\n좋다\ta\n"진짜 재밌다고\ta\n그저 그렇다\tb\n최고라더라"\tb\n끝\ta\n'
+    path = written(tmp_path / "a.tsv", rows)
+    with pytest.raises(
+        UserError, match=r"a\.tsv, line 3: a quote opens here .* call the file \.txt"
+    ):
+        read(path)
+    assert len(read(written(tmp_path / "a.txt", rows))) == 5
+    # Another cell shows that quotes are a program's.
+    both = written(tmp_path / "b.tsv", 'text\tlabel\n"a ""b"""\tx\n"탭\t과\n줄"\ty\n')
+    assert read(both) == ['a "b"', "탭\t과\n줄"]
+    assert read(written(tmp_path / "c.tsv", 'n\ttext\n1\t"두\n줄"\n')) == ["두\n줄"]
+
+
+def test_a_carriage_return_inside_a_row_is_text(tmp_path):
+    content = 'n,text\r\n1,가\r나\r\n2,"다\r\n라"\r\n'
+    assert read(written(tmp_path / "a.csv", content)) == ["가\r나", "다\r\n라"]
+    # Only where nothing else ends lines.
+    assert read(written(tmp_path / "mac.csv", "n,text\r1,가\r2,나")) == ["가", "나"]
+    assert read(written(tmp_path / "mac.txt", "가\r나\r", "utf-16")) == ["가", "나"]
+    late = "가\r나" * 40_000 + "\n다\n"
+    assert read(written(tmp_path / "late.txt", late)) == ["가\r나" * 40_000, "다"]
+    for content, said in (
+        ('n,t\r1,"가\n나"\r', "end in carriage returns"),
+        ("sep=,\nn,text\n", "only Excel"),
+    ):
+        with pytest.raises(UserError, match=rf"a.csv has no column text.*{said}"):
+            read(written(tmp_path / "a.csv", content))
+    with pytest.raises(UserError, match=r"a.csv has tabs, not commas.*call it .tsv"):
+        read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
+    with pytest.raises(UserError, match=r"a.csv has no column text.*It seems to have semicolons"):
+        read(written(tmp_path / "a.csv", "n;text\n1;가\n"))

@@ -195,3 +195,13 @@ def test_lenient_leaves_damaged_places_out(predict_file: Predict, rows: ModuleTy
     status, said, _ = predict_file("in.jsonl", "--output=out.jsonl", "--lenient")
     assert (status, "left out 1 x not JSON" in said) == (0, True)
     assert [row["id"] for row in rows.records("out.jsonl")] == [0, 1, 3]
+
+
+@pytest.mark.usefixtures("fake_answers")
+def test_a_column_inside_another_is_there_or_refused(predict_file: Predict) -> None:
+    with open("in.jsonl", "w", encoding="utf-8") as file:
+        file.write('{"a": {"document": "좋다"}}\n{"a": {}}\n')
+    status, _, err = predict_file("in.jsonl", "--columns=a.nope", "--output=out.csv")
+    assert (status, os.listdir()) == (2, ["in.jsonl"])
+    assert "in.jsonl has no column a.nope" in err
+    assert predict_file("in.jsonl", "--columns=a.document", "--output=out.csv")[0] == 0

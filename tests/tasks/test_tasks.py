@@ -138,7 +138,7 @@ def test_several_labels_become_a_joined_text(value):
         ([], "no label"),
         ("", "no label"),
         ([2, 9], "'9' is none of '0'"),
-        ([None], "'None' is none"),
+        ([None], "no label"),
     ],
 )
 def test_several_labels_without_a_known_one(value, message):
