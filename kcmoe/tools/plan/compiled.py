@@ -51,7 +51,8 @@ class Compiled:
       arguments_bytes: parameters, optimizer state and batch; the new state takes the old one's place.
       peak_bytes: the most that is there at a time, as XLA counts it.
       flops: of all operations, loops counted as often as they run.
-      optimal_s: the compiler's estimate of a step, exchanges not included where it knows none of them.
+      optimal_s: the compiler's estimate of a step, exchanges not included where it knows none of them; 0
+        where it gives none.
       loops: what loops multiply: cycles as often as they run by cycles counted once.
       cached: whether an earlier answer was read.
       fault: why it was not kept for the next time, "" if it was or nothing is to be kept.

@@ -102,7 +102,9 @@ def _described(program: Any) -> dict[str, Any]:
         "peak_bytes": memory_of.peak_memory_in_bytes,
         "flops": costs.get("flops", 0.0),
         "accessed_bytes": costs.get("bytes accessed", 0.0),
-        "optimal_s": costs.get("optimal_seconds", 0.0),
+        "optimal_s": max(
+            costs.get("optimal_seconds", 0.0), 0.0
+        ),  # v5e's is a sum of -1 for not known
         "loops": text.cycles / text.cycles_once if text.cycles_once else 1.0,
         "exchanges": [one._asdict() for one in text.exchanges],
     }

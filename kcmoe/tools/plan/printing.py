@@ -97,8 +97,7 @@ def compiled_lines(compiled: Compiled, estimate: Forecast, hardware: Hardware) -
         f"  {'in all':<12}{gibibytes(compiled.total_bytes):>10}  of {hardware.kind.memory_gib:,.4g} GiB",
         f"  {'peak':<12}{gibibytes(compiled.peak_bytes):>10}  by arithmetic {gibibytes(planned)} "
         f"({planned / max(compiled.peak_bytes, 1) - 1:+.0%})",
-        f"  time        {compiled.estimate_s:.3g} s a step, the compiler's estimate; by arithmetic "
-        f"{estimate.step_s:.3g} s",
+        f"  time        {_estimate(compiled)}; by arithmetic {estimate.step_s:.3g} s",
         f"  one device  {compiled.flops:.3g} FLOP and {human_bytes(compiled.accessed_bytes)} read and "
         "written, loops counted once",
         f"  exchanges   {human_bytes(compiled.exchanged_bytes)} a step and device",
@@ -110,6 +109,12 @@ def compiled_lines(compiled: Compiled, estimate: Forecast, hardware: Hardware) -
         rest = sum(one.times * one.bytes_each for one in others)
         said.append(f"    {sum(one.times for one in others):>4} others, {human_bytes(rest)}")
     return said
+
+
+def _estimate(compiled: Compiled) -> str:
+    if not compiled.estimate_s:
+        return "the compiler gives no estimate for this slice"
+    return f"{compiled.estimate_s:.3g} s a step, the compiler's estimate"
 
 
 def print_verdict(

@@ -135,6 +135,17 @@ def test_an_answer_is_kept_and_read_again(
     assert len(answers) == 2
 
 
+def test_a_compiler_without_an_estimate_is_not_quoted(
+    answers: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(ANSWER, "optimal_s", 0.0)
+    assert cli.run([*BASE, "--hardware=v5e-8", "--compile"]) == 0
+    assert "the compiler gives no estimate for this slice; by" in capsys.readouterr().out
+    assert len(answers) == 1
+
+
 def test_a_damaged_answer_is_asked_for_again(answers: list[dict[str, Any]], tmp_path: Path) -> None:
     run = [*BASE, "--hardware=v3-8", "--compile"]
     assert cli.run(run) == 0
