@@ -7,6 +7,7 @@ cut off when the file is opened again, and the row answered anew, so that no row
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -68,12 +69,15 @@ class AnswerLog:
                     raise UserError(f"{self.path} is damaged; remove it to begin anew") from None
 
     def close(self) -> None:
-        """Closes the file; other processes may open it then."""
+        """Closes the file, for other processes to open; without an answer in it nothing of it stays."""
+        if not self.rows:
+            self.remove()
         os.close(self._descriptor)
 
     def remove(self) -> None:
-        """Removes the file."""
-        os.unlink(self.path)
+        """Removes the file, if that is not done already."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
 
 
 def exists(path: str) -> bool:
@@ -100,7 +104,7 @@ def open_log(path: str, facts: Mapping[str, Any], *, anew: bool = False) -> Answ
     Args:
       path: the file; nothing is done to one that is no log.
       facts: plain values, or mappings to such, each by the name that a message gives it.
-      anew: whether to begin anew where the log is that of other facts.
+      anew: whether to begin anew where the log is that of other facts; one without answers always does.
 
     Raises:
       UserError: if another process writes to it, it is that of other facts, or cannot be written.
@@ -130,28 +134,30 @@ def _opened(path: str, descriptor: int, facts: Mapping[str, Any], anew: bool) ->
         header = file.readline()
         if header.endswith(b"\n"):
             differs = _differences(header, facts)
+            size, rows, became = len(header), 0, None
+            for line in file:
+                # Behind what was synced a machine that lost power may have left anything.
+                if not line.endswith((b"]\n", b"null\n")) or line[:1] not in (b"[", b"n"):
+                    became = int(line) if line[:-1].isdigit() and line[-1:] == b"\n" else None
+                    break
+                size, rows = size + len(line), rows + 1
             if not differs:
-                size, rows, became = len(header), 0, None
-                for line in file:
-                    # Behind what was synced a machine that lost power may have left anything.
-                    if not line.endswith((b"]\n", b"null\n")) or line[:1] not in (b"[", b"n"):
-                        became = int(line) if line[:-1].isdigit() and line[-1:] == b"\n" else None
-                        break
-                    size, rows = size + len(line), rows + 1
                 os.ftruncate(descriptor, size)
                 return AnswerLog(path, descriptor, size, rows, became)
-            if not anew:
+            if rows and not anew:
                 raise UserError(
                     f"{path} holds answers to the same command with {' and '.join(differs)}: give that "
                     "command again, name another output, or add --overwrite to begin anew"
                 )
     os.ftruncate(descriptor, 0)
     header = f"{_MAGIC}{json.dumps(facts, ensure_ascii=False)[1:]}\n".encode()
+    log = AnswerLog(path, descriptor, len(header), 0)
     try:
         _write(descriptor, header)
     except OSError as error:
+        log.remove()
         raise not_written(error, path, "nothing is answered yet") from error
-    return AnswerLog(path, descriptor, len(header), 0)
+    return log
 
 
 def not_written(error: OSError, path: str, kept: str) -> UserError:

@@ -53,6 +53,8 @@ def run(job: Job) -> str:
     began, before = time.monotonic(), log.rows
 
     def kept() -> str:
+        if not log.rows:
+            return "kcmoe predict: nothing is answered yet"
         of = f"{log.rows:,} of {survey.rows:,} lines"
         return f"kcmoe predict: answers to {of} are kept; the same command goes on"
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from kcmoe.inference import answer_log, windows
+from kcmoe.errors import UserError
+from kcmoe.inference import answer_log, loading, windows
 from kcmoe.inference.patience import ctrl_c_waits
 
 TEXTS = ['정말 "재미" 있다', "별로, 두 번은 못 본다", "배우 연기 좋다 " * 4, "<extra_id_0>\t최악"]
@@ -92,6 +93,26 @@ def test_a_log_goes_on_for_the_same_question_alone(
     assert (status, "out.csv exists already" in err) == (2, True)
     assert predict_file(*asked, "--overwrite", task="curse")[0] == 0
     assert "probability_욕설" in Path("out.csv").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("fake_answers")
+def test_what_holds_no_answer_is_not_in_the_way(
+    predict_file: Predict, rows: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows.write("in.csv", TEXTS)
+
+    def refuses(_: Any) -> None:
+        raise UserError("the checkpoint is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load", refuses)
+        status, _, err = predict_file("in.csv", "--output=out.csv", "--gin.PREDICT_TOKENS=128")
+        assert (status, "the checkpoint is damaged" in err, os.listdir()) == (2, True, ["in.csv"])
+        patch.setattr(answer_log.AnswerLog, "remove", lambda _: None)  # stands for a kill
+        assert predict_file("in.csv", "--output=out.csv", "--gin.PREDICT_TOKENS=128")[0] == 2
+    assert Path("out.csv.part").exists()
+    status, _, err = predict_file("in.csv", "--output=out.csv")
+    assert (status, err, sorted(os.listdir())) == (0, "", ["in.csv", "out.csv"])
 
 
 @pytest.mark.usefixtures("fake_answers")
