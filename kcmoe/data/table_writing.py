@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from kcmoe.data import formats
 from kcmoe.data.parquet import ROW_GROUP_ROWS
@@ -132,12 +132,22 @@ def cell(value: Any) -> str:
     return _json(value) if isinstance(value, list | dict) else str(value)
 
 
+class _Lines:
+    """Takes rows with the end "\\r\\n", for which `csv` quotes both signs in a cell, and ends them with "\\n"."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(f"{row[:-2]}\n")
+
+
 class _Separated:
     def __init__(self, path: str, separator: str, names: Sequence[str], raw: bool, marked: bool):
         encoding = "utf-8-sig" if marked else "utf-8"
         self._file = open(path, "w", encoding=encoding, newline="")  # noqa: SIM115
         self._names, self._raw = names, raw
-        self._csv = csv.writer(self._file, delimiter=separator, lineterminator="\n")
+        self._csv = csv.writer(_Lines(self._file), delimiter=separator, lineterminator="\r\n")
         self.flattened = 0
         self._row(names)
 

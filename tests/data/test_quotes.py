@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import csv
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from kcmoe.data import tables
+from kcmoe.data import table_writing, tables, whole
 from kcmoe.errors import UserError
 
 
@@ -120,3 +122,22 @@ def test_a_carriage_return_inside_a_row_is_text(tmp_path):
         read(written(tmp_path / "a.csv", "n\ttext\n1\t가\n"))
     with pytest.raises(UserError, match=r"a.csv has no column text.*It seems to have semicolons"):
         read(written(tmp_path / "a.csv", "n;text\n1;가\n"))
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_what_is_written_is_read_by_others(tmp_path, name):
+    source = tmp_path / "in.parquet"
+    texts = [*TEXTS, "캐리지\r리턴", "\r", "둘\r\n다", None, "끝"]
+    pq.write_table(pa.table({"text": texts, "n": list(range(len(texts)))}), source)
+    about = whole.look_at(str(source), "utf-8", ["text"])
+    out = table_writing.writer(
+        str(tmp_path / name), name[3:], about, about.names, {"label": "text"}, {}, {}
+    )
+    for chunk in whole.read(about, ["text"], "utf-8", True, tables.Tally()):
+        out.write(chunk, {"label": ["긍정"] * chunk.count})
+    out.close()
+    with (tmp_path / name).open(newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file, delimiter="," if name == "out.csv" else "\t"))
+    wanted = [[text or "", str(n), "긍정"] for n, text in enumerate(texts)]
+    assert found == [["text", "n", "label"], *wanted]
+    assert read(tmp_path / name) == [text or "" for text in texts]
