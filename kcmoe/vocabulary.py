@@ -12,10 +12,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kcmoe.errors import UserError
 from kcmoe.io import compilation_cache, given, hashing, remote, resources
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 DEFAULT_FILE = "vocab/kcmoe_32k.100extra.model"
 # Vocabularies differ in how they spell a sentinel; the published one puts a space mark before it.
@@ -49,20 +52,12 @@ class Vocabulary:
         self._load(_read(self.path))
 
     def _load(self, model: bytes) -> None:
-        import sentencepiece
-
         self.digest = hashing.sha256(model)
         # Changing the sentinels takes the longest, so the changed model is kept.
         kept, facts = compilation_cache.kept(), {"what": "control pieces", "of": self.digest}
         changed = kept.find(facts)
         model = changed or model
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
-            raise UserError(
-                f"{self.path} is not a SentencePiece model; see VOCABULARY_FILE"
-            ) from None
+        self._processor = processor(model, self.path)
         self.size: int = self._processor.GetPieceSize()
         found = [self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id()]
         if found != [self.pad_id, self.eos_id, self.unk_id]:
@@ -158,6 +153,26 @@ class Vocabulary:
     def piece(self, token: int) -> str:
         """How the file spells one id."""
         return self._processor.IdToPiece(int(token))
+
+
+def processor(model: bytes, path: str) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece with a serialized model.
+
+    Raises:
+      UserError: naming `path`, if it is no such model, or one whose pieces are not UTF-8.
+    """
+    import sentencepiece
+
+    try:
+        found = sentencepiece.SentencePieceProcessor(model_proto=model)
+        found.IdToPiece(list(range(found.GetPieceSize())))
+    except UnicodeDecodeError:  # from the pieces, or from the message that names one of them
+        raise UserError(
+            f"{path} is damaged: a piece of this vocabulary is not UTF-8; fetch the file again"
+        ) from None
+    except (RuntimeError, OSError):
+        raise UserError(f"{path} is not a SentencePiece model") from None
+    return found
 
 
 def _read(path: str) -> bytes:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
 from kcmoe.errors import UserError
+from kcmoe.tokenizer import report
 from kcmoe.vocabulary import Vocabulary
 
 
@@ -98,3 +100,16 @@ def test_mistakes_are_named(tmp_path):
     broken.write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         Vocabulary(broken)
+
+
+@pytest.mark.parametrize(
+    "place", [170, 310_334]
+)  # SentencePiece hears of the one, of the other nobody
+def test_a_damaged_byte_in_a_piece_is_said(vocabulary, tmp_path, place):
+    content = bytearray(Path(vocabulary.path).read_bytes())
+    content[place] = 0xF3
+    path = tmp_path / "damaged.model"
+    path.write_bytes(content)
+    for reader in (Vocabulary, report.load):
+        with pytest.raises(UserError, match="damaged.model is damaged: a piece .* is not UTF-8"):
+            reader(path)

@@ -19,6 +19,7 @@ from kcmoe.data import tables
 from kcmoe.errors import UserError
 from kcmoe.io import given, remote
 from kcmoe.tokenizer import morphemes
+from kcmoe.vocabulary import processor
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -142,8 +143,6 @@ def load(model: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
     Raises:
       UserError: if it is missing or no such model.
     """
-    import sentencepiece
-
     try:
         content = remote.read_bytes(os.fspath(model))
     except FileNotFoundError:
@@ -153,10 +152,7 @@ def load(model: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
         raise UserError(
             f"{model} cannot be read: {reason}; a SentencePiece .model file is needed"
         ) from None
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, OSError):
-        raise UserError(f"{model} is not a SentencePiece model") from None
+    return processor(content, os.fspath(model))
 
 
 def has_mecab() -> bool:
