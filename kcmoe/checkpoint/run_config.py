@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from kcmoe.checkpoint.storage import Folder
+from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
+from kcmoe.config.inference import InferenceConfig
 from kcmoe.config.model import ModelConfig
+from kcmoe.config.task import TaskSettings
 from kcmoe.errors import UserError
 from kcmoe.io import json_text
 from kcmoe.io.remote import is_remote
+from kcmoe.io.wording import shown
 from kcmoe.tree import ShapeDtype, parameters
 from kcmoe.vocabulary import Vocabulary
 
@@ -30,6 +34,15 @@ DIGEST = "VOCABULARY_SHA256"  # macro under which the engine records the vocabul
 LEARNT = "LEARNT_TASKS"  # what a checkpoint without config.gin has learnt
 _MODEL_TYPE = "kcmoe"  # transformers writes files of this name, too
 _KEPT = (*ModelConfig.macro_names(), DIGEST, "TASK_FEATURE_LENGTHS")
+# Looked at before they are used. Of what only training reads, another program's config.gin may say anything.
+_USED = frozenset(
+    (
+        *_KEPT,
+        *InferenceConfig.macro_names(),
+        *TaskSettings.macro_names(),
+        *("VOCABULARY_FILE", "DATA_DIR"),
+    )
+)
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(mlp/(?:router|expert)/)?")
 
 
@@ -72,11 +85,12 @@ def recorded(checkpoint: str) -> dict[str, Any]:
     T5X's config.gin has no digest of the vocabulary; that of the file it names is added, if that is there.
 
     Raises:
-      UserError: for a `config.gin` that is there and cannot be read.
+      UserError: for a `config.gin` that is there and cannot be read, and for what `check` refuses.
     """
     macros = _config_macros(checkpoint)
     if macros is None:
-        return read_json(checkpoint)
+        beside = read_json(checkpoint)
+        return _checked(gin_files.Macros({}).updated(beside, f"{checkpoint}/{JSON_FILE}"))
     if not macros.get(DIGEST):
         with contextlib.suppress(UserError):
             macros[DIGEST] = Vocabulary(vocabulary_of(checkpoint, macros)).digest
@@ -134,19 +148,33 @@ def with_vocabulary(
     return {**macros, "VOCABULARY_FILE": file, DIGEST: digest}
 
 
+def check(macros: gin_files.Macros) -> None:
+    """Raises `UserError` for a setting that using a checkpoint reads and whose value is of another kind."""
+    configs.check_values(macros, _USED)
+    learnt = macros.get(LEARNT)
+    if not isinstance(learnt, list | tuple | None):
+        where = macros.where(LEARNT)
+        raise UserError(f"{where}: {LEARNT} = {shown(learnt)}, but it must be a list of names")
+
+
 def _config_macros(checkpoint: str) -> dict[str, Any] | None:
-    """Returns the macros of `config.gin`, None if there is none."""
+    """Returns the macros of `config.gin`, None if there is none; `UserError` for what `check` refuses."""
     config = find_config(checkpoint)
     if config is None:
         return None
     if not is_remote(checkpoint):
-        return dict(gin_files.parse([config], foreign=True, includes=False))
+        return _checked(gin_files.parse([config], foreign=True, includes=False))
     # Through TensorStore, as the checkpoint itself, so no fsspec is needed.
     above = Folder(os.path.dirname(config))
     if not above.exists(CONFIG_FILE):
         return None
     text = above.read(CONFIG_FILE).decode("utf-8", "replace")
-    return dict(gin_files.parse(texts={config: text}, foreign=True, includes=False))
+    return _checked(gin_files.parse(texts={config: text}, foreign=True, includes=False))
+
+
+def _checked(macros: gin_files.Macros) -> dict[str, Any]:
+    check(macros)
+    return dict(macros)
 
 
 def to_keep(source: str, found: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Self
 
 from kcmoe.config.gin_files import Macros
@@ -107,11 +107,17 @@ class GinConfig:
         return config
 
     @classmethod
-    def check_given(cls, macros: Macros) -> None:
-        """Checks type and range of those of its macros that have a value, whoever will read them."""
+    def check_given(cls, macros: Macros, names: Container[str] | None = None) -> None:
+        """Checks type and range of those of its macros that have a value, whoever will read them.
+
+        Args:
+          macros: as given.
+          names: those to look at; None for all.
+        """
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if macros.get(field.metadata["macro"]) is not None:
+            name = field.metadata["macro"]
+            if macros.get(name) is not None and (names is None or name in names):
                 _value(field, hints[field.name], macros)
 
     def check(self) -> None:
@@ -219,5 +225,10 @@ def check_all(macros: Macros, foreign: bool = False) -> None:
             raise UserError(
                 f"{where}: {name} is a @configurable, which T5X alone can build; give a value"
             )
+    check_values(macros)
+
+
+def check_values(macros: Macros, names: Container[str] | None = None) -> None:
+    """Refuses values of the wrong type or out of range; `names` are those to look at, None for all."""
     for cls in dict.fromkeys(_REGISTRY.values()):
-        cls.check_given(macros)
+        cls.check_given(macros, names)

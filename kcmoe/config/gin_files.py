@@ -90,7 +90,7 @@ class Macros(Mapping[str, Any]):
         return len(self._values)
 
     def where(self, name: str) -> str:
-        """Where `name` was set: "file:line" or "the command line"."""
+        """Where `name` was set: "file:line", "--gin.NAME" or "the program"."""
         return self._settings[name].where
 
     def require(self, name: str) -> Any:
@@ -105,7 +105,14 @@ class Macros(Mapping[str, Any]):
 
     def replace(self, **values: Any) -> Macros:
         """A copy with some values set, as if on the command line."""
-        changed = {name: Setting(value, "the program") for name, value in values.items()}
+        return self.updated(values)
+
+    def updated(self, given: Mapping[str, Any], where: str = "the program") -> Macros:
+        """A copy with the values of `given`; where they were set, `Macros` know themselves."""
+        changed = {
+            name: Setting(value, given.where(name) if isinstance(given, Macros) else where)
+            for name, value in given.items()
+        }
         return Macros({**self._settings, **changed})
 
     def changed(self, changes: Mapping[str, Callable[[str], str]]) -> Macros:

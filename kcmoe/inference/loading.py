@@ -139,7 +139,8 @@ def read_settings(
     """All settings for using `checkpoint`: the engine's, then those of its run, then `given`.
 
     Raises:
-      UserError: if no config is beside the checkpoint and none is named, or a given name is unknown.
+      UserError: if no config is beside the checkpoint and none is named, a given name is unknown, or a value
+        is not what its setting takes.
     """
     given = given or {}
     found = config or run_config.find_config(checkpoint)
@@ -148,12 +149,13 @@ def read_settings(
     # `foreign`: T5X's config.gin has imports and bindings beside the macros.
     macros = gin_files.parse(files, foreign=True, includes=config is not None)
     if given:
-        configs.check_all(gin_files.parse().replace(**given))
+        configs.check_all(gin_files.parse().updated(given))
     dropped = _of_another_task(macros, given)
-    own = {**beside, "ROUTING": "dropless", **dropped}
+    macros = macros.updated(beside, f"{checkpoint}/{run_config.JSON_FILE}")
+    own = {"ROUTING": "dropless", **dropped}
     if config is None:
-        own |= _harmless(checkpoint, {**macros, **beside}, given)
-    macros = macros.replace(**{**own, **given})
+        own |= _harmless(checkpoint, macros, given)
+    macros = macros.replace(**own).updated(given)
     unknown = [name for name in ModelConfig.macro_names() if name not in macros]
     if found is None and unknown:
         if os.path.isfile(os.path.join(checkpoint, "generation_config.json")):
@@ -165,6 +167,7 @@ def read_settings(
             f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
             "name a gin file that has it, e.g. --config=configs/sizes/base.gin"
         )
+    run_config.check(macros)
     return macros
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import kcmoe
+from kcmoe.checkpoint import run_config
 from kcmoe.checkpoint.writing import convert
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
@@ -101,3 +102,39 @@ def test_settings_beside_a_checkpoint_name_no_place_but_a_vocabulary(
     with pytest.raises(UserError, match=r"say DATA_DIR = .*--gin.DATA_DIR"):
         loading.refuse_addresses(found, given)
     loading.refuse_addresses(found, {**given, "DATA_DIR": place})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("TASK_FEATURE_LENGTHS", "-1", "a dictionary in braces"),
+        ("MIXTURE", "3", "a dictionary in braces"),
+        ("PREDICT_TOKENS", "0", "at least 1"),
+        ("VOCABULARY_FILE", "[3]", "a text in quotes"),
+        ("LEARNT_TASKS", "3", "a list of names"),
+    ],
+)
+def test_a_bad_value_beside_a_checkpoint_is_said_before_it_is_read(
+    model_dir: Path, tmp_path: Path, name: str, value: str, wanted: str
+) -> None:
+    place = tmp_path / "checkpoint_7"
+    place.symlink_to(model_dir / "checkpoint_7")
+    settings = (model_dir / "config.gin").read_text("utf-8")
+    lines = [line for line in settings.splitlines() if not line.startswith(f"{name} ")]
+    config = tmp_path / "config.gin"
+    config.write_text("\n".join([*lines, f"{name} = {value}"]), "utf-8")
+    said = rf"config\.gin:{len(lines) + 1}: {name} = .* must be {wanted}"
+    with pytest.raises(UserError, match=said):
+        run_config.recorded(str(place))
+    if name == "VOCABULARY_FILE":
+        said = r"settings of .* name the vocabulary '\[3\]'"
+    with pytest.raises(UserError, match=said):
+        loading.find(place)
+
+
+def test_a_bad_value_is_said_with_the_place_that_gave_it(model_dir: Path) -> None:
+    given = gin_files.parse(bindings=["TASK_FEATURE_LENGTHS = -1"])
+    with pytest.raises(UserError, match=r"^--gin\.TASK_FEATURE_LENGTHS: "):
+        loading.find(model_dir, given=given)
+    with pytest.raises(UserError, match=r"the program: TASK_FEATURE_LENGTHS = -1"):
+        loading.find(model_dir, given=dict(given))
