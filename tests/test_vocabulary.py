@@ -111,5 +111,5 @@ def test_a_damaged_byte_in_a_piece_is_said(vocabulary, tmp_path, place):
     path = tmp_path / "damaged.model"
     path.write_bytes(content)
     for reader in (Vocabulary, report.load):
-        with pytest.raises(UserError, match="damaged.model is damaged: a piece .* is not UTF-8"):
+        with pytest.raises(UserError, match=r"damaged\.model is damaged: a piece .* is not UTF-8"):
             reader(path)

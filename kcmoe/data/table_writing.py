@@ -133,7 +133,7 @@ def cell(value: Any) -> str:
 
 
 class _Lines:
-    """Takes rows with the end "\\r\\n", for which `csv` quotes both signs in a cell, and ends them with "\\n"."""
+    """Ends rows with a line feed alone; `csv` ends them with a carriage return, too, to quote it in cells."""
 
     def __init__(self, file: TextIO):
         self._file = file
