@@ -8,16 +8,18 @@ caller's business.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
-from kcmoe.data import formats
+from kcmoe.data import formats, plain_values
 from kcmoe.data.parquet import ROW_GROUP_ROWS
 from kcmoe.data.whole import WholeChunk, WholeFile
 from kcmoe.errors import UserError
+from kcmoe.io.wording import first_line
 
 WRITTEN = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
 _GROUP_BYTES = 128 << 20  # a row group ends here even if it has fewer rows
@@ -190,7 +192,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         if of.schema is not None:
-            fields = list(of.schema.remove_metadata())
+            fields = [field.with_type(_held(field)) for field in of.schema.remove_metadata()]
         else:
             fields = [pa.field(name, kinds.get(name, pa.string())) for name in names]
         answers = {"text": pa.string(), "number": pa.float64()}
@@ -204,10 +206,10 @@ class _Parquet:
     def write(self, chunk: WholeChunk, more: Columns) -> None:
         import pyarrow as pa
 
+        fields = [self._schema.field(i) for i in range(len(self._schema) - len(more))]
         if chunk.batch is not None:
-            kept = list(chunk.batch.columns)
+            kept = [_as(c, f.type) for c, f in zip(chunk.batch.columns, fields, strict=True)]
         else:
-            fields = [self._schema.field(i) for i in range(len(self._schema) - len(more))]
             if chunk.cells:
                 values: list[Any] = list(chunk.cells.values())
             else:
@@ -225,12 +227,42 @@ class _Parquet:
 
         if self._waiting:
             table = pa.concat_tables(self._waiting)
-            self._writer.write_table(table, row_group_size=table.num_rows or None)
             self._waiting = []
+            try:
+                self._writer.write_table(table, row_group_size=table.num_rows or None)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise UserError(
+                    f"parquet cannot hold what a column has ({first_line(error)}); name an output that "
+                    "ends in .jsonl or .csv"
+                ) from None
 
     def close(self) -> None:
         self._flush()
         self._writer.close()
+
+
+def _held(field: Any) -> Any:
+    """The type with which parquet holds a column: its own, that of its runs, or else text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = field.type.value_type if pa.types.is_run_end_encoded(field.type) else field.type
+    try:
+        pq.write_table(pa.schema([field.with_type(kind)]).empty_table(), io.BytesIO())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return pa.string()
+    return kind
+
+
+def _as(column: Any, kind: Any) -> Any:
+    """A PyArrow array in the type that `_held` found for it."""
+    import pyarrow as pa
+
+    if column.type == kind:
+        return column
+    if pa.types.is_run_end_encoded(column.type) and column.type.value_type == kind:
+        return plain_values.decoded(column)
+    return array(plain_values.values(column), kind)
 
 
 def array(values: Sequence[Any], kind: Any) -> Any:
@@ -238,7 +270,7 @@ def array(values: Sequence[Any], kind: Any) -> Any:
     import pyarrow as pa
 
     if pa.types.is_string(kind):
-        return pa.array([None if v is None else cell(v) for v in values], kind)
+        return pa.array([None if v is None or v != v else cell(v) for v in values], kind)
     return pa.array(values, kind)
 
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kcmoe.data import arrow, encodings, formats, json_rows, parquet, tables, text_formats
+from kcmoe.data import (
+    arrow,
+    encodings,
+    formats,
+    json_rows,
+    parquet,
+    plain_values,
+    tables,
+    text_formats,
+)
 from kcmoe.errors import UserError
 from kcmoe.io import given
 from kcmoe.io.given import composed
@@ -44,23 +53,13 @@ class WholeChunk:
         if self.objects:
             return self.objects
         if self.batch is not None:
-            records: list[dict[str, Any]] = _plain(self.batch).to_pylist()
-            return records
-        return [
-            dict(zip(self.cells, row, strict=True))
-            for row in zip(*self.cells.values(), strict=True)
-        ]
+            columns = map(plain_values.values, self.batch.columns)
+            return _rows(self.batch.schema.names, columns)
+        return _rows(list(self.cells), self.cells.values())
 
 
-def _plain(batch: Any) -> Any:
-    """The batch with its times as text: Python's have no nanoseconds."""
-    import pyarrow as pa
-
-    columns = [
-        column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
-        for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+def _rows(names: Sequence[str], columns: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _flat(candidates: Sequence[filling.Candidate], count: int) -> list[Any]:
     cells: list[Any] = []
     for one in candidates:
         cells += [one.text, round(one.probability, 6)]
-    return cells + ["", 0.0] * (count - len(candidates))
+    return cells + [None, None] * (count - len(candidates))
 
 
 def _mean(probabilities: Mapping[str, float]) -> float:

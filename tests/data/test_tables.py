@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kcmoe.data import tables
+from kcmoe.data import plain_values, table_writing, tables, whole
 from kcmoe.errors import UserError
 
 
@@ -227,3 +229,62 @@ def test_buckets_are_read_through_fsspec(tmp_path):
         UserError, match=r"^no file matches memory://corpus/c\*\. Is DATA_DIR right"
     ):
         tables.expand(["c*"], "memory://corpus")
+
+
+NS = pa.timestamp("ns")
+NEAR, FAR = "1970-01-01 00:00:00.000000001", 10**15
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (pa.array([1, 2], NS).dictionary_encode(), NEAR),
+        (pa.array([[1, None], [2]], pa.list_(NS)), [NEAR, None]),
+        (pa.array([[1, 1], None], pa.list_(NS, 2)), [NEAR, NEAR]),
+        (pa.array([{"a": 1}, None], pa.struct([("a", NS)])), {"a": NEAR}),
+        (pa.array([[("k", 1)], []], pa.map_(pa.string(), NS)), [["k", NEAR]]),
+        (pc.run_end_encode(pa.array([1, 2], NS)), NEAR),
+        (pa.array([(1, 2, 3), None], pa.month_day_nano_interval()), "P1M2DT0.000000003S"),
+        (pa.array([[(1, 2, 0)], []], pa.list_(pa.month_day_nano_interval())), ["P1M2DT0S"]),
+        (pa.array([FAR, 1], pa.timestamp("s")), "31690708-07-05 01:46:40"),
+        (pa.array([FAR, 1], pa.timestamp("s", "+09:00")), "31690708-07-05 01:46:40+0000"),
+        (pa.array([1, 2], pa.timestamp("ns", "No/Where")), f"{NEAR}+0000"),
+        (pa.array([0.1, None], pa.float32()), 0.1),
+        (pa.array([[0.1], None], pa.list_(pa.float32())), [0.1]),
+        (pa.array([float("nan"), 0.1], pa.float32()), None),
+    ],
+    ids=lambda given: str(given.type) if isinstance(given, pa.Array) else "",
+)
+def test_every_column_has_values_to_write_wherever_it_is_cut(column, wanted):
+    more = pa.concat_arrays([column.slice(1), column, column.slice(1)])
+    others = plain_values.values(column.slice(1))
+    assert plain_values.values(column)[0] == wanted
+    assert plain_values.values(more.slice(1, 2)) == [wanted, *others]
+    json.dumps(plain_values.values(more), allow_nan=False)
+
+
+def test_what_parquet_has_no_type_for_is_text_and_runs_are_undone(tmp_path):
+    kinds = {
+        "runs": pc.run_end_encode(pa.array(["가", "가", "나"])),
+        "span": pa.array([(1, 2, 0), None, (0, 0, 0)], pa.month_day_nano_interval()),
+        "time": pa.array([1, None, 2], NS),
+        "text": pa.array(["a", "b", "c"]),
+    }
+    table, source = pa.table(kinds), str(tmp_path / "in.arrow")
+    with pa.OSFile(source, "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+    about = whole.look_at(source, "utf-8", ["text"])
+    path = str(tmp_path / "out.parquet")
+    written = table_writing.writer(path, ".parquet", about, about.names, {"label": "text"}, {}, {})
+    for chunk in whole.read(about, ["text"], "utf-8", True, tables.Tally()):
+        written.write(chunk, {"label": ["x"] * chunk.count})
+    written.close()
+    found = pq.read_table(path)
+    assert found["runs"].to_pylist() == ["가", "가", "나"]
+    assert found["span"].to_pylist() == ["P1M2DT0S", None, "P0M0DT0S"]
+    assert found["time"].combine_chunks() == kinds["time"]
+
+
+def test_what_is_missing_is_missing_in_a_column_that_becomes_text():
+    found = table_writing.array(["a", 1.5, float("nan"), None], pa.string())
+    assert found.to_pylist() == ["a", "1.5", None, None]

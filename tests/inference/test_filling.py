@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kcmoe.errors import UserError
-from kcmoe.inference import filling
+from kcmoe.inference import asking, filling
 from kcmoe.inference.filling import Beam, end, filled, fills
 from kcmoe.vocabulary import Vocabulary
 
@@ -106,3 +106,8 @@ def test_fill_from_the_command_line(model, predict_file, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     first = wanted[0][0]
     assert (rows[0]["filled_1"], rows[0]["probability_1"]) == (first["text"], first["probability"])
+
+
+def test_candidates_that_a_search_did_not_find_are_missing():
+    found = [filling.Candidate("날씨가 좋다", {}, 0.5)]
+    assert asking._flat(found, 2) == ["날씨가 좋다", 0.5, None, None]
