@@ -141,6 +141,25 @@ def likely_encoding(path: str, tried: str) -> str:
     return ""
 
 
+def not_text(path: str, encoding: str, error: UnicodeError, recode: str) -> UserError:
+    """What is said of a file that `encoding` cannot even begin, as UTF-16 without its mark.
+
+    `recode` is what a person does to say that the encoding is {0}, of the file {1} alone; "" if nothing.
+    """
+    likely = likely_encoding(path, "ascii")
+    way = recode.format(likely or "…", os.path.basename(path))
+    if likely:
+        found = f". It looks like {spelled(likely)}{'; ' if way else ''}{way}"
+    else:
+        found = f"; {way}" if way else ""
+    return UserError(f"{path} is not {encoding} text ({error}){found}")
+
+
+def spelled(encoding: str) -> str:
+    """An encoding of `likely_encoding` as people write it."""
+    return {"cp949": "CP949 (EUC-KR)"}.get(encoding, encoding.upper())
+
+
 def _decoded(sample: bytes, encoding: str) -> str:
     # The sample may end inside a character.
     return codecs.getincrementaldecoder(encoding)("replace").decode(sample)

@@ -165,7 +165,7 @@ def read_chunks(
                     yield _chunk(rows, columns)
                     rows, held = [], 0
     except UnicodeError as error:
-        raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
+        raise encodings.not_text(path, encoding, error, ways.recode) from None
     except formats.UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     tally.rows += len(rows)
@@ -216,9 +216,9 @@ def bad_row(
                 said = (
                     f"; {ways.recode.format(likely, os.path.basename(path))}" if ways.recode else ""
                 )
-                name = {"cp949": "CP949 (EUC-KR)"}.get(likely, likely.upper())
                 raise UserError(
-                    f"{path} is not {encoding} text (byte {row}, {place}). It looks like {name}{said}"
+                    f"{path} is not {encoding} text (byte {row}, {place}). It looks like "
+                    f"{encodings.spelled(likely)}{said}"
                 )
         if ways.recode:
             recode = ways.recode.format("…", os.path.basename(path))

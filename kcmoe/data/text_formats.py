@@ -44,7 +44,8 @@ def column_places(header: Sequence[str], path: str, columns: Sequence[str]) -> l
                 listed = listed.partition("\r")[0] + " …"
             raise UserError(f"{path} has no column {name}.{hint} Its columns: {listed or 'none'}")
         if (count := names.count(composed(name))) > 1:
-            raise UserError(f"{path} has {count} columns called {name}; rename all but one")
+            called = f"called {name}; rename" if name else "without a name; give names to"
+            raise UserError(f"{path} has {count} columns {called} all but one")
     return [names.index(composed(name)) for name in columns]
 
 

@@ -133,7 +133,7 @@ def look_at(path: str, encoding: str, wanted: Sequence[str]) -> WholeFile:
             if isinstance(cells, encodings.BadRow):
                 tables.bad_row(cells, path, "line 1", known, True, tables.Tally(), WAYS)
         except UnicodeError as error:
-            raise UserError(f"{path} cannot be read as {encoding} text: {error}") from None
+            raise encodings.not_text(path, encoding, error, WAYS.recode) from None
         except formats.UNREADABLE as error:
             raise UserError(f"{path} cannot be read: {error}") from None
     header: Any = cells
@@ -213,7 +213,7 @@ def _json(
                     yield chunk()
                     rows, asked, held = [], [], 0
         except UnicodeError as error:
-            raise UserError(f"{of.path} cannot be read as {encoding} text: {error}") from None
+            raise encodings.not_text(of.path, encoding, error, WAYS.recode) from None
         except formats.UNREADABLE as error:
             raise UserError(f"{of.path} cannot be read: {error}") from None
     if unseen and any_row:

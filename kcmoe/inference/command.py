@@ -87,7 +87,6 @@ def _parser() -> arguments.Parser:
     )
     files.add_argument(
         "--columns",
-        default="",
         metavar="A,B",
         help="columns that the task reads, in its order; default: those of the task's names, or text",
     )
@@ -160,7 +159,7 @@ def _to_file(args: argparse.Namespace, found: Found, asked: Question, notes: Seq
         asked=asked,
         file=args.file,
         output=args.output,
-        columns=tuple(name for name in args.columns.split(",") if name),
+        columns=_columns(args.columns),
         encoding=args.encoding,
         lenient=args.lenient,
         overwrite=args.overwrite,
@@ -169,6 +168,17 @@ def _to_file(args: argparse.Namespace, found: Found, asked: Question, notes: Seq
     )
     print(files.run(job))
     return 0
+
+
+def _columns(given: str | None) -> tuple[str, ...]:
+    names = tuple(given.split(",")) if given is not None else ()
+    if not all(names):
+        raise UserError(f"--columns={given} names no column in one place: give names as in A,B")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"--columns={given} names {twice[0]} twice: each text is in a column of its own"
+        )
+    return names
 
 
 def _refuse_file_options(args: argparse.Namespace, parser: arguments.Parser) -> None:

@@ -11,7 +11,7 @@ import re
 import pyarrow as pa
 import pytest
 
-from kcmoe.data import tables
+from kcmoe.data import tables, whole
 from kcmoe.errors import UserError
 
 
@@ -80,6 +80,15 @@ def test_streams_behind_one_another_are_one_file(tmp_path, ending):
 def test_a_file_under_a_wrong_name_is_told_what_it_is(tmp_path, name, content, said):
     with pytest.raises(UserError, match=re.escape(said)):
         read(written(tmp_path / name, content))
+
+
+def test_columns_of_one_name_are_said(tmp_path):
+    for content, said in (
+        (b"text,,\n", "2 columns without a name"),
+        (b"a,a\n", "2 columns called a"),
+    ):
+        with pytest.raises(UserError, match=said):
+            whole.look_at(str(written(tmp_path / "a.csv", content)), "utf-8", ["text"])
 
 
 def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path, caplog):

@@ -29,7 +29,12 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
     )
     parser.add_argument("folders", nargs="+", metavar="MODEL_DIR", help="of kcmoe train")
-    arguments.add_output(parser, "--output", help="default: report.html in the first MODEL_DIR")
+    arguments.add_output(
+        parser,
+        "--output",
+        help="default: report.html in the first MODEL_DIR",
+        endings=(".html", ".htm"),
+    )
     arguments.add_output_folder(parser, "--png", help="also write each picture there as PNG")
     arguments.add_output_folder(parser, "--svg", help="also write each picture there as SVG")
     parser.add_argument(

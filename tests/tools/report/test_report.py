@@ -182,6 +182,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     differing = page[page.index("What differs") : page.index("<details>")]
     assert "BATCH_SIZE" in differing
     assert "PACK" not in differing
+    assert cli.run(["report", str(one), "--output=both.pdf"]) == 2  # what is written is HTML
 
 
 def test_a_run_without_experts(tmp_path: Path) -> None:
