@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
 from kcmoe.hosts import joining
+from kcmoe.io.remote import place
 
 if TYPE_CHECKING:
     from kcmoe.training.loop import Outcome
@@ -31,7 +31,7 @@ examples:
 The same command continues a run that was stopped, from the newest checkpoint in MODEL_DIR.
 On many hosts start the same command on each; on TPU pods, under SLURM and Open MPI as it is,
 elsewhere with --coordinator=HOST:PORT --num_processes=N --process_id=I. MODEL_DIR is then a folder
-that all of them share, and each host reads DATA_DIR for itself.
+that all of them share, or in a bucket, and each host reads DATA_DIR for itself.
 
 SIGTERM and Ctrl-C, at any one host, save first. Fine-tuning takes FINETUNE_STEPS after those of
 INITIAL_CHECKPOINT_PATH; TRAIN_STEPS, where given, includes the steps before.
@@ -107,8 +107,10 @@ def _out_of_memory(settings: Settings, devices: int) -> str:
 
 def _report(folder: str, outcome: Outcome) -> None:
     """Says how the run ended and what to do next."""
-    saved = f"{folder}/checkpoint_{outcome.step}"
-    if outcome.stopped_by and not Path(saved).exists():
+    from kcmoe.checkpoint import latest
+
+    saved, newest = f"{folder}/checkpoint_{outcome.step}", latest(folder)
+    if outcome.stopped_by and str(newest) != str(place(saved)):
         print(f"stopped by {outcome.stopped_by} before the first step; the same command starts it")
     elif outcome.stopped_by:
         at = f"stopped by {outcome.stopped_by} at step {outcome.step:,}"

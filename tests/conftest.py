@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -105,3 +106,13 @@ def reference() -> Path:
     if not folder.is_dir():
         pytest.skip("the larger reference cases are not beside this repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that is gs://bucket, see `fake_bucket`; TensorStore asks for its address once a process."""
+    from tests.fake_bucket import served
+
+    folder = tmp_path_factory.mktemp("bucket")
+    with served(folder):
+        yield folder

@@ -20,6 +20,7 @@ import numpy as np
 
 from kcmoe.checkpoint import encodings
 from kcmoe.checkpoint.base import Provenance, Writer
+from kcmoe.io.remote import Address, Place
 from kcmoe.tree import ShapeDtype
 
 ITEM = "state"
@@ -34,7 +35,7 @@ _OCDBT_CONFIG = {"max_inline_value_bytes": 1024, "compression": {"id": "zstd"}}
 class Database:
     """One OCDBT database of zarr arrays, written a few dozen arrays at a time."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         import tensorstore as ts
 
         self._ts = ts
@@ -82,15 +83,15 @@ class Database:
         self._transaction, self._waiting_bytes = self._ts.Transaction(), 0
 
 
-def _kvstore(folder: Path) -> dict[str, Any]:
-    return {
-        "driver": "ocdbt",
-        "base": {"driver": "file", "path": f"{folder.resolve()}/"},
-        "config": _OCDBT_CONFIG,
-    }
+def _kvstore(folder: Place) -> dict[str, Any]:
+    if isinstance(folder, Address):
+        base: Any = f"{folder}/"
+    else:
+        base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    return {"driver": "ocdbt", "base": base, "config": _OCDBT_CONFIG}
 
 
-def merge(folder: Path, parts: Sequence[Path]) -> None:
+def merge(folder: Place, parts: Sequence[Place]) -> None:
     """Makes `folder` one database of those in its subfolders `parts`, which stay and hold the values.
 
     As orbax `ocdbt_utils.merge_ocdbt_per_process_files`.

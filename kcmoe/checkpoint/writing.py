@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kcmoe import tree as trees
-from kcmoe.checkpoint import checksums, formats, run_config, together
+from kcmoe.checkpoint import checksums, formats, run_config
 from kcmoe.checkpoint.base import Provenance, Reader, describe_problems
 from kcmoe.checkpoint.checksums import checksum
 from kcmoe.checkpoint.encodings import named_dtype
@@ -32,7 +32,7 @@ from kcmoe.checkpoint.storage import Damaged, Folder
 from kcmoe.errors import UserError
 from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import durable, outputs
-from kcmoe.io.remote import is_remote
+from kcmoe.io.remote import Place, is_remote, place
 from kcmoe.tree import STEP, ShapeDtype, is_optimizer, is_parameter, shape_dtype
 
 Progress = Callable[[int], object]
@@ -44,8 +44,8 @@ def save(
     flat_state: Mapping[str, Any],
     extras: Mapping[str, bytes] | None = None,
     hosts: Hosts = ALONE,
-) -> Path:
-    """Writes `model_dir/checkpoint_<step>` in T5X's Orbax layout and returns its path.
+) -> Place:
+    """Writes `model_dir/checkpoint_<step>`, here or in a bucket, in T5X's Orbax layout; returns where it is.
 
     `flat_state`: path -> array (NumPy or JAX, on any devices), with `state/step` equal to `step`.
     `extras`: small files kept inside the checkpoint. A checkpoint of that step that is already
@@ -55,10 +55,12 @@ def save(
     held = int(np.asarray(flat_state[STEP]).reshape(()))
     if held != step:
         raise ValueError(f"asked to save step {step}, but {STEP} is {held}")
-    if hosts.count > 1:
+    if hosts.count > 1 or is_remote(model_dir):
+        from kcmoe.checkpoint import together
+
         for name in extras or {}:
             checksums.check_extra_name(name)
-        target = Path(model_dir, f"checkpoint_{step}")
+        target = place(model_dir) / f"checkpoint_{step}"
         return together.save(target, step, flat_state, extras or {}, hosts)
     tree = {path: shape_dtype(array) for path, array in flat_state.items()}
     leaves = ((path, np.asarray(array)) for path, array in flat_state.items())

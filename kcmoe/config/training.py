@@ -21,7 +21,9 @@ MOST_STEPS = 2**31 - 1  # the step is an int32 in every checkpoint
 class TrainConfig(GinConfig):
     """What to train on, for how long, and what to keep."""
 
-    model_dir: str = macro("MODEL_DIR", help="folder of checkpoints, records and config.gin")
+    model_dir: str = macro(
+        "MODEL_DIR", help="folder or bucket of checkpoints, records and config.gin"
+    )
     train_steps: int = macro(
         "TRAIN_STEPS",
         least=1,

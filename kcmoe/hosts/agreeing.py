@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kcmoe import __version__
 from kcmoe.errors import UserError
 from kcmoe.hosts.group import Hosts
+from kcmoe.io.remote import Place
 from kcmoe.io.wording import listed, shortened
 
 # Where things lie may differ from host to host; what lies there is compared by its content.
@@ -62,18 +62,30 @@ def _code() -> str:
     return digest.hexdigest()[:8]
 
 
-def check_shared(hosts: Hosts, folder: Path) -> None:
+class Folder(Protocol):
+    """A folder that hosts may share; `kcmoe.training.places` has them."""
+
+    path: Place
+
+    def read(self, name: str) -> bytes | None:
+        """A small file, None where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small file. Raises `UserError`."""
+
+    def remove(self, name: str) -> None:
+        """Removes a small file, if it is there."""
+
+
+def check_shared(hosts: Hosts, folder: Folder) -> None:
     """Raises `UserError`, naming the host, unless all hosts read and write one and the same `folder`."""
     if hosts.count == 1:
         return
 
     def leave(index: int) -> str:
-        path = folder / f".probe-{os.getpid()}-{time.time_ns()}-{index}"
-        try:
-            path.write_text(path.name)
-        except OSError as error:
-            raise UserError(f"MODEL_DIR {folder} cannot be written to: {error.strerror}") from None
-        return path.name
+        name = f".probe-{os.getpid()}-{time.time_ns()}-{index}"
+        folder.write(name, name.encode())
+        return name
 
     probes = []
     try:
@@ -84,19 +96,16 @@ def check_shared(hosts: Hosts, folder: Path) -> None:
             hosts.first_does(lambda probe=probe, name=name: _find(folder, probe, name))  # type: ignore[misc]
     finally:
         for probe in probes:
-            with contextlib.suppress(OSError):
-                (folder / probe).unlink(missing_ok=True)
+            folder.remove(probe)
 
 
-def _find(folder: Path, probe: str, writer: str) -> str:
+def _find(folder: Folder, probe: str, writer: str) -> str:
     deadline_s = time.monotonic() + _SEEN_WITHIN_S
     while time.monotonic() < deadline_s:
-        try:
-            if (folder / probe).read_text() == probe:
-                return ""
-        except OSError:
-            time.sleep(0.2)
+        if folder.read(probe) == probe.encode():
+            return ""
+        time.sleep(0.2)
     raise UserError(
-        f"MODEL_DIR {folder} is not the folder that {writer} writes to: its files do not appear here; name a "
-        "folder that all hosts share"
+        f"MODEL_DIR {folder.path} is not the folder that {writer} writes to: its files do not appear here; "
+        "name a folder that all hosts share"
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from kcmoe import fits, tree
 from kcmoe.checkpoint import manage, run_config, shipped
+from kcmoe.checkpoint.storage import step_of
 from kcmoe.config import fields as configs
 from kcmoe.config import gin_files
 from kcmoe.config.inference import InferenceConfig
@@ -123,7 +124,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     """
     text = shipped.resolve(path).rstrip("/") or "/"
     if is_remote(text):
-        return text
+        newest = manage.latest(text) if step_of(text) is None else None
+        return text if newest is None else str(newest)
     if not os.path.exists(text):
         parent = os.path.dirname(os.path.abspath(text))
         names = ", ".join(one.name for one in manage.all_checkpoints(parent)[-5:])

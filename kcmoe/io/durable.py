@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kcmoe.errors import UserError
+from kcmoe.io.remote import Address, Place
 from kcmoe.io.wording import first_line, human_bytes
 
 TEMPORARY = ".orbax-checkpoint-tmp-"
@@ -61,13 +62,18 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def user_errors(final: Path) -> Iterator[None]:
-    """Turns the errors of a disk that is full or refuses into one `UserError`; others pass."""
+def user_errors(final: Place) -> Iterator[None]:
+    """Turns the errors of a disk or a bucket that is full or refuses into one `UserError`; others pass."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         text = first_line(error)
         number = error.errno if isinstance(error, OSError) else None
+        if isinstance(final, Address):
+            # TensorStore begins with the kind of the failure, as in "PERMISSION_DENIED: ".
+            if isinstance(error, OSError) or re.match("[A-Z_]{5,}: ", str(error)):
+                raise UserError(f"{final} cannot be written: {text}") from error
+            raise
         if number in NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):
             raise UserError(
                 f"no space left to write {final} ({_free(final)} free there): free some, or choose "

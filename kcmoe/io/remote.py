@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, cast
 
@@ -22,6 +23,53 @@ from kcmoe.io.wording import first_line
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is in a bucket or on a server."""
     return "://" in os.fspath(path)
+
+
+class Address(os.PathLike[str]):
+    """A folder or file in a bucket: what `pathlib.Path`, which shortens //, is for this machine.
+
+    Attributes:
+      name: the last part.
+      parent: the address without it.
+    """
+
+    def __init__(self, text: str | os.PathLike[str]):
+        self._text = os.fspath(text).rstrip("/")
+
+    def __fspath__(self) -> str:
+        return self._text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Address({self._text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __truediv__(self, name: str) -> Address:
+        return Address(f"{self._text}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self._text.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Address:
+        return Address(self._text.rpartition("/")[0])
+
+
+Place = Path | Address
+"""Where something lies: on this machine, or in a bucket."""
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """`path` as what it is, a place in a bucket or on this machine."""
+    return Address(path) if is_remote(path) else Path(path)
 
 
 def fsspec() -> ModuleType:

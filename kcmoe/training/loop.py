@@ -26,7 +26,7 @@ from kcmoe.training import update as updates
 from kcmoe.training.inputs import Inputs, open_inputs
 from kcmoe.training.observing import Observer
 from kcmoe.training.records import cut_after
-from kcmoe.training.run_folder import RunFolder, read_best
+from kcmoe.training.run_folder import RunFolder
 from kcmoe.training.settings import INITIAL, Settings
 from kcmoe.training.state import TrainState, frozen_paths
 from kcmoe.training.stopping import StopRequest, StopVote
@@ -109,10 +109,10 @@ def train(
         for line in checked:
             say(line)
         if hosts.first:
-            cut_after(folder.path, start.step)
+            cut_after(folder.records, start.step)
         if state and start.step >= run.train_steps:
             say(f"plan        nothing: TRAIN_STEPS = {run.train_steps:,} is reached")
-            return Outcome(start.step, state, read_best(folder.path))
+            return Outcome(start.step, state, folder.best())
         folder.write_config(_recorded(settings, inputs))
         say(report.plan(settings, start.step, checkpoint_bytes))
 
@@ -131,7 +131,7 @@ def train(
         folder.tidy()
 
         # --- The loop.
-        observer = Observer(settings, folder.path, start.step, quiet=not hosts.first)
+        observer = Observer(settings, folder.records, start.step, quiet=not hosts.first)
         held.enter_context(contextlib.closing(observer))
         step = start.step
         if hosts.count > 1:

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,9 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.hosts import agreeing
 from kcmoe.hosts.group import ALONE, Hosts
-from kcmoe.io import durable, json_text
-from kcmoe.io.remote import is_remote
+from kcmoe.io import json_text
+from kcmoe.io.remote import Place
+from kcmoe.training import places
 
 EXTRA = checksums.RUN_FILE
 BEST = "best.json"
@@ -78,7 +77,7 @@ class RunFolder:
     """MODEL_DIR. Making one compares the settings with those it was begun with, and writes nothing.
 
     Attributes:
-      path: the folder, which may not be there yet.
+      place: where it is, on a disk or in a bucket; it may not be there yet.
       changes: one line per setting that has changed since the last start, and may.
       hosts: of these only the first writes, but for the arrays of a checkpoint.
       keep: newest checkpoints to keep, None for all; the best one stays besides.
@@ -87,12 +86,13 @@ class RunFolder:
 
     def __init__(self, macros: gin_files.Macros, hosts: Hosts = ALONE):
         """Raises `UserError` if a fixed setting differs, or the folder cannot be written to."""
-        self.path = _writable(str(macros.require("MODEL_DIR")))
+        self.place = places.find(str(macros.require("MODEL_DIR")))
+        self.path, self.records = self.place.path, self.place.records
         self.hosts = hosts
         self.changes: list[str] = []
         self.keep: int | None = None
         self.chooser: Chooser | None = None
-        config = self.path / CONFIG_FILE
+        config = self.records / CONFIG_FILE
         if os.path.exists(config):
             # `foreign`: the run may have begun on a pod, whose config.gin has T5X's bindings too.
             before = gin_files.parse([str(config.absolute())], foreign=True, includes=False)
@@ -102,39 +102,15 @@ class RunFolder:
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
         """Makes the folder and keeps a second run out of it; a killed run leaves no lock behind.
 
-        Where the file system has no locks, it only says so with `say`.
+        Where that cannot be, it only says so with `say`.
         """
-        if not self.hosts.first:
+        with self.place.locked(say) if self.hosts.first else contextlib.nullcontext():
             yield
-            return
-        lock = self.path / ".lock"
-        with durable.user_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(lock, "w")  # noqa: SIM115
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another kcmoe train is writing to MODEL_DIR {self.path}; wait for it, stop it, "
-                    "or take another MODEL_DIR"
-                ) from None
-            except OSError as error:
-                say(
-                    f"warning     {self.path} cannot be locked ({error.strerror}): nothing keeps a "
-                    "second kcmoe train out of it, so start none"
-                )
-            try:
-                yield
-            finally:
-                if list(self.path.iterdir()) == [lock]:  # refused before anything was written
-                    lock.unlink()
-                    self.path.rmdir()
 
     def write_config(self, macros: gin_files.Macros) -> None:
         """Writes the whole operative config to `config.gin`, at once or not at all."""
         if self.hosts.first:
-            durable.write_file(self.path / CONFIG_FILE, gin_files.dump(macros).encode())
+            self.place.write(CONFIG_FILE, gin_files.dump(macros).encode())
 
     def prepare(self) -> None:
         """Removes what killed saves left; on many hosts, when all have seen that this is one folder.
@@ -142,26 +118,27 @@ class RunFolder:
         Raises:
           UserError: if it is not one folder, or hosts see other checkpoints in it.
         """
-        agreeing.check_shared(self.hosts, self.path)
+        agreeing.check_shared(self.hosts, self.place)
         self.hosts.first_does(lambda: str(checkpoints.clean(self.path)))
         agreeing.agree(
             self.hosts, lambda: {"the newest checkpoint": str([p.name for p in self.all()][-1:])}
         )
 
-    def all(self) -> list[Path]:
+    def all(self) -> Sequence[Place]:
         """The checkpoints, oldest first."""
         return checkpoints.all_checkpoints(self.path)
 
     def check_space(self, state: Mapping[str, Any]) -> int:
         """Raises `UserError` unless one checkpoint of these leaves fits on the disk; returns its bytes."""
         needed = tree.total_bytes(state.values())
-        free = shutil.disk_usage(_existing(self.path)).free
-        fits.check_disk(self.path, needed, free)
+        free = self.place.free_bytes()
+        if free is not None:
+            fits.check_disk(Path(self.path), needed, free)
         return needed
 
     def save(
         self, step: int, state: Mapping[str, Any], position: Any, metrics: Mapping[str, Any] | None
-    ) -> Path:
+    ) -> Place:
         """Writes checkpoint_<step> atomically, then names the best one and removes old ones.
 
         Args:
@@ -178,6 +155,8 @@ class RunFolder:
                 if "/" not in name and not np.ndim(value) and np.isfinite(value)
             }
         extras = {EXTRA: json.dumps(content, ensure_ascii=False, indent=1).encode()}
+        if self.hosts.first:
+            self.place.publish()  # records of a step are there before its checkpoint is
         path = checkpoints.save(self.path, step, state, extras, self.hosts)
         self.tidy()
         return path
@@ -186,14 +165,18 @@ class RunFolder:
         """Writes `best.json`, removes what is neither new nor best; returns what `best.json` holds."""
         best = self._find_best() if self.hosts.first else None
         if best is None:
-            best = read_best(self.path)
+            best = self.best()
         else:
             content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
-            durable.write_file(self.path / BEST, content)
+            self.place.write(BEST, content)
         protect = [best["checkpoint"]] if best else []
         if self.hosts.first:
             checkpoints.remove_old(self.path, self.keep, protect)
         return best
+
+    def best(self) -> dict[str, Any] | None:
+        """What `best.json` holds (checkpoint, metric, value and more); None without one."""
+        return _parse_best(self.place.read(BEST))
 
     def _find_best(self) -> dict[str, Any] | None:
         if self.chooser is None:
@@ -222,7 +205,7 @@ def _best_of(measured: Mapping[str, Mapping[str, Any]], by: Chooser) -> dict[str
     return best
 
 
-def read_extra(checkpoint: str | Path) -> dict[str, Any]:
+def read_extra(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """`training.json` of a checkpoint; {} where T5X wrote it.
 
     Raises:
@@ -244,39 +227,21 @@ def read_extra(checkpoint: str | Path) -> dict[str, Any]:
 def read_best(model_dir: str | Path) -> dict[str, Any] | None:
     """What `best.json` of a model directory holds (checkpoint, metric, value and more); None without one."""
     try:
-        best = json_text.parse((Path(model_dir) / BEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _parse_best((Path(model_dir) / BEST).read_bytes())
+    except OSError:
+        return None
+
+
+def _parse_best(content: bytes | None) -> dict[str, Any] | None:
+    try:
+        best = json_text.parse(content or b"")
+    except ValueError:
         return None
     complete = isinstance(best, dict) and {"checkpoint", "metric", "value"} <= best.keys()
     return best if complete else None
 
 
-def _writable(text: str) -> Path:
-    """The folder that MODEL_DIR names, if it can be written to or made."""
-    if is_remote(text):
-        raise UserError(
-            f"MODEL_DIR = {text!r} is in a bucket, but the engine trains into a folder of this "
-            "machine; copy it afterwards, or train with T5X, which writes to buckets"
-        )
-    path = Path(text)
-    above = _existing(path)
-    if not above.is_dir():
-        raise UserError(f"MODEL_DIR {path} cannot be written to: {above} is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(
-            f"MODEL_DIR {path} cannot be written to: there is no permission to write to {above}"
-        )
-    return path
-
-
-def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    path = path.absolute()
-    # `os.path.exists`, as `Path.exists` raises where looking is not permitted.
-    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))
-
-
-def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _compare(path: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line per setting that changed; raises `UserError` if a fixed one did."""
     changed = [name for name in sorted(before) if name in now and before[name] != now[name]]
     fixed = [name for name in changed if name in FIXED]

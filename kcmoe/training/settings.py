@@ -26,6 +26,7 @@ from kcmoe.config.training import (
 )
 from kcmoe.errors import UserError
 from kcmoe.io.remote import is_remote
+from kcmoe.training import places
 from kcmoe.training.optimizers.base import Optimizer
 from kcmoe.training.optimizers.registry import optimizer
 
@@ -100,7 +101,9 @@ def count_steps(macros: Macros) -> Macros:
 
 def _begun(macros: Macros) -> Mapping[str, Any]:
     """What MODEL_DIR was begun with; {} for a new one."""
-    config = os.path.join(str(macros.get("MODEL_DIR") or ""), CONFIG_FILE)
-    if is_remote(config) or not os.path.exists(config):
+    model_dir = str(macros.get("MODEL_DIR") or "")
+    place = places.find(model_dir) if is_remote(model_dir) else None  # holds what it has fetched
+    config = os.path.join(place.records if place else model_dir, CONFIG_FILE)
+    if not os.path.exists(config):
         return {}
     return gin_files.parse([os.path.abspath(config)], foreign=True, includes=False)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from kcmoe import tree
 from kcmoe.checkpoint import run_config, shipped
 from kcmoe.checkpoint.reading import restore_parameters
 from kcmoe.errors import UserError
+from kcmoe.io.remote import Address, Place
 from kcmoe.model.interface import Flat
 from kcmoe.training import state as states
 from kcmoe.training.inputs import Inputs, StepBatches
@@ -92,18 +92,19 @@ def find(
 
 
 def _way_on(
-    damaged: Path | None, older: Sequence[Path], shardings: TrainState, settings: Settings
+    damaged: Place | None, older: Sequence[Place], shardings: TrainState, settings: Settings
 ) -> str:
     """What to do where the newest checkpoint of a run cannot be used; "" where it is not the run's."""
     if damaged is None:
         return ""
+    move = "gcloud storage mv" if isinstance(damaged, Address) else "mv"
     for path in reversed(older):
         with contextlib.suppress(UserError):
             restore(str(path), shardings, settings)
             read_extra(path)
             return (
                 f". {path} before it is sound: to go on from there, move the damaged one away, "
-                f"mv {damaged} {damaged}.damaged"
+                f"{move} {damaged} {damaged}.damaged"
             )
     return ". No checkpoint before it in this MODEL_DIR is sound: begin anew in another MODEL_DIR"
 

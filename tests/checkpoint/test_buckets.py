@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import os
-import threading
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,63 +15,6 @@ from kcmoe.checkpoint.writing import convert
 from kcmoe.errors import UserError
 
 State = dict[str, np.ndarray]
-
-
-class Bucket(http.server.BaseHTTPRequestHandler):
-    """Lists and reads objects as Google's JSON API does; nothing else is asked for."""
-
-    folder: Path
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        if url.path.endswith("/o"):
-            first, end = query.get("startOffset", ""), query.get("endOffset", "\x7f")
-            files = (path for path in self.folder.rglob("*") if path.is_file())
-            names = sorted(str(path.relative_to(self.folder)) for path in files)
-            items = [{"name": n, "generation": "1"} for n in names if first <= n < end]
-            self._answer(200, json.dumps({"items": items}).encode())
-            return
-        file = self.folder / urllib.parse.unquote(url.path.split("/o/")[1])
-        if not file.is_file():
-            self._answer(404, b"")
-            return
-        content, wanted = file.read_bytes(), self.headers.get("Range")
-        if wanted is None:
-            self._answer(200, content)
-            return
-        start, _, last = wanted.removeprefix("bytes=").partition("-")
-        part = content[int(start) : int(last) + 1 if last else None]
-        whole = f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}"
-        self._answer(206, part, whole)
-
-    def _answer(self, status: int, body: bytes, whole: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("x-goog-generation", "1")
-        self.send_header("Content-Length", str(len(body)))
-        if whole:
-            self.send_header("Content-Range", whole)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that is readable as gs://bucket. TensorStore asks for the server's address once."""
-    Bucket.folder = tmp_path_factory.mktemp("bucket")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    before = os.environ.get("TENSORSTORE_GCS_HTTP_URL")
-    os.environ["TENSORSTORE_GCS_HTTP_URL"] = f"http://127.0.0.1:{server.server_port}"
-    yield Bucket.folder
-    server.shutdown()
-    server.server_close()
-    del os.environ["TENSORSTORE_GCS_HTTP_URL"]
-    if before is not None:
-        os.environ["TENSORSTORE_GCS_HTTP_URL"] = before
 
 
 @pytest.mark.parametrize("format", ["t5x_orbax", "t5x_legacy"])
@@ -124,11 +62,34 @@ def test_an_unfinished_save_in_a_bucket(
         checkpoint.open_checkpoint("gs://bucket/absent")
 
 
+def test_saved_in_a_bucket(
+    state: State, expected: object, bucket: Path, same: Callable[..., None]
+) -> None:
+    extras = {"training.json": b"{}"}
+    for step in (7, 8, 9):
+        values = {**state, "state/step": np.asarray(step, np.int32)}
+        saved = checkpoint.save("gs://bucket/saved", step, values, extras)
+        assert str(saved) == f"gs://bucket/saved/checkpoint_{step}"
+    reader = checkpoint.open_checkpoint("gs://bucket/saved/checkpoint_7")
+    assert (reader.format, reader.extras()) == ("t5x_orbax", extras)
+    same(state, checkpoint.restore(reader, expected))
+    (bucket / "saved/checkpoint_8/PINNED").touch()
+    removed = checkpoint.remove_old("gs://bucket/saved", 1)
+    assert [path.name for path in removed] == ["checkpoint_7"]
+    (bucket / "saved/checkpoint_9/commit_success.txt").unlink()
+    assert checkpoint.latest("gs://bucket/saved") == saved.parent / "checkpoint_8"
+    assert checkpoint.clean("gs://bucket/saved") == [saved]
+    assert {path.parts[-1] for path in (bucket / "saved").glob("**/*") if path.is_file()} > {
+        "PINNED"
+    }
+    assert not [path for path in (bucket / "saved/checkpoint_9").rglob("*") if path.is_file()]
+
+
 def test_what_buckets_cannot_do(state: State, bucket: Path, write: Callable[..., Path]) -> None:
     write(state, "safetensors").rename(bucket / "exported")
     with pytest.raises(UserError, match="copy the folder to this machine first"):
         checkpoint.open_checkpoint("gs://bucket/exported")
     with pytest.raises(UserError, match="not on this machine"):
-        checkpoint.save("gs://bucket/run", 7, state)
+        convert("gs://bucket/exported", "gs://bucket/run/checkpoint_7", "t5x_orbax")
     with pytest.raises(UserError, match="cannot be opened"):
         checkpoint.open_checkpoint("nowhere://bucket/checkpoint_7")

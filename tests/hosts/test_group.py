@@ -26,8 +26,9 @@ def test_all_hear_what_each_says_and_a_difference_is_refused_by_name(
     ends = hosts(
         f"""
         from pathlib import Path
+        from kcmoe.training.places import OnDisk
         print("gave", hosts.each(lambda: f"v{{index}}"), hosts.first_does(lambda: f"w{{index}}"))
-        agreeing.check_shared(hosts, Path({str(tmp_path)!r}))
+        agreeing.check_shared(hosts, OnDisk({str(tmp_path)!r}))
         own = Path({str(tmp_path)!r}, f"own{{index}}")
         own.mkdir()
         agreeing._SEEN_WITHIN_S = 0.5
@@ -36,7 +37,7 @@ def test_all_hear_what_each_says_and_a_difference_is_refused_by_name(
                 raise UserError("the disk is full")
         tries = [
             lambda: agreeing.agree(hosts, lambda: {{"BATCH_SIZE": str(8 * (index + 1)), "PACK": "1"}}),
-            lambda: agreeing.check_shared(hosts, own),
+            lambda: agreeing.check_shared(hosts, OnDisk(str(own))),
             lambda: hosts.each(full),
         ]
         for one in tries:

@@ -47,7 +47,7 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str
             "checkpoint_1",
         ),
         ([SAMPLE, "--gin.MODEL_DIR='{}/file/run'"], "cannot be written to"),
-        ([SAMPLE, "--gin.MODEL_DIR='gs://bucket/run'"], "is in a bucket"),
+        ([SAMPLE, "--gin.MODEL_DIR='ftp://bucket/run'"], "cannot be opened"),
     ],
 )
 def test_one_line_and_nothing_written(

@@ -31,14 +31,14 @@ SMALL = {
 PROGRAM = """
 import dataclasses, importlib.util, json, os, signal, sys
 from pathlib import Path
-index, port, base, small = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
+index, port, base, small = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 spec = importlib.util.spec_from_file_location("toy", sys.argv[5])
 toy = importlib.util.module_from_spec(spec)
 sys.modules["toy"] = toy
 spec.loader.exec_module(toy)
 
 import jax
-jax.config.update("jax_compilation_cache_dir", str(base / f"compiled{index}"))
+jax.config.update("jax_compilation_cache_dir", f"{sys.argv[6]}/compiled{index}")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 from kcmoe.hosts import joining
 from kcmoe.training.loop import train
@@ -55,12 +55,12 @@ class Watched(toy.ToyBatches):
 with joining.joined(joining.Member(f"127.0.0.1:{port}", 2, index)) as hosts:
     inputs = dataclasses.replace(toy.inputs(), held_out=())
     watched = dataclasses.replace(inputs, batches=Watched(8))
-    settings = toy.settings(base / "stopped", **small)
+    settings = toy.settings(base + "/stopped", **small)
     stopped = train(settings, watched, hosts=hosts)
     print("stopped", stopped.step, stopped.stopped_by, flush=True)
     resumed = train(settings, inputs, hosts=hosts)
     print("resumed", resumed.step, resumed.stopped_by, flush=True)
-    whole = train(toy.settings(base / "whole", **small), inputs, hosts=hosts)
+    whole = train(toy.settings(base + "/whole", **small), inputs, hosts=hosts)
     print("whole", whole.step, flush=True)
 """
 
@@ -68,22 +68,28 @@ with joining.joined(joining.Member(f"127.0.0.1:{port}", 2, index)) as hosts:
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left, and what each printed in 0.txt and 1.txt."""
+@pytest.fixture(scope="module", params=["disk", "bucket"])
+def base(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bucket: Path
+) -> Path:
+    """What two processes left, on a disk or in a bucket, and what each printed in 0.txt and 1.txt."""
     import json
 
-    folder = tmp_path_factory.mktemp("hosts")
+    compiled = tmp_path_factory.mktemp("hosts")
+    folder, address = compiled, str(compiled)
+    if request.param == "bucket":
+        folder, address = bucket / "hosts", "gs://bucket/hosts"
+        folder.mkdir()
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     toy_file = str(Path(__file__).with_name("conftest.py"))
     processes = []
     for index in range(2):
-        command = [sys.executable, "-c", PROGRAM, str(index), str(port), str(folder)]
+        command = [sys.executable, "-c", PROGRAM, str(index), str(port), address]
         processes.append(
             subprocess.Popen(
-                [*command, json.dumps(SMALL), toy_file],
+                [*command, json.dumps(SMALL), toy_file, str(compiled)],
                 env={
                     **os.environ,
                     "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=1",

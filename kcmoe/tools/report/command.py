@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kcmoe.config import arguments
 from kcmoe.errors import UserError
+from kcmoe.io.remote import is_remote
 
 _EPILOG = """\
 examples:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_output(
         parser,
         "--output",
-        help="default: report.html in the first MODEL_DIR",
+        help="default: report.html in the first MODEL_DIR; here, where that is in a bucket",
         endings=(".html", ".htm"),
     )
     arguments.add_output_folder(parser, "--png", help="also write each picture there as PNG")
@@ -57,11 +58,17 @@ def main(argv: Sequence[str]) -> int:
     from kcmoe.tools.report.page import page
     from kcmoe.tools.report.pictures import sections
     from kcmoe.tools.report.reading import read
+    from kcmoe.training.places import InBucket
 
-    folders = [Path(folder) for folder in args.folders]
-    runs = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    buckets = [InBucket(each) if is_remote(each) else None for each in args.folders]
+    folders = [
+        Path(folder) if bucket is None else bucket.fetch_records()
+        for folder, bucket in zip(args.folders, buckets, strict=True)
+    ]
+    runs = [read(*each) for each in zip(folders, _names(args.folders), strict=True)]
     shown = sections(runs, args.peak_gflops * 1e9 if args.peak_gflops else None)
-    output = Path(args.output) if args.output else runs[0].folder / "report.html"
+    where = Path() if is_remote(args.folders[0]) else runs[0].folder
+    output = Path(args.output) if args.output else where / "report.html"
     if not args.output:  # of this run, and made anew as it goes on
         outputs.check_file(output, overwrite=True)
     pictures = [
@@ -83,9 +90,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _names(folders: Sequence[str]) -> list[str]:
     """What to call each run: its folder's name, with more of the path where two are called alike."""
-    paths = [(f if f.is_dir() else f.parent).absolute() for f in folders]
+    paths = [
+        Path(each if is_remote(each) or Path(each).is_dir() else Path(each).parent).absolute()
+        for each in folders
+    ]
     for parts in range(1, 20):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MODEL_DIR in a bucket: the run is the one on a disk, whatever is killed or refused in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import filecmp
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import pytest
+
+from kcmoe import checkpoint as checkpoints
+from kcmoe import cli
+from kcmoe.errors import UserError
+from kcmoe.io.remote import Place, place
+from kcmoe.training.loop import Outcome, train
+from kcmoe.training.settings import Settings
+from tests.fake_bucket import Bucket
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """One start of the toy run in any place; `before(n)` is called before step n + 1."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+
+    def start(where: Place, before: Callable[[int], None] = lambda step: None) -> Outcome:
+        class Watched(toy.ToyBatches):
+            def iterate(self, start_step: int, stop_step: int, workers: int) -> Iterator[Any]:
+                for step in range(start_step, stop_step):
+                    before(step)
+                    yield self.at(step)
+
+        settings: Settings = toy.settings(where)
+        inputs = dataclasses.replace(toy.inputs(8), batches=Watched(8))
+        return train(settings, inputs, say=said.append)
+
+    said: list[str] = []
+    start.said = said  # type: ignore[attr-defined]
+    return start
+
+
+@pytest.fixture
+def home(bucket: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Place, Path]]:
+    """A model directory in the bucket, and where its files are seen."""
+    Bucket.writes.clear()
+    name = request.node.name.partition("[")[0]
+    yield place(f"gs://bucket/{name}"), bucket / name
+    Bucket.refused.clear()
+    shutil.rmtree(bucket / name, ignore_errors=True)
+
+
+def same_weights(one: Place, other: Place) -> bool:
+    first, second = checkpoints.open_checkpoint(one), checkpoints.open_checkpoint(other)
+    assert first.tree() == second.tree()
+    return all(first.read(path).tobytes() == second.read(path).tobytes() for path in first.tree())
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_stopped_killed_and_resumed_is_never_stopped(
+    run: Run,
+    home: tuple[Place, Path],
+    toy: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where, seen = home
+
+    def stop(step: int) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def kill(step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    assert run(where, stop).stopped_by == "SIGTERM"
+    assert checkpoints.latest(where) == where / "checkpoint_2"
+    with pytest.raises(Killed):
+        run(where, kill)
+    assert [path.name for path in checkpoints.all_checkpoints(where)] == [
+        "checkpoint_2",
+        "checkpoint_4",
+    ]
+    outcome = run(where)
+    assert "continued from gs://bucket" in "\n".join(run.said)  # type: ignore[attr-defined]
+    assert run(tmp_path).step == outcome.step == 6
+    assert same_weights(where / "checkpoint_6", tmp_path / "checkpoint_6")
+    assert [path.name for path in checkpoints.all_checkpoints(where)] == [
+        path.name for path in checkpoints.all_checkpoints(tmp_path)
+    ]
+    losses = [[each["loss"] for each in toy.records(folder)] for folder in (seen, tmp_path)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    assert filecmp.cmp(seen / "best.json", tmp_path / "best.json", shallow=False)
+    assert len(list(seen.glob("train/events*"))) == 3  # TensorBoard reads them where they are
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", str(where), str(tmp_path), "--language=en"]) == 0
+    assert where.name in (tmp_path / "report.html").read_text("utf-8")
+    with pytest.raises(UserError, match=r"begun with other settings: NUM_EXPERTS 4 -> 8"):
+        train(toy.settings(where, NUM_EXPERTS=8), toy.inputs(8))
+
+
+def test_a_save_is_there_when_its_mark_is(run: Run, home: tuple[Place, Path]) -> None:
+    where, seen = home
+    Bucket.refused.add(f"{seen.name}/checkpoint_4/commit_success.txt")
+    with pytest.raises(UserError, match=r"checkpoint_4 cannot be written: .*403"):
+        run(where)
+    marks = [name for name in Bucket.writes if "checkpoint_2/" in name]
+    assert marks[-1] == f"{seen.name}/checkpoint_2/commit_success.txt"
+    assert [path.name for path in checkpoints.all_checkpoints(where)] == ["checkpoint_2"]
+    (seen / "checkpoint_4/state").mkdir(parents=True, exist_ok=True)
+    (seen / "checkpoint_4/state/manifest.ocdbt").write_text("what a killed save left")
+    assert [path.name for path in checkpoints.all_checkpoints(where)] == ["checkpoint_2"]
+    Bucket.refused.clear()
+    assert run(where).step == 6
+    assert len(list(seen.glob("checkpoint_4/**/commit_success.txt"))) == 2
+
+
+def test_a_bucket_that_cannot_be_written_to_is_one_line(run: Run, home: tuple[Place, Path]) -> None:
+    where, seen = home
+    Bucket.refused.add(seen.name)
+    with pytest.raises(UserError, match=rf"gs://bucket/{seen.name} cannot be written: .*403"):
+        run(where)
