@@ -78,7 +78,7 @@ def test_overwrite_replaces_files_and_nothing_else(tmp_path: Path) -> None:
 def test_no_verb_replaces_what_is_there(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ending = {"--plot": ".svg", "add-sent": ".model"}
+    ending = {"--plot": ".svg", "add-sent": ".model", "report runs": ".html"}
     place = tmp_path / f"mine{next((e for w, e in ending.items() if w in command), '')}"
     place.write_text("of the user")
     assert cli.run(command.format(place).split()) == 2
