@@ -110,6 +110,7 @@ def train(
             say(line)
         if hosts.first:
             cut_after(folder.records, start.step)
+            folder.place.publish()  # what has been cut is told from what comes
         if state and start.step >= run.train_steps:
             say(f"plan        nothing: TRAIN_STEPS = {run.train_steps:,} is reached")
             return Outcome(start.step, state, folder.best())

@@ -2,7 +2,8 @@
 """Where MODEL_DIR lies, on a disk or in a bucket: small files, records, and what keeps a second run out.
 
 Checkpoints go to either through `kcmoe.checkpoint`. Records grow by a line a step, which no bucket can take:
-they are written to a folder of this machine and copied to the bucket before every checkpoint and at the end.
+they are written to a folder of this machine, and what is new is copied to the bucket before every checkpoint
+and at the end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -21,6 +23,8 @@ from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 from kcmoe.io.remote import Address, Place, is_remote
+
+_RECORDS = ("metrics.jsonl", "train/", "eval/")
 
 
 class RunPlace(Protocol):
@@ -122,8 +126,11 @@ class InBucket:
         self._bucket = Bucket(text)
         self.records = Path(tempfile.mkdtemp(prefix="kcmoe-"))
         weakref.finalize(self, shutil.rmtree, self.records, ignore_errors=True)
-        self._seen: dict[str, tuple[int, int]] = {}
-        self._fetch([CONFIG_FILE])
+        self._parts: dict[
+            str, list[tuple[int, int]]
+        ] = {}  # file -> first byte of each object, and its end
+        if (config := self.read(CONFIG_FILE)) is not None:
+            (self.records / CONFIG_FILE).write_bytes(config)
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -139,17 +146,24 @@ class InBucket:
             self.publish()
 
     def fetch_records(self) -> Path:
-        """Fetches all records there are, and returns the folder that then holds them and config.gin."""
-        events = [key for split in ("train/", "eval/") for key in self._bucket.keys(split)]
-        self._fetch(["metrics.jsonl", *events])
-        return self.records
+        """Fetches all records there are, and returns the folder that then holds them and config.gin.
 
-    def _fetch(self, names: list[str]) -> None:
-        for name, content in self._bucket.read_many(names).items():
+        It is there as long as this object.
+        """
+        keys = [key for start in _RECORDS for key in self._bucket.keys(start)]
+        found = [(*_file_and_offset(key), key) for key in keys]
+        self._parts = {}
+        for name, offset, key in sorted(found):
+            content = self.read(key) or b""
             path = self.records / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            self._seen[name] = _state(path)
+            with open(path, "ab" if offset else "wb") as file:
+                if (
+                    file.tell() == offset
+                ):  # else one before it is lost, and this one goes when it is cut
+                    file.write(content)
+            self._parts.setdefault(name, []).append((offset, offset + len(content)))
+        return self.records
 
     def read(self, name: str) -> bytes | None:
         return self._bucket.read_many([name]).get(name)
@@ -164,17 +178,35 @@ class InBucket:
     def publish(self) -> None:
         for path in sorted(self.records.rglob("*")):
             name = path.relative_to(self.records).as_posix()
-            if path.is_file() and name != CONFIG_FILE and self._seen.get(name) != _state(path):
-                self._seen[name] = _state(path)
-                self._bucket.write(name, path.read_bytes())
+            if path.is_file() and name.startswith(_RECORDS):
+                self._publish(name, path)
+
+    def _publish(self, name: str, path: Path) -> None:
+        """Brings the objects of one file to what it is: it may have been cut since, or have grown."""
+        size, parts = path.stat().st_size, self._parts.setdefault(name, [])
+        beyond = [part for part in parts if part[1] > size]
+        kept = [part for part in parts if part[1] <= size]
+        start = kept[-1][1] if kept else 0
+        if size > start:
+            with open(path, "rb") as file:
+                file.seek(start)
+                self._bucket.write(_object(name, start), file.read(size - start))
+            kept.append((start, size))
+        self._bucket.remove([_object(name, part[0]) for part in beyond if part[0] >= size])
+        self._parts[name] = kept
 
     def free_bytes(self) -> int | None:
         return None
 
 
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _object(name: str, offset: int) -> str:
+    """What is behind the first `offset` bytes of a file is an object of its own: objects do not grow."""
+    return f"{name}.from-{offset}" if offset else name
+
+
+def _file_and_offset(key: str) -> tuple[str, int]:
+    name, offset = re.fullmatch(r"(.+?)(?:\.from-(\d+))?", key).groups()  # type: ignore[union-attr]
+    return name, int(offset or 0)
 
 
 def _writable(text: str) -> Path:

@@ -21,6 +21,7 @@ from kcmoe import cli
 from kcmoe.errors import UserError
 from kcmoe.io.remote import Place, place
 from kcmoe.training.loop import Outcome, train
+from kcmoe.training.places import InBucket
 from kcmoe.training.settings import Settings
 from tests.fake_bucket import Bucket
 
@@ -100,11 +101,15 @@ def test_stopped_killed_and_resumed_is_never_stopped(
     assert [path.name for path in checkpoints.all_checkpoints(where)] == [
         path.name for path in checkpoints.all_checkpoints(tmp_path)
     ]
-    losses = [[each["loss"] for each in toy.records(folder)] for folder in (seen, tmp_path)]
+    fetched = InBucket(str(where))  # whose folder goes when it does
+    records = fetched.fetch_records()
+    losses = [[each["loss"] for each in toy.records(folder)] for folder in (records, tmp_path)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
     assert filecmp.cmp(seen / "best.json", tmp_path / "best.json", shallow=False)
-    assert len(list(seen.glob("train/events*"))) == 3  # TensorBoard reads them where they are
+    # What is new is an object of its own, so that no save sends all again.
+    assert len(list(seen.glob("metrics.jsonl.from-*"))) == 2
+    assert len(list(records.glob("train/events*"))) == 3
     monkeypatch.chdir(tmp_path)
     assert cli.run(["report", str(where), str(tmp_path), "--language=en"]) == 0
     assert where.name in (tmp_path / "report.html").read_text("utf-8")
@@ -133,3 +138,30 @@ def test_a_bucket_that_cannot_be_written_to_is_one_line(run: Run, home: tuple[Pl
     Bucket.refused.add(seen.name)
     with pytest.raises(UserError, match=rf"gs://bucket/{seen.name} cannot be written: .*403"):
         run(where)
+
+
+def test_records_are_sent_in_parts_and_cut_where_they_were(home: tuple[Place, Path]) -> None:
+    where, seen = home
+    place = InBucket(str(where))
+    lines, sent = place.records / "metrics.jsonl", lambda: sorted(p.name for p in seen.glob("m*"))
+
+    def publish(content: str) -> None:
+        lines.write_text(content)
+        place.publish()
+        other = InBucket(str(where))
+        again = other.fetch_records() / "metrics.jsonl"
+        assert (again.read_text() if again.exists() else "") == content
+
+    publish("one\n")
+    publish("one\ntwo\n")
+    publish("one\ntwo\nthree\n")
+    assert sent() == ["metrics.jsonl", "metrics.jsonl.from-4", "metrics.jsonl.from-8"]
+    publish("one\nt")  # cut within the second
+    assert sent() == ["metrics.jsonl", "metrics.jsonl.from-4"]
+    publish("one\ntwo\nfour\n")
+    (seen / "metrics.jsonl.from-4").unlink()  # somebody lost a part
+    lost = InBucket(str(where))
+    assert (lost.fetch_records() / "metrics.jsonl").read_text() == "one\n"
+    lost.publish()
+    assert sent() == ["metrics.jsonl"]
+    publish("")
