@@ -263,14 +263,19 @@ def load(found: Found) -> Loaded:
 
 
 def narrowed(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """The weights with the matrices of products in `kind`; the router stays in float32, as in training."""
+    """The weights with the matrices of products in `kind`; the router stays in float32, as in training.
+
+    The experts' bfloat16 matrices are held as uint16 of the same bits (`model.cpu.used_blocks`).
+    """
     if kind == "float32":
         return weights
-    dtype = np.dtype(kind)
-    return {
-        path: array.astype(dtype) if path.endswith("/kernel") and "/router/" not in path else array
+    narrow = {
+        path: array.astype(np.dtype(kind))
         for path, array in weights.items()
+        if path.endswith("/kernel") and "/router/" not in path
     }
+    experts = {path: array.view(np.uint16) for path, array in narrow.items() if "/expert/" in path}
+    return {**weights, **narrow, **experts}
 
 
 def _platform() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -23,6 +22,7 @@ from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
 from kcmoe.model.cpu import gradients
 from kcmoe.model.cpu.gradients import rows_at, with_gradient
+from kcmoe.model.cpu.used_blocks import UsedBlocks
 from kcmoe.model.dispatch_choice import Way, grouped_block, grouped_rows, resolve, used_block
 from kcmoe.model.placing import placed
 from kcmoe.model.routing import Routing, earlier_equal
@@ -215,26 +215,6 @@ class InBlocks:
 
     def spread(self, values_ExF: Array) -> Array:
         return jnp.repeat(values_ExF[self.expert_of_block], self.block, axis=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class UsedBlocks:
-    """Rows in blocks of one expert each, of which only the first `used` hold any: x is [M, D]."""
-
-    expert_of_block: Array  # int32[M / block]
-    used: Array  # int32 scalar
-    block: int  # rows per block
-
-    def through(self, mlp: Callable[..., Array], x_MxD: Array, *weights_ExDxF: Array) -> Array:
-        """mlp(rows, *matrices of their expert) for the blocks in use: float[M, D] -> float[M, D]."""
-
-        def compute(number: Array, y_MxD: Array) -> Array:
-            start, expert = number * self.block, self.expert_of_block[number]
-            rows = jax.lax.dynamic_slice_in_dim(x_MxD, start, self.block)
-            y = mlp(rows, *(w[expert] for w in weights_ExDxF))
-            return jax.lax.dynamic_update_slice_in_dim(y_MxD, y, start, axis=0)
-
-        return jax.lax.fori_loop(0, self.used, compute, jnp.zeros_like(x_MxD))
 
 
 @dataclasses.dataclass(frozen=True)

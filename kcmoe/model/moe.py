@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 
 from kcmoe.config.model import ModelConfig
 from kcmoe.model import routing as routing_lib
-from kcmoe.model.dispatch import Dispatch, Rows, UsedBlocks
+from kcmoe.model.cpu.used_blocks import UsedBlocks, unpacked
+from kcmoe.model.dispatch import Dispatch, Rows
 from kcmoe.model.layers import Dense, Kernel, gated_gelu, kernel_init, product, scale_kept
 from kcmoe.model.placing import placed
 from kcmoe.model.tpu import kept
@@ -65,6 +66,7 @@ class Experts(nn.Module):
         x_in = x.astype(dtype)
         if isinstance(rows, UsedBlocks):
             return rows.through(_gated_mlp, x_in, wi_0, wi_1, wo).astype(x.dtype)
+        wi_0, wi_1, wo = map(unpacked, (wi_0, wi_1, wo))
         inner = gated_gelu(kept(rows.dot(x_in, wi_0)), kept(rows.dot(x_in, wi_1)))
         inner = self._dropout(inner, rows, deterministic)
         return kept(rows.dot(inner, wo)).astype(x.dtype)
@@ -80,6 +82,7 @@ class Experts(nn.Module):
 
 
 def _gated_mlp(x: Array, wi_0: Array, wi_1: Array, wo: Array) -> Array:
+    wi_0, wi_1, wo = map(unpacked, (wi_0, wi_1, wo))
     return product(gated_gelu(product(x, wi_0), product(x, wi_1)), wo)
 
 

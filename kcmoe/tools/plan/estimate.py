@@ -96,7 +96,10 @@ class Planner:
             whole_logits=self.stack == "t5x",
         )
         activations //= choice.model_partitions
-        gradients = memory_lib.gradient_bytes(parameters, activations, choice.microbatches)
+        platform = self.hardware.platform
+        gradients = memory_lib.gradient_bytes(
+            parameters, activations, choice.microbatches, platform
+        )
         if self.stack == "t5x":
             activations = int(activations * memory_lib.T5X_KEPT)
             gradients = parameters * (2 if choice.microbatches > 1 else 1)

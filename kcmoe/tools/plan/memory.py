@@ -100,14 +100,17 @@ def state_bytes(config: ModelConfig, optimizer: Optimizer, how: MeshShape) -> tu
     return parameters, sum(_share(slot.shape, slot.axes, how) for slot in slots)
 
 
-def gradient_bytes(parameters: int, activations: int, microbatches: int) -> int:
+def gradient_bytes(parameters: int, activations: int, microbatches: int, platform: str) -> int:
     """Gradients that are there when memory is fullest.
 
     They are as large as the parameters and come as activations go, layer by layer: two fifths of them are
     there at that moment (compiled steps of tiny, mini and base: 0.3 to 0.8), or all, at the end of the
-    backward pass, where activations are few. Accumulation holds the sum of all of them besides.
+    backward pass, where activations are few. The compiler for TPUs updates parameters before that, as
+    gradients come (base on v5e-256). Accumulation holds the sum of all of them besides.
     """
-    arriving = max(parameters * 2 // 5, parameters - activations)
+    arriving = parameters * 2 // 5
+    if platform != "tpu":
+        arriving = max(arriving, parameters - activations)
     return arriving + (parameters if microbatches > 1 else 0)
 
 

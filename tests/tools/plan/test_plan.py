@@ -262,17 +262,29 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
         devices=devices,
     )
     assert parameters + optimizer == pytest.approx(compiled.argument_size_in_bytes, rel=0.02)
-    gradients = memory.gradient_bytes(parameters, kept, 1)
+    gradients = memory.gradient_bytes(parameters, kept, 1, "cpu")
     assert gradients + kept == pytest.approx(compiled.temp_size_in_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("name", "experts", "gib"),
-    [("v3-8", 16, 11.70), ("v5e-8", 16, 11.69), ("v4-32", 16, 7.91), ("v4-32", 64, 8.37)],
+    ("stack", "name", "experts", "gib"),
+    [
+        ("t5x", "v3-8", 16, 11.70),
+        ("t5x", "v5e-8", 16, 11.69),
+        ("t5x", "v4-32", 16, 7.91),
+        ("t5x", "v4-32", 64, 8.37),
+        ("engine", "v3-8", 16, 10.00),
+        ("engine", "v5e-8", 16, 9.89),
+        ("engine", "v6e-8", 16, 9.99),
+        ("engine", "v4-32", 16, 5.58),
+        ("engine", "v5e-256", 16, 1.61),
+    ],
 )
-def test_t5x_takes_what_the_tpus_compiler_said(name: str, experts: int, gib: float) -> None:
-    """The real step of T5X + Flaxformer, compiled by libtpu 0.0.42.1."""
-    plan = planner("base", name, "t5x", f"NUM_EXPERTS={experts}", "NUM_EXPERT_PARTITIONS=16")
+def test_base_takes_what_the_tpus_compiler_said(
+    stack: str, name: str, experts: int, gib: float
+) -> None:
+    """The steps of the engine and of the real T5X + Flaxformer, compiled by libtpu 0.0.42.1."""
+    plan = planner("base", name, stack, f"NUM_EXPERTS={experts}", "NUM_EXPERT_PARTITIONS=16")
     assert plan.estimate(plan.asked(1)).memory.total / 2**30 == pytest.approx(gib, rel=0.1)
 
 
