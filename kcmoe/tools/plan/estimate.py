@@ -102,7 +102,8 @@ class Planner:
         )
         if self.stack == "t5x":
             activations = int(activations * memory_lib.T5X_KEPT)
-            gradients = parameters * (2 if choice.microbatches > 1 else 1)
+            gradients = min(parameters, activations)
+            gradients += parameters if choice.microbatches > 1 else 0
         process = int(memory_lib.PROCESS_BYTES) if self.hardware.platform == "cpu" else 0
         inputs, targets = run.lengths["inputs"], run.lengths["targets"]
         useful = flops.train_step_flops(model, choice.batch_size, inputs, targets)

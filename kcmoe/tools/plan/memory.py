@@ -50,8 +50,9 @@ class MeshShape:
 PROCESS_BYTES = 1.1 * 2**30
 
 
-# Of what the engine's trace would keep, T5X's step keeps this share, and all gradients wait for one exchange:
-# with both, the steps of base that the TPU's compiler has compiled are met to 8 % (benchmarks/README.md).
+# Of what the engine's trace would keep, T5X's step keeps this share, and gradients wait for one exchange, where
+# there are activations to wait with: so the steps of base that the TPU's compiler has compiled are met to 9 %
+# (benchmarks/README.md).
 T5X_KEPT = 0.9
 
 
@@ -105,11 +106,13 @@ def gradient_bytes(parameters: int, activations: int, microbatches: int, platfor
 
     They are as large as the parameters and come as activations go, layer by layer: two fifths of them are
     there at that moment (compiled steps of tiny, mini and base: 0.3 to 0.8), or all, at the end of the
-    backward pass, where activations are few. The compiler for TPUs updates parameters before that, as
-    gradients come (base on v5e-256). Accumulation holds the sum of all of them besides.
+    backward pass, where activations are few. On TPUs parameters are updated as gradients come, so there are
+    no more of them than activations have gone (base on v5e-256). Accumulation holds the sum of all besides.
     """
     arriving = parameters * 2 // 5
-    if platform != "tpu":
+    if platform == "tpu":
+        arriving = min(arriving, activations)
+    else:
         arriving = max(arriving, parameters - activations)
     return arriving + (parameters if microbatches > 1 else 0)
 

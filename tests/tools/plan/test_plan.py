@@ -271,6 +271,8 @@ def test_memory_is_that_of_the_compiled_step(size: str, devices: int) -> None:
     [
         ("t5x", "v3-8", 16, 11.70),
         ("t5x", "v5e-8", 16, 11.69),
+        ("t5x", "v6e-8", 16, 11.66),
+        ("t5x", "v5e-256", 16, 1.56),
         ("t5x", "v4-32", 16, 7.91),
         ("t5x", "v4-32", 64, 8.37),
         ("engine", "v3-8", 16, 10.00),
