@@ -50,9 +50,9 @@ class MeshShape:
 PROCESS_BYTES = 1.1 * 2**30
 
 
-# Of what the engine's trace would keep, T5X's step keeps this share, and gradients wait for one exchange, where
-# there are activations to wait with: so the steps of base that the TPU's compiler has compiled are met to 9 %
-# (benchmarks/README.md).
+# Of what the engine's trace would keep, T5X's step keeps this share, and gradients wait for one exchange,
+# where there are activations to wait with: so the steps of base that the TPU's compiler has compiled are met
+# to 9 % (benchmarks/README.md).
 T5X_KEPT = 0.9
 
 
