@@ -109,8 +109,9 @@ def _report(folder: str, outcome: Outcome) -> None:
     """Says how the run ended and what to do next."""
     from kcmoe.checkpoint import latest
 
-    saved, newest = f"{folder}/checkpoint_{outcome.step}", latest(folder)
-    if outcome.stopped_by and str(newest) != str(place(saved)):
+    where = place(folder)
+    saved = where / f"checkpoint_{outcome.step}"
+    if outcome.stopped_by and latest(where) != saved:
         print(f"stopped by {outcome.stopped_by} before the first step; the same command starts it")
     elif outcome.stopped_by:
         at = f"stopped by {outcome.stopped_by} at step {outcome.step:,}"
@@ -119,5 +120,5 @@ def _report(folder: str, outcome: Outcome) -> None:
         print(f"finished at step {outcome.step:,}: {saved}")
     if outcome.best:
         name, value = outcome.best["metric"], outcome.best["value"]
-        print(f"best by {name} {value:.4f}: {folder}/{outcome.best['checkpoint']}")
-    print(f"curves and routers of the run, as one page: kcmoe report {folder}")
+        print(f"best by {name} {value:.4f}: {where / outcome.best['checkpoint']}")
+    print(f"curves and routers of the run, as one page: kcmoe report {where}")

@@ -2,13 +2,15 @@
 """What is written to a bucket and removed there, through TensorStore, which reads it as well (`storage`).
 
 A bucket renames nothing. So a checkpoint is there when the file that marks it is, as Orbax does it in
-buckets: that file is written last and removed first, and what has none is what a killed save left.
+buckets: that file is written last and removed first. While it is not there, another says that a save or a
+removal is under way; what a kill left is known by it, and nothing else is ever removed: a folder without
+either may be a copy on its way, or somebody else's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kcmoe.checkpoint.orbax_writing import COMMIT_FILE
@@ -17,7 +19,8 @@ from kcmoe.errors import UserError
 from kcmoe.io.remote import Address
 from kcmoe.io.wording import first_line
 
-_LEGACY_INDEX = "checkpoint"  # written last by T5X's old format
+_MARKS = (COMMIT_FILE, "checkpoint")  # the second is written last by T5X's old format
+_UNDER_WAY = "kcmoe_under_way"
 
 
 class Bucket(Folder):
@@ -44,24 +47,43 @@ class Bucket(Folder):
 
     def checkpoints(self) -> list[Address]:
         """The finished checkpoints below this folder, oldest first."""
-        finished, _ = self._saves()
-        return [Address(f"{self.path}/checkpoint_{step}") for step in sorted(finished)]
+        return [place for place, files in self._saves() if _finished(files)]
 
     def clean(self) -> list[Address]:
         """Removes what killed saves and removals left, and returns where it lay."""
-        _, unfinished = self._saves()
-        for step in unfinished:
-            self.remove_checkpoint(f"checkpoint_{step}")
-        return [Address(f"{self.path}/checkpoint_{step}") for step in sorted(unfinished)]
+        left = [
+            place for place, files in self._saves() if _UNDER_WAY in files and not _finished(files)
+        ]
+        for place in left:
+            self.remove_checkpoint(place.name)
+        return left
+
+    @contextmanager
+    def under_way(self, name: str) -> Iterator[None]:
+        """Saves the checkpoint `name` in the block, which writes its mark last; if that fails, nothing stays.
+
+        One of that name goes first.
+        """
+        self.remove_checkpoint(name)
+        self.write(f"{name}/{_UNDER_WAY}", b"")
+        try:
+            yield
+        except BaseException:
+            with suppress(UserError):
+                self.remove_checkpoint(name)
+            raise
+        self.remove([f"{name}/{_UNDER_WAY}"])
 
     def remove_checkpoint(self, name: str) -> None:
         """Removes a checkpoint, its mark first, so that what a kill leaves is none."""
-        keys = self.keys(f"{name}/")
-        marks = [
-            key for key in keys if key.removeprefix(f"{name}/") in (COMMIT_FILE, _LEGACY_INDEX)
-        ]
-        self.remove(marks)
-        self.remove([key for key in keys if key not in marks])
+        keys, under_way = self.keys(f"{name}/"), f"{name}/{_UNDER_WAY}"
+        marks = {f"{name}/{mark}" for mark in _MARKS}.intersection(keys)
+        if marks:
+            self.write(under_way, b"")
+            self.remove(marks)
+        self.remove([key for key in keys if key not in marks and key != under_way])
+        if keys:
+            self.remove([under_way])
 
     def upload(self, folder: Path) -> None:
         """Writes all files below `folder` here, marks of a finished save last, the outer after the inner."""
@@ -70,17 +92,15 @@ class Bucket(Folder):
         for path in files:
             self.write(path.relative_to(folder).as_posix(), path.read_bytes())
 
-    def _saves(self) -> tuple[set[int], set[int]]:
-        """The steps of finished checkpoints, and of those that are not."""
-        finished, begun = set(), set()
+    def _saves(self) -> list[tuple[Address, set[str]]]:
+        """Folders that are called like checkpoints and the names of their files, by step."""
+        found: dict[int, set[str]] = {}
         for key in self.keys("checkpoint_"):
             name, _, inside = key.partition("/")
             step = step_of(name)
             if step is not None and inside:
-                begun.add(step)
-                if inside in (COMMIT_FILE, _LEGACY_INDEX):
-                    finished.add(step)
-        return finished, begun - finished
+                found.setdefault(step, set()).add(inside)
+        return [(Address(f"{self.path}/checkpoint_{step}"), found[step]) for step in sorted(found)]
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -88,6 +108,10 @@ class Bucket(Folder):
             yield
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"{self.path} cannot be {what}: {first_line(error)}") from error
+
+
+def _finished(files: set[str]) -> bool:
+    return not files.isdisjoint(_MARKS)
 
 
 def _after(start: str) -> str:

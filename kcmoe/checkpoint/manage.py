@@ -70,7 +70,7 @@ def remove_old(
     protected = {Path(path).name for path in protect}
     removed: list[Place] = []
     for path in all_checkpoints(model_dir)[:-keep]:
-        if path.name in protected or Folder(path).exists(_PINNED):
+        if path.name in protected or _is_pinned(path):
             continue
         if isinstance(path, Address):
             _bucket(model_dir).remove_checkpoint(path.name)
@@ -78,6 +78,13 @@ def remove_old(
             durable.remove_folder(path)
         removed.append(path)
     return removed
+
+
+def _is_pinned(checkpoint: Place) -> bool:
+    # On a disk a link that leads nowhere, or a folder of that name, pins as well.
+    if isinstance(checkpoint, Path):
+        return os.path.lexists(checkpoint / _PINNED)
+    return Folder(checkpoint).exists(_PINNED)
 
 
 def _bucket(model_dir: str | os.PathLike[str]) -> Bucket:

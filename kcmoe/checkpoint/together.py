@@ -22,7 +22,6 @@ import numpy as np
 
 from kcmoe.checkpoint import checksums, encodings, orbax_writing, partial_sums
 from kcmoe.checkpoint.bucket import Bucket
-from kcmoe.errors import UserError
 from kcmoe.hosts.group import Hosts
 from kcmoe.io import durable
 from kcmoe.io.remote import Place
@@ -44,7 +43,8 @@ def save(
       hosts: the processes.
 
     Raises:
-      UserError: on every process, if the disk of one refuses; then nothing has changed.
+      UserError: on every process, if the disk of one refuses; then nothing has changed, but that in a bucket
+        a checkpoint of that step is gone.
     """
     started_ns = time.time_ns()
     tree = {path: shape_dtype(state[path]) for path in sorted(state)}
@@ -104,14 +104,8 @@ def _staged(final: Place) -> Iterator[Place]:
             (folder / orbax_writing.ITEM).mkdir()
             yield folder
         return
-    bucket = Bucket(final.parent)
-    bucket.remove_checkpoint(final.name)  # one of this step, or what a killed save left of it
-    try:
+    with Bucket(final.parent).under_way(final.name):
         yield final
-    except BaseException:
-        with contextlib.suppress(UserError):
-            bucket.remove_checkpoint(final.name)
-        raise
 
 
 @contextlib.contextmanager

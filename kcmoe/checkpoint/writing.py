@@ -49,8 +49,8 @@ def save(
 
     `flat_state`: path -> array (NumPy or JAX, on any devices), with `state/step` equal to `step`.
     `extras`: small files kept inside the checkpoint. A checkpoint of that step that is already
-    there is replaced in one step. On many `hosts` all call this, and each writes what it holds. Raises
-    `UserError` if the disk is full or refuses; then nothing has changed.
+    there is replaced in one step; in a bucket it goes first. On many `hosts` all call this, and each writes
+    what it holds. Raises `UserError` if the disk is full or refuses; then nothing else has changed.
     """
     held = int(np.asarray(flat_state[STEP]).reshape(()))
     if held != step:

@@ -21,7 +21,6 @@ from kcmoe.config import arguments
 from kcmoe.errors import UserError
 from kcmoe.hosts import agreeing, joining
 from kcmoe.io import durable
-from kcmoe.io.remote import is_remote
 
 if TYPE_CHECKING:
     from kcmoe.config.data import DataConfig
@@ -100,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace, given: Macros, hosts: Hosts) -> int:
     logging.basicConfig(format="kcmoe evaluate: %(message)s")
-    from kcmoe.checkpoint import run_config, shipped
+    from kcmoe.checkpoint import run_config
     from kcmoe.config import fields as configs
     from kcmoe.config.inference import InferenceConfig
     from kcmoe.data.labelled import spread
@@ -129,11 +128,7 @@ def _run(args: argparse.Namespace, given: Macros, hosts: Hosts) -> int:
     task, data, examples = _examples(macros, args.split or "validation")
     if warning := loading.unlearnt(checkpoint, run_config.recorded(checkpoint), task.name):
         logging.getLogger(__name__).warning(warning)
-    model_dir = (
-        os.path.dirname(os.path.abspath(checkpoint)) if not is_remote(checkpoint) else checkpoint
-    )
-    if shipped.is_shipped(checkpoint):
-        model_dir = os.curdir  # nothing is written beside the installed package
+    model_dir = report_lib.model_dir_of(checkpoint)
     chosen_folder = InferenceConfig.from_macros(macros).eval_output_dir
     folder = report_lib.output_folder(model_dir, chosen_folder)
     chosen = spread(examples, args.limit or len(examples))

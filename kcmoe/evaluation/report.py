@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kcmoe.checkpoint import shipped
 from kcmoe.errors import UserError
 from kcmoe.evaluation.metrics import Measurement
 from kcmoe.evaluation.protocol import ProtocolResult
 from kcmoe.evaluation.selection import Selection
 from kcmoe.io import durable, json_text, outputs
-from kcmoe.io.remote import is_remote
+from kcmoe.io.remote import Address, Place, is_remote
 from kcmoe.io.wording import aligned
 
 FOLDER = "evaluation"
@@ -112,6 +113,14 @@ def _json(estimate: Measurement) -> dict[str, float | None]:
 def finite(value: float) -> float | None:
     """A number as JSON can hold it: None for nan."""
     return float(value) if math.isfinite(value) else None
+
+
+def model_dir_of(checkpoint: str) -> str:
+    """The folder of a checkpoint; the current one for a model that ships, beside which nothing is written."""
+    if shipped.is_shipped(checkpoint):
+        return os.curdir
+    one: Place = Address(checkpoint) if is_remote(checkpoint) else Path(checkpoint).absolute()
+    return str(one.parent)
 
 
 def output_folder(model_dir: str, chosen: str | None) -> Path:

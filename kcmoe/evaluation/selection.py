@@ -76,13 +76,14 @@ def selection(task: Task, macros: Mapping[str, Any], data: DataConfig, model_dir
         macros = gin_files.parse(
             [os.path.join(model_dir, CONFIG_FILE)], foreign=True, includes=False
         )
+    best = read_best(model_dir)
     own = str(macros.get("MIXTURE_OR_TASK_NAME") or task.name)
     if task.name not in (own, *(macros.get("MIXTURE") or ())):
         rule = f"nothing of {task.name}, for this run was trained on {own}"
-        return Selection(rule, (), 0, read_best(model_dir), trained_on=own)
+        return Selection(rule, (), 0, best, trained_on=own)
     rule, ids = _held_out(task, data)
     used = int(macros.get("EVAL_STEPS") or 0) * int(macros.get("BATCH_SIZE") or 0)
-    return Selection(rule, ids, min(len(ids), used or len(ids)), read_best(model_dir))
+    return Selection(rule, ids, min(len(ids), used or len(ids)), best)
 
 
 def _held_out(task: Task, data: DataConfig) -> tuple[str, tuple[str, ...]]:

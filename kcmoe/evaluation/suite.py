@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kcmoe.checkpoint import run_config, shipped
+from kcmoe.checkpoint import run_config
 from kcmoe.config.data import DataConfig
 from kcmoe.config.inference import InferenceConfig
 from kcmoe.data.labelled import Example, labelled_examples, spread
@@ -32,7 +32,6 @@ from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.inference import loading
 from kcmoe.io import durable, json_text
 from kcmoe.io.drawing_svg import svg_file
-from kcmoe.io.remote import is_remote
 from kcmoe.tasks.registry import Task, named_task
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def main(
     found = loading.find(checkpoint, given=given)
     data = DataConfig.from_macros(found.macros)
     chosen = args.output or InferenceConfig.from_macros(found.macros).eval_output_dir
-    folder = report_lib.output_folder(_model_dir(found.checkpoint), chosen)
+    folder = report_lib.output_folder(report_lib.model_dir_of(found.checkpoint), chosen)
     name = os.path.basename(found.checkpoint.rstrip("/"))
     place = folder / f"suite-{args.split or 'final'}-{name}.json"
     here, absent = _parts(data, args.split)
@@ -127,13 +126,6 @@ def identity(loaded: loading.Loaded) -> str:
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(loaded.params[path]).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _model_dir(checkpoint: str) -> str:
-    """Where reports go by default; nothing is written beside an installed model."""
-    if shipped.is_shipped(checkpoint):
-        return os.curdir
-    return checkpoint if is_remote(checkpoint) else os.path.dirname(os.path.abspath(checkpoint))
 
 
 def _parts(data: DataConfig, wanted: str | None) -> tuple[list[tuple[Task, str]], list[str]]:

@@ -84,7 +84,10 @@ def check_shared(hosts: Hosts, folder: Folder) -> None:
 
     def leave(index: int) -> str:
         name = f".probe-{os.getpid()}-{time.time_ns()}-{index}"
-        folder.write(name, name.encode())
+        try:
+            folder.write(name, name.encode())
+        except UserError as error:
+            raise UserError(f"MODEL_DIR {folder.path} cannot be written to: {error}") from error
         return name
 
     probes = []

@@ -70,8 +70,9 @@ def user_errors(final: Place) -> Iterator[None]:
         text = first_line(error)
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(final, Address):
-            # TensorStore begins with the kind of the failure, as in "PERMISSION_DENIED: ".
-            if isinstance(error, OSError) or re.match("[A-Z_]{5,}: ", str(error)):
+            # TensorStore begins with the kind of the failure, as in "PERMISSION_DENIED: ", and so does JAX.
+            refused = re.match("[A-Z_]{5,}: ", str(error))
+            if isinstance(error, OSError) or (refused and "jax" not in type(error).__module__):
                 raise UserError(f"{final} cannot be written: {text}") from error
             raise
         if number in NO_SPACE or any(word in str(error) for word in _NO_SPACE_WORDS):

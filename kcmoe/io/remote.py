@@ -30,7 +30,7 @@ class Address(os.PathLike[str]):
 
     Attributes:
       name: the last part.
-      parent: the address without it.
+      parent: the address without it; a bucket is its own.
     """
 
     def __init__(self, text: str | os.PathLike[str]):
@@ -60,7 +60,8 @@ class Address(os.PathLike[str]):
 
     @property
     def parent(self) -> Address:
-        return Address(self._text.rpartition("/")[0])
+        above = self._text.rpartition("/")[0]
+        return Address(above) if is_remote(above) else self
 
 
 Place = Path | Address

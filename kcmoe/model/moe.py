@@ -66,7 +66,7 @@ class Experts(nn.Module):
         x_in = x.astype(dtype)
         if isinstance(rows, UsedBlocks):
             return rows.through(_gated_mlp, x_in, wi_0, wi_1, wo).astype(x.dtype)
-        wi_0, wi_1, wo = map(unpacked, (wi_0, wi_1, wo))
+        wi_0, wi_1, wo = (unpacked(matrix).astype(dtype) for matrix in (wi_0, wi_1, wo))
         inner = gated_gelu(kept(rows.dot(x_in, wi_0)), kept(rows.dot(x_in, wi_1)))
         inner = self._dropout(inner, rows, deterministic)
         return kept(rows.dot(inner, wo)).astype(x.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import tempfile
 import weakref
@@ -23,8 +22,10 @@ from kcmoe.checkpoint.run_config import CONFIG_FILE
 from kcmoe.errors import UserError
 from kcmoe.io import durable
 from kcmoe.io.remote import Address, Place, is_remote
+from kcmoe.io.wording import first_line
+from kcmoe.training import records
 
-_RECORDS = ("metrics.jsonl", "train/", "eval/")
+_AT_ONCE = 64  # objects asked for side by side
 
 
 class RunPlace(Protocol):
@@ -124,13 +125,14 @@ class InBucket:
 
         self.path: Place = Address(text)
         self._bucket = Bucket(text)
-        self.records = Path(tempfile.mkdtemp(prefix="kcmoe-"))
+        with self._here():
+            self.records = Path(tempfile.mkdtemp(prefix="kcmoe-"))
         weakref.finalize(self, shutil.rmtree, self.records, ignore_errors=True)
-        self._parts: dict[
-            str, list[tuple[int, int]]
-        ] = {}  # file -> first byte of each object, and its end
+        # file -> first byte of each of its objects -> the byte behind that object
+        self._parts: dict[str, dict[int, int]] = {}
         if (config := self.read(CONFIG_FILE)) is not None:
-            (self.records / CONFIG_FILE).write_bytes(config)
+            with self._here():
+                (self.records / CONFIG_FILE).write_bytes(config)
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -150,19 +152,19 @@ class InBucket:
 
         It is there as long as this object.
         """
-        keys = [key for start in _RECORDS for key in self._bucket.keys(start)]
-        found = [(*_file_and_offset(key), key) for key in keys]
+        keys = [key for start in records.PLACES for key in self._bucket.keys(start)]
+        found = {key: part for key in keys if (part := records.part_of(key))}
         self._parts = {}
-        for name, offset, key in sorted(found):
-            content = self.read(key) or b""
-            path = self.records / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab" if offset else "wb") as file:
-                if (
-                    file.tell() == offset
-                ):  # else one before it is lost, and this one goes when it is cut
-                    file.write(content)
-            self._parts.setdefault(name, []).append((offset, offset + len(content)))
+        for first in range(0, len(found), _AT_ONCE):
+            batch = list(found)[first : first + _AT_ONCE]
+            for key, content in self._bucket.read_many(batch).items():
+                name, offset = found[key]
+                self._parts.setdefault(name, {})[offset] = offset + len(content)
+                with self._here():
+                    (self.records / key).parent.mkdir(parents=True, exist_ok=True)
+                    (self.records / key).write_bytes(content)
+        with self._here():
+            records.join(self.records)
         return self.records
 
     def read(self, name: str) -> bytes | None:
@@ -176,37 +178,44 @@ class InBucket:
             self._bucket.remove([name])
 
     def publish(self) -> None:
-        for path in sorted(self.records.rglob("*")):
+        with self._here():
+            paths = sorted(path for path in self.records.rglob("*") if path.is_file())
+        for path in paths:
             name = path.relative_to(self.records).as_posix()
-            if path.is_file() and name.startswith(_RECORDS):
+            if records.part_of(name) == (name, 0):
                 self._publish(name, path)
 
     def _publish(self, name: str, path: Path) -> None:
         """Brings the objects of one file to what it is: it may have been cut since, or have grown."""
-        size, parts = path.stat().st_size, self._parts.setdefault(name, [])
-        beyond = [part for part in parts if part[1] > size]
-        kept = [part for part in parts if part[1] <= size]
-        start = kept[-1][1] if kept else 0
-        if size > start:
-            with open(path, "rb") as file:
-                file.seek(start)
-                self._bucket.write(_object(name, start), file.read(size - start))
-            kept.append((start, size))
-        self._bucket.remove([_object(name, part[0]) for part in beyond if part[0] >= size])
-        self._parts[name] = kept
+        size, before = path.stat().st_size, self._parts.get(name, {})
+        now: dict[int, int] = {}
+        end = 0
+        while end < before.get(end, 0) <= size:
+            now[end] = end = before[end]
+        if size > end:
+            with self._here(), open(path, "rb") as file:
+                file.seek(end)
+                content = file.read(size - end)
+            self._bucket.write(records.part_name(name, end), content)
+            now[end] = size
+        self._bucket.remove(
+            [records.part_name(name, first) for first in before if first not in now]
+        )
+        self._parts[name] = now
 
     def free_bytes(self) -> int | None:
         return None
 
-
-def _object(name: str, offset: int) -> str:
-    """What is behind the first `offset` bytes of a file is an object of its own: objects do not grow."""
-    return f"{name}.from-{offset}" if offset else name
-
-
-def _file_and_offset(key: str) -> tuple[str, int]:
-    name, offset = re.fullmatch(r"(.+?)(?:\.from-(\d+))?", key).groups()  # type: ignore[union-attr]
-    return name, int(offset or 0)
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
+        """What is done on this machine, so that its refusals are told from the bucket's."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the records of {self.path} are kept in a temporary folder of this machine first, which "
+                f"cannot be used: {first_line(error)}; name another with the variable TMPDIR"
+            ) from error
 
 
 def _writable(text: str) -> Path:

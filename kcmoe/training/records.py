@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import struct
 import time
 from collections.abc import Mapping
@@ -25,6 +27,11 @@ from kcmoe.io import durable, json_text
 
 Values = Mapping[str, Any]  # name -> a number or an array of numbers
 
+PLACES = ("metrics.jsonl", "train/", "eval/")
+"""How the names of all records begin."""
+_PART = re.compile(
+    r"(metrics\.jsonl|(?:train|eval)/events\.out\.tfevents\.[\w.-]+?)(?:\.from-([1-9]\d{0,17}))?"
+)
 _HEADER = struct.Struct("<QI")  # length of the payload, CRC of the length
 _CRC_BYTES = 4
 
@@ -66,12 +73,56 @@ class Recorder:
 
 def cut_after(model_dir: Path, step: int) -> None:
     """Removes every record later than `step`, and a last record that was cut short by a kill."""
+    join(model_dir)
     lines = model_dir / "metrics.jsonl"
     with durable.user_errors(model_dir):
         if lines.exists():
             _truncate(lines, _end_of_lines(lines, step))
         for events in sorted(model_dir.glob("*/events.out.tfevents.*")):
             _truncate(events, _end_of_events(events, step))
+
+
+def part_of(name: str) -> tuple[str, int] | None:
+    """The record that a file below a model directory is part of, and its first byte there; None for others.
+
+    Objects of a bucket do not grow, so there what was added to a record is an object of its own.
+    """
+    found = _PART.fullmatch(name)
+    return (found[1], int(found[2] or 0)) if found else None
+
+
+def part_name(name: str, first_byte: int) -> str:
+    """The name of the part of the record `name` that begins with its byte `first_byte`."""
+    return f"{name}.from-{first_byte}" if first_byte else name
+
+
+def join(model_dir: Path) -> None:
+    """Makes whole the records that came in parts: those of a bucket, whatever copied them.
+
+    A part before which something is missing is left alone. Raises `UserError` if the folder refuses.
+    """
+    found: dict[str, list[tuple[int, Path]]] = {}
+    with durable.user_errors(model_dir):
+        for pattern in ("*.from-*", "*/*.from-*"):
+            for path in model_dir.glob(pattern):
+                part = part_of(path.relative_to(model_dir).as_posix())
+                if part and part[1]:
+                    found.setdefault(part[0], []).append((part[1], path))
+        for name, parts in found.items():
+            whole = model_dir / name
+            if not whole.exists():
+                continue
+            temporary = durable.temporary_name(whole)
+            shutil.copyfile(whole, temporary)
+            with open(temporary, "ab") as file:
+                for first_byte, path in sorted(parts):
+                    if file.tell() == first_byte:
+                        file.write(path.read_bytes())
+                size = file.tell()
+            durable.finish_file(temporary, whole)
+            for first_byte, path in parts:
+                if first_byte < size:
+                    path.unlink()
 
 
 def _truncate(path: Path, size: int) -> None:

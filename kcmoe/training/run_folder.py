@@ -28,13 +28,14 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe import fits, tree
 from kcmoe.checkpoint import checksums
 from kcmoe.checkpoint.run_config import CONFIG_FILE
+from kcmoe.checkpoint.storage import Folder
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.hosts import agreeing
 from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import json_text
-from kcmoe.io.remote import Place
+from kcmoe.io.remote import Place, is_remote
 from kcmoe.training import places
 
 EXTRA = checksums.RUN_FILE
@@ -163,13 +164,14 @@ class RunFolder:
 
     def tidy(self) -> dict[str, Any] | None:
         """Writes `best.json`, removes what is neither new nor best; returns what `best.json` holds."""
-        best = self._find_best() if self.hosts.first else None
-        if best is None:
-            best = self.best()
+        best, unread = self._find_best() if self.hosts.first else (None, [])
+        before = self.best()
+        if best is None or (before and before["checkpoint"] in unread):
+            best = before
         else:
             content = json.dumps(best, ensure_ascii=False, indent=1).encode() + b"\n"
             self.place.write(BEST, content)
-        protect = [best["checkpoint"]] if best else []
+        protect = [*unread, *([best["checkpoint"]] if best else [])]
         if self.hosts.first:
             checkpoints.remove_old(self.path, self.keep, protect)
         return best
@@ -178,15 +180,20 @@ class RunFolder:
         """What `best.json` holds (checkpoint, metric, value and more); None without one."""
         return _parse_best(self.place.read(BEST))
 
-    def _find_best(self) -> dict[str, Any] | None:
+    def _find_best(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """What `best.json` is to hold, and those of which a bucket did not tell how good they are."""
         if self.chooser is None:
-            return None
-        measured = {}
+            return None, []
+        measured, unread = {}, []
         for path in self.all():
-            with contextlib.suppress(UserError):  # a damaged checkpoint cannot be the best one
+            try:
                 measured[path.name] = read_extra(path).get("validation", {})
+            except (
+                UserError
+            ):  # a damaged checkpoint cannot be the best one, but a bucket may fail for a while
+                unread += [path.name] if is_remote(path) else []
         # A correlation does not exist where all answers are equal, and its place is not in the record then.
-        return _best_of(measured, self.chooser) or _best_of(measured, BY_LOSS)
+        return _best_of(measured, self.chooser) or _best_of(measured, BY_LOSS), unread
 
 
 def _best_of(measured: Mapping[str, Mapping[str, Any]], by: Chooser) -> dict[str, Any] | None:
@@ -224,11 +231,11 @@ def read_extra(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def read_best(model_dir: str | Path) -> dict[str, Any] | None:
+def read_best(model_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `best.json` of a model directory holds (checkpoint, metric, value and more); None without one."""
     try:
-        return _parse_best((Path(model_dir) / BEST).read_bytes())
-    except OSError:
+        return _parse_best(Folder(model_dir).read_many([BEST]).get(BEST))
+    except UserError:
         return None
 
 

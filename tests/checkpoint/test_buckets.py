@@ -78,6 +78,10 @@ def test_saved_in_a_bucket(
     assert [path.name for path in removed] == ["checkpoint_7"]
     (bucket / "saved/checkpoint_9/commit_success.txt").unlink()
     assert checkpoint.latest("gs://bucket/saved") == saved.parent / "checkpoint_8"
+    assert checkpoint.clean("gs://bucket/saved") == []  # a copy on its way may look like this
+    under_way = bucket / "saved/checkpoint_9/kcmoe_under_way"
+    assert not under_way.exists()
+    under_way.touch()
     assert checkpoint.clean("gs://bucket/saved") == [saved]
     assert {path.parts[-1] for path in (bucket / "saved").glob("**/*") if path.is_file()} > {
         "PINNED"

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from kcmoe.config.data import DataConfig
+from kcmoe.evaluation.report import model_dir_of
 from kcmoe.evaluation.selection import selection
 from kcmoe.tasks.registry import TASKS, Task
 
@@ -52,3 +54,16 @@ def test_a_run_of_another_task_held_nothing_out_of_this_one(task: Task, tmp_path
         f"MIXTURE_OR_TASK_NAME = 'both'\nMIXTURE = {{'nsmc': 1, '{task.name}': 1}}\n"
     )
     assert selection(task, {}, data, str(tmp_path)).trained_on == ""
+
+
+def test_a_run_in_a_bucket_tells_its_task_and_its_choice(task: Task, bucket: Path) -> None:
+    best = {"checkpoint": "checkpoint_2", "metric": "accuracy", "value": 0.5}
+    (bucket / "chosen").mkdir()
+    (bucket / "chosen/best.json").write_text(json.dumps(best))
+    (bucket / "chosen/config.gin").write_text("MIXTURE_OR_TASK_NAME = 'sample_reviews'\n")
+    model_dir = model_dir_of("gs://bucket/chosen/checkpoint_2")
+    assert model_dir == "gs://bucket/chosen"
+    assert model_dir_of("gs://bucket") == "gs://bucket"
+    found = selection(task, {}, DataConfig(data_dir="absent"), model_dir)
+    assert found.best == best
+    assert not found.trained_on

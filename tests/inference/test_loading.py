@@ -138,3 +138,13 @@ def test_a_bad_value_is_said_with_the_place_that_gave_it(model_dir: Path) -> Non
         loading.find(model_dir, given=given)
     with pytest.raises(UserError, match=r"the program: TASK_FEATURE_LENGTHS = -1"):
         loading.find(model_dir, given=dict(given))
+
+
+def test_an_address_that_cannot_be_listed_is_taken_as_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(place: object) -> None:
+        raise UserError("403: may not list")
+
+    monkeypatch.setattr(loading.manage, "latest", refuse)
+    assert loading.find_checkpoint("https://example.org/model/") == "https://example.org/model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import json
 import os
 import shutil
 import signal
@@ -18,10 +19,14 @@ import pytest
 
 from kcmoe import checkpoint as checkpoints
 from kcmoe import cli
+from kcmoe.checkpoint import bucket as checkpoint_bucket
 from kcmoe.errors import UserError
 from kcmoe.io.remote import Place, place
+from kcmoe.training import run_folder
 from kcmoe.training.loop import Outcome, train
 from kcmoe.training.places import InBucket
+from kcmoe.training.records import join
+from kcmoe.training.run_folder import BY_LOSS, RunFolder, read_best
 from kcmoe.training.settings import Settings
 from tests.fake_bucket import Bucket
 
@@ -75,6 +80,7 @@ def test_stopped_killed_and_resumed_is_never_stopped(
     toy: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     where, seen = home
 
@@ -111,8 +117,13 @@ def test_stopped_killed_and_resumed_is_never_stopped(
     assert len(list(seen.glob("metrics.jsonl.from-*"))) == 2
     assert len(list(records.glob("train/events*"))) == 3
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["report", str(where), str(tmp_path), "--language=en"]) == 0
+    report = ["report", f"{where}/", str(tmp_path), "--language=en"]
+    assert cli.run(report) == 0
     assert where.name in (tmp_path / "report.html").read_text("utf-8")
+    assert cli.run(report) == 2  # it is not beside its run, so it may be of another one
+    assert "report.html exists already" in capsys.readouterr().err
+    assert cli.run(["report", f"{where}-absent"]) == 2
+    assert f"{where}-absent has no metrics.jsonl" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"begun with other settings: NUM_EXPERTS 4 -> 8"):
         train(toy.settings(where, NUM_EXPERTS=8), toy.inputs(8))
 
@@ -158,6 +169,7 @@ def test_records_are_sent_in_parts_and_cut_where_they_were(home: tuple[Place, Pa
     assert sent() == ["metrics.jsonl", "metrics.jsonl.from-4", "metrics.jsonl.from-8"]
     publish("one\nt")  # cut within the second
     assert sent() == ["metrics.jsonl", "metrics.jsonl.from-4"]
+    (seen / "metrics.jsonl.from-6").write_text("two")  # of before a cut, and its removal was killed
     publish("one\ntwo\nfour\n")
     (seen / "metrics.jsonl.from-4").unlink()  # somebody lost a part
     lost = InBucket(str(where))
@@ -165,3 +177,114 @@ def test_records_are_sent_in_parts_and_cut_where_they_were(home: tuple[Place, Pa
     lost.publish()
     assert sent() == ["metrics.jsonl"]
     publish("")
+
+
+def test_only_records_are_fetched_and_other_tools_may_copy_them(
+    home: tuple[Place, Path], tmp_path: Path
+) -> None:
+    where, seen = home
+    parts = {
+        "metrics.jsonl": "one\n",
+        "metrics.jsonl.from-4": "two\n",
+        "metrics.jsonl.from-8": "x\n",
+    }
+    event = "train/events.out.tfevents.1.host-a"
+    others = ("metrics.jsonl.bak", "metrics.jsonl.from-0", "train/", "train/notes", "train/a/" + event,
+              "eval/report.json", "train/events.out.tfevents.a\nb", "metrics.jsonl/x")  # fmt: skip
+    folder = tmp_path / "copied"
+    for name, text in {**parts, event: "e", **dict.fromkeys(others, "?")}.items():
+        for root in (seen, folder):
+            path = root / name
+            if not name.endswith("/") and not path.parent.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+
+    place = InBucket(str(where))
+    fetched = place.fetch_records()
+    files = {path for path in fetched.rglob("*") if path.is_file()}
+    assert files == {fetched / "metrics.jsonl", fetched / event}
+    place.publish()  # nothing is new, and nothing that is not a record is touched
+    untouched = [seen / name for name in others if (seen / name).is_file()]
+    assert len(untouched) == 6
+    assert {path.read_text() for path in untouched} == {"?"}
+    join(folder)
+    for root in (fetched, folder):
+        assert (root / "metrics.jsonl").read_text() == "one\ntwo\nx\n"
+        assert not list(root.glob("*.from-[1-9]*"))
+    assert (folder / "metrics.jsonl.bak").read_text() == "?"
+    (folder / "metrics.jsonl.from-99").write_text("behind what is missing")
+    join(folder)
+    assert (folder / "metrics.jsonl").read_text() == "one\ntwo\nx\n"
+    assert (folder / "metrics.jsonl.from-99").exists()
+
+
+def test_nothing_is_cleaned_but_what_a_killed_save_or_removal_left(
+    home: tuple[Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, seen = home
+    for name in (
+        "1/model.safetensors.part",
+        "2/state/manifest.ocdbt",
+        "3/state/ocdbt.process_0/d/1",
+    ):
+        (path := seen / f"checkpoint_{name}").parent.mkdir(parents=True)
+        path.write_text("of somebody else, or on its way")
+    bucket = checkpoint_bucket.Bucket(where)
+    with pytest.raises(Killed), bucket.under_way("checkpoint_4"):
+        bucket.write("checkpoint_4/state/a", b"a")
+        monkeypatch.setattr(bucket, "remove", lambda names: None)  # killed: nothing tidies up
+        raise Killed
+    monkeypatch.undo()
+    with bucket.under_way("checkpoint_5"):
+        bucket.write("checkpoint_5/state/a", b"a")
+        bucket.write("checkpoint_5/commit_success.txt", b"")
+    with bucket.under_way("checkpoint_6"):
+        bucket.write("checkpoint_6/state/a", b"a")
+        bucket.write("checkpoint_6/commit_success.txt", b"")
+    removed: list[str] = []
+
+    def kill_after_marks(names: list[str]) -> None:
+        if removed:
+            raise Killed
+        removed.extend(names)
+        checkpoint_bucket.Bucket.remove(bucket, names)
+
+    monkeypatch.setattr(bucket, "remove", kill_after_marks)
+    with pytest.raises(Killed):
+        bucket.remove_checkpoint("checkpoint_6")
+    monkeypatch.undo()
+    assert checkpoints.all_checkpoints(where) == [where / "checkpoint_5"]
+    assert checkpoints.clean(where) == [where / "checkpoint_4", where / "checkpoint_6"]
+    left = {path.relative_to(seen).parts[0] for path in seen.rglob("*") if path.is_file()}
+    assert left == {f"checkpoint_{step}" for step in (1, 2, 3, 5)}
+    assert not (seen / "checkpoint_5/kcmoe_under_way").exists()
+
+
+def test_the_best_stays_while_the_bucket_does_not_tell(
+    run: Run, home: tuple[Place, Path], toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, _ = home
+    run(where)
+    folder = RunFolder(toy.settings(where).macros)
+    folder.chooser, folder.keep = BY_LOSS, 1
+    first, *_, newest = folder.all()
+    best = {"checkpoint": first.name, "metric": BY_LOSS.metric, "value": 0.0}
+    folder.place.write("best.json", json.dumps(best).encode())
+
+    def read(path: Place) -> dict[str, Any]:
+        if path == newest:
+            return {"validation": {BY_LOSS.metric: 9.0}}
+        raise UserError("503")
+
+    monkeypatch.setattr(run_folder, "read_extra", read)
+    kept = folder.all()
+    assert folder.tidy() == read_best(str(where)) == best
+    assert folder.all() == kept
+
+
+def test_a_full_temporary_folder_is_one_line_that_names_tmpdir(
+    home: tuple[Place, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"kept in a temporary folder .* TMPDIR"):
+        InBucket(str(home[0]))

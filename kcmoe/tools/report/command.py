@@ -65,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
         Path(folder) if bucket is None else bucket.fetch_records()
         for folder, bucket in zip(args.folders, buckets, strict=True)
     ]
-    runs = [read(*each) for each in zip(folders, _names(args.folders), strict=True)]
+    runs = [read(*each) for each in zip(folders, _names(args.folders), args.folders, strict=True)]
     shown = sections(runs, args.peak_gflops * 1e9 if args.peak_gflops else None)
     where = Path() if is_remote(args.folders[0]) else runs[0].folder
     output = Path(args.output) if args.output else where / "report.html"
-    if not args.output:  # of this run, and made anew as it goes on
-        outputs.check_file(output, overwrite=True)
+    if not args.output:  # beside its run, and made anew as that goes on
+        outputs.check_file(output, overwrite=args.overwrite or not is_remote(args.folders[0]))
     pictures = [
         (dataclasses.replace(one.picture, title=getattr(one, args.language)), folder, ending)
         for folder, ending in ((args.png, "png"), (args.svg, "svg"))

@@ -22,6 +22,7 @@ from kcmoe.errors import UserError
 from kcmoe.io import json_text, remote
 from kcmoe.tools.report.series import COLUMNS, INTERVALS, Intervals, Loads, Series
 from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
+from kcmoe.training.records import join
 
 _AT_ONCE = 4096  # records turned into arrays together
 _LOAD = "/expert_load"
@@ -64,8 +65,13 @@ class Run:
     tokens: float = 0.0
 
 
-def read(folder: Path, name: str) -> Run:
+def read(folder: Path, name: str, called: str) -> Run:
     """Reads a run.
+
+    Args:
+      folder: its model directory on this machine, or a file of records.
+      name: what pictures call it.
+      called: what messages call the folder.
 
     Raises:
       UserError: if there is no folder, or no metrics in it.
@@ -74,16 +80,18 @@ def read(folder: Path, name: str) -> Run:
     if not path.is_file():
         hint = " Give the MODEL_DIR of a run of kcmoe train"
         if not folder.exists():
-            raise UserError(f"there is no {folder}.{hint}")
-        raise UserError(f"{folder} has no metrics.jsonl.{hint}, not a checkpoint in it")
+            raise UserError(f"there is no {called}.{hint}")
+        raise UserError(f"{called} has no metrics.jsonl.{hint}, not a checkpoint in it")
     folder = path.parent
+    join(folder)
     bounds = _first_and_last(path)
     if bounds is None and _has_line(path):
         raise UserError(
-            f"{path} is not what kcmoe train records: no line of it is a step. Give the MODEL_DIR of a run"
+            f"{called} is not what kcmoe train records: no line of it is a step. Give the MODEL_DIR "
+            "of a run"
         )
     if bounds is None:
-        raise UserError(f"{path} has no step yet; try again when the run has begun")
+        raise UserError(f"{called} has no step yet; try again when the run has begun")
     run = Run(name, folder, _settings(folder), Intervals(*bounds, INTERVALS))
     _fill(run, path, bounds)
     run.restarts = [step for step in _starts(folder) if step > bounds[0] and step <= bounds[1]]

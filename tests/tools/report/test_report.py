@@ -82,7 +82,7 @@ def test_a_report_is_one_file_with_all_that_is_asked_for(tmp_path: Path) -> None
 def test_every_picture_says_how_to_read_it(tmp_path: Path) -> None:
     norms = {"grad_norm": 50.0}
     lines = [record(step, **(norms if step == 9 else {})) for step in range(1, 301)]
-    run = read(make_run(tmp_path / "run", [*lines, evaluation(300, accuracy=0.8)]), "run")
+    run = read(make_run(tmp_path / "run", [*lines, evaluation(300, accuracy=0.8)]), "run", "run")
     shown = {one.picture.name: one for part in sections([run], None) for one in part.pictures}
     assert [name for name, one in shown.items() if not (one.ko_note and one.en_note)] == []
     entropy = shown["encoder-layers-1-router-entropy"]
@@ -120,7 +120,7 @@ def test_thinning_keeps_minima_and_maxima() -> None:
 
 
 def test_short_runs_are_not_thinned(tmp_path: Path) -> None:
-    run = read(make_run(tmp_path / "run", [record(step) for step in range(5, 55)]), "run")
+    run = read(make_run(tmp_path / "run", [record(step) for step in range(5, 55)]), "run", "run")
     np.testing.assert_allclose(run.train["loss"].mean(), [6 / step for step in range(5, 55)])
     np.testing.assert_array_equal(run.intervals.centres(), np.arange(5, 55))
 
@@ -128,7 +128,7 @@ def test_short_runs_are_not_thinned(tmp_path: Path) -> None:
 def test_collapse_and_dead_experts_are_named_with_their_steps(tmp_path: Path) -> None:
     collapsed = [0.5, 0.5, *[0.0] * (EXPERTS - 2)]
     lines = [record(step, load=collapsed if step > 200 else None) for step in range(1, 501)]
-    found = alarms(read(make_run(tmp_path / "run", lines), "run"))
+    found = alarms(read(make_run(tmp_path / "run", lines), "run", "run"))
     collapse = next(alarm for alarm in found if "collapsed" in alarm.en)
     assert collapse.grave == "bad"
     assert 150 < collapse.step <= 201 + 50
@@ -146,7 +146,7 @@ def test_the_collapse_is_the_one_that_training_warns_of(tmp_path: Path) -> None:
     two = np.eye(EXPERTS)[3] * 0.6 + np.eye(EXPERTS)[1] * 0.4
     loads = [*rng.dirichlet(np.full(EXPERTS, 50.0), size=150), *[two] * 250]
     lines = [record(step, load=list(map(float, load))) for step, load in enumerate(loads, 1)]
-    run = read(make_run(tmp_path / "run", lines), "run")
+    run = read(make_run(tmp_path / "run", lines), "run", "run")
     alarm = CollapseAlarm(EXPERTS, 2)
     told = [s for s, load in enumerate(loads, 1) if alarm.observe(s, {LAYER: load})]
     begin = run.loads[LAYER].collapses[0][0]
@@ -158,12 +158,14 @@ def test_other_alarms(tmp_path: Path) -> None:
     lines[280] = record(281, loss="nan")
     losses = [(50, 2.0), (100, 1.0), (150, 1.5), (200, 1.6), (250, 1.7)]
     lines += [evaluation(step, cross_ent_loss=loss) for step, loss in losses]
-    found = {alarm.step: alarm for alarm in alarms(read(make_run(tmp_path / "run", lines), "run"))}
+    found = {
+        alarm.step: alarm for alarm in alarms(read(make_run(tmp_path / "run", lines), "run", "run"))
+    }
     assert found[281].grave == "bad"
     assert "500" in found[250].en
     assert "overfit" in found[100].en
     quiet = make_run(tmp_path / "quiet", [record(step) for step in range(1, 301)])
-    assert alarms(read(quiet, "quiet")) == []
+    assert alarms(read(quiet, "quiet", "quiet")) == []
 
 
 def test_several_runs_are_compared(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_cut_and_a_damaged_line(tmp_path: Path) -> None:
     )
     with open(folder / "metrics.jsonl", "ab") as file:
         file.write(b"\xff\xfe\n" + record(3).encode()[:50])
-    run = read(folder, "run")
+    run = read(folder, "run", "run")
     assert run.records == 2
     assert run.broken == 5
     assert run.cut
@@ -239,7 +241,7 @@ def test_restarts_are_marked(tmp_path: Path) -> None:
         for step in range(first, first + 10):
             recorder.write("train", step, {"loss": 1.0})
         recorder.close()
-    run = read(folder, "run")
+    run = read(folder, "run", "run")
     assert run.restarts == [21, 31]
     (learning,) = sections([run], None)
     assert [mark.x for mark in learning.pictures[0].picture.marks] == [21, 31]
