@@ -3,8 +3,8 @@
 
 A bucket renames nothing. So a checkpoint is there when the file that marks it is, as Orbax does it in
 buckets: that file is written last and removed first. While it is not there, another says that a save or a
-removal is under way; what a kill left is known by it, and nothing else is ever removed: a folder without
-either may be a copy on its way, or somebody else's.
+removal is under way, by which what a kill left is known. A folder without either may be a copy on its way or
+somebody else's, and only a save of the same step removes it.
 """
 
 from __future__ import annotations
@@ -60,19 +60,20 @@ class Bucket(Folder):
 
     @contextmanager
     def under_way(self, name: str) -> Iterator[None]:
-        """Saves the checkpoint `name` in the block, which writes its mark last; if that fails, nothing stays.
+        """Saves the checkpoint `name` in the block, which writes its mark last; one of that name goes first.
 
-        One of that name goes first.
+        What is left if the block fails is no checkpoint.
         """
         self.remove_checkpoint(name)
         self.write(f"{name}/{_UNDER_WAY}", b"")
         try:
             yield
-        except BaseException:
+        except UserError:  # of all processes; after anything else some may still be writing
             with suppress(UserError):
                 self.remove_checkpoint(name)
             raise
-        self.remove([f"{name}/{_UNDER_WAY}"])
+        with suppress(UserError):  # the mark of a finished save counts for more
+            self.remove([f"{name}/{_UNDER_WAY}"])
 
     def remove_checkpoint(self, name: str) -> None:
         """Removes a checkpoint, its mark first, so that what a kill leaves is none."""

@@ -47,6 +47,10 @@ class Damaged(Exception):
     """A file of the checkpoint is missing, cut short or makes no sense. The text says which."""
 
 
+class Unreachable(UserError):
+    """A bucket did not answer, or refused."""
+
+
 # What TensorStore's text has -> what it means. It names the file of a database at most by a byte range of it.
 _REASONS = (
     (r"NOT_FOUND: .*/([^/\"]+)\"", r"its file \1 is missing"),
@@ -137,7 +141,7 @@ class Folder:
         try:
             return list(self._store.list().result())
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path} cannot be listed: {first_line(error)}") from error
+            raise Unreachable(f"{self.path} cannot be listed: {first_line(error)}") from error
 
     def exists(self, name: str) -> bool:
         """Tells whether the file `name` is there."""
@@ -165,7 +169,7 @@ class Folder:
         try:
             found = self._store.read(name).result()
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}/{name} cannot be read: {first_line(error)}") from error
+            raise Unreachable(f"{self.path}/{name} cannot be read: {first_line(error)}") from error
         return None if found.state == "missing" else found.value
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -177,7 +181,7 @@ class Folder:
         try:
             results = {name: future.result() for name, future in futures.items()}
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path} cannot be read: {first_line(error)}") from error
+            raise Unreachable(f"{self.path} cannot be read: {first_line(error)}") from error
         return {name: found.value for name, found in results.items() if found.state != "missing"}
 
     def kvstore(self, below: str = "") -> dict[str, Any]:

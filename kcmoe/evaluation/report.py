@@ -119,7 +119,7 @@ def model_dir_of(checkpoint: str) -> str:
     """The folder of a checkpoint; the current one for a model that ships, beside which nothing is written."""
     if shipped.is_shipped(checkpoint):
         return os.curdir
-    one: Place = Address(checkpoint) if is_remote(checkpoint) else Path(checkpoint).absolute()
+    one: Place = Address(checkpoint) if is_remote(checkpoint) else Path(os.path.abspath(checkpoint))
     return str(one.parent)
 
 

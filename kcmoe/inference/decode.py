@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kcmoe.inference.logits import best_continuations
 from kcmoe.model.encoder_decoder import Cache, EncoderDecoder
 from kcmoe.tree import nested
 
-_BLOCK = 128  # values of which the maximum is taken before any are sorted
 NEGATIVE = -1.0e7  # T5X's minus infinity: finite, so that sums of it stay ordered
 
 
@@ -97,8 +97,7 @@ def beam_search(
             encoder_input_tokens,
             method="step",
         )
-        log_probs = jax.nn.log_softmax(logits).reshape(batch, beam_size, -1)
-        return _advance(state, log_probs, new_cache, alpha, eos_id)
+        return _advance(state, logits, new_cache, alpha, eos_id)
 
     state = jax.lax.while_loop(lambda s: _can_improve(s, length, alpha), step, start)
     none_finished = ~jnp.any(state.finished, axis=1)
@@ -134,14 +133,12 @@ def _can_improve(state: _State, length: int, alpha: float | Array) -> Array:
 
 
 def _advance(
-    state: _State, log_probs: Array, cache: Cache, alpha: float | Array, eos_id: int | Array
+    state: _State, logits: Array, cache: Cache, alpha: float | Array, eos_id: int | Array
 ) -> _State:
-    """Extends every live beam by one token. log_probs: float32[B, beams, V]."""
-    batch, beams, vocab = log_probs.shape
+    """Extends every live beam by one token. logits: float32[B * beams, V]."""
+    beams = state.live_log_probs.shape[1]
     keep = 2 * beams  # so that `beams` live ones remain even if `beams` of them end at once
-    total = (log_probs + state.live_log_probs[:, :, None]).reshape(batch, beams * vocab)
-    candidate_log_probs, flat = largest(total, keep)
-    parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+    candidate_log_probs, parent, token = best_continuations(logits, state.live_log_probs, keep)
     sequences = jnp.take_along_axis(state.live_sequences, parent[:, :, None], axis=1)
     position = state.position + 1
     sequences = jax.lax.dynamic_update_slice_in_dim(sequences, token[:, :, None], position, axis=2)
@@ -166,25 +163,6 @@ def _advance(
         finished=jnp.take_along_axis(all_ended, best_finished, axis=1),
         cache=_reorder(cache, live_parent),
     )
-
-
-def largest(values_BxN: Array, count: int) -> tuple[Array, Array]:
-    """`lax.top_k(values, count)`, quicker on CPUs where `count` is small beside N.
-
-    The largest values lie in the blocks with the largest maxima, which are found without sorting. Equal
-    values keep the order of `top_k`, the first one first: so the blocks stay in their order.
-    """
-    batch, size = values_BxN.shape
-    blocks = -(-size // _BLOCK)
-    if blocks <= count:
-        return jax.lax.top_k(values_BxN, count)
-    filled = jnp.pad(values_BxN, ((0, 0), (0, blocks * _BLOCK - size)), constant_values=-jnp.inf)
-    parts_BxNxW = filled.reshape(batch, blocks, _BLOCK)
-    chosen_BxC = jnp.sort(jax.lax.top_k(jnp.max(parts_BxNxW, axis=2), count)[1], axis=1)
-    few_BxCxW = jnp.take_along_axis(parts_BxNxW, chosen_BxC[:, :, None], axis=1)
-    found, place = jax.lax.top_k(few_BxCxW.reshape(batch, -1), count)
-    block = jnp.take_along_axis(chosen_BxC, place // _BLOCK, axis=1)
-    return found, block * _BLOCK + place % _BLOCK
 
 
 def _best(scores: Array, count: int) -> Array:

@@ -8,7 +8,6 @@ is a line's answer its own. Optimizer state is not read.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -125,12 +124,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     """
     text = shipped.resolve(path).rstrip("/") or "/"
     if is_remote(text):
-        newest = None
-        if step_of(text) is None:
-            with contextlib.suppress(
-                UserError
-            ):  # servers list nothing, and a bucket not to everybody
-                newest = manage.latest(text)
+        listed = step_of(text) is None and not text.startswith(("http://", "https://"))
+        newest = manage.latest(text) if listed else None
         return text if newest is None else str(newest)
     if not os.path.exists(text):
         parent = os.path.dirname(os.path.abspath(text))

@@ -138,9 +138,8 @@ class Programs:
             try:
                 content = self._compile(call)
                 self._ready[call] = self._program(content)
-            except (
-                Exception
-            ) as error:  # another JAX: its own way still works, or says what is wrong
+            except Exception as error:
+                # Another JAX: its own way still works, or says what is wrong.
                 _log.debug("a program cannot be made ready to be kept: %r", error)
                 self._ready[call] = functools.partial(
                     self._plainly, call.name, **dict(call.settings)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from kcmoe.inference.logits import log_normaliser
 from kcmoe.model.encoder_decoder import EncoderDecoder
 from kcmoe.model.interface import HEAD, features, loss_weights
 from kcmoe.model.layers import product
@@ -24,7 +25,7 @@ _POSITIONS = 48
 def token_log_likelihoods(logits: Array, targets: Array) -> Array:
     """float32[..., V], int32[...] -> float32[...]: log softmax at the targets."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return chosen - log_normaliser(logits)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -94,7 +95,7 @@ def label_log_likelihoods(
         hidden = model.apply(variables, *rows, ids, depths, within, method="decode_tree")
         hidden = hidden[: encoded.shape[0]]  # what fills a part up needs no logits
         logits = product(hidden.astype(jnp.float32), params[HEAD])
-        chosen = logits[:, nodes, targets] - jax.nn.logsumexp(logits, axis=-1)[:, nodes]
+        chosen = logits[:, nodes, targets] - log_normaliser(logits)[:, nodes]
         return jnp.sum(jnp.where(targets > 0, chosen, 0.0), axis=-1)
 
     rows = encoded, encoder_input_tokens

@@ -10,14 +10,16 @@ This file does not know what the numbers mean.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
 import struct
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +75,9 @@ class Recorder:
 
 def cut_after(model_dir: Path, step: int) -> None:
     """Removes every record later than `step`, and a last record that was cut short by a kill."""
-    join(model_dir)
     lines = model_dir / "metrics.jsonl"
     with durable.user_errors(model_dir):
+        join(model_dir)
         if lines.exists():
             _truncate(lines, _end_of_lines(lines, step))
         for events in sorted(model_dir.glob("*/events.out.tfevents.*")):
@@ -96,33 +98,56 @@ def part_name(name: str, first_byte: int) -> str:
     return f"{name}.from-{first_byte}" if first_byte else name
 
 
+def parts(model_dir: Path) -> dict[str, list[tuple[int, Path]]]:
+    """Record -> first byte and file of each of its parts but the first one."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for pattern in ("*.from-*", "*/*.from-*"):
+        for path in model_dir.glob(pattern):
+            part = part_of(path.relative_to(model_dir).as_posix())
+            if part and part[1]:
+                found.setdefault(part[0], []).append((part[1], path))
+    return found
+
+
 def join(model_dir: Path) -> None:
     """Makes whole the records that came in parts: those of a bucket, whatever copied them.
 
-    A part before which something is missing is left alone. Raises `UserError` if the folder refuses.
+    Parts go, also those before which something is missing. Nobody may be writing. Raises OSError.
     """
-    found: dict[str, list[tuple[int, Path]]] = {}
-    with durable.user_errors(model_dir):
-        for pattern in ("*.from-*", "*/*.from-*"):
-            for path in model_dir.glob(pattern):
-                part = part_of(path.relative_to(model_dir).as_posix())
-                if part and part[1]:
-                    found.setdefault(part[0], []).append((part[1], path))
-        for name, parts in found.items():
-            whole = model_dir / name
-            if not whole.exists():
-                continue
-            temporary = durable.temporary_name(whole)
-            shutil.copyfile(whole, temporary)
-            with open(temporary, "ab") as file:
-                for first_byte, path in sorted(parts):
-                    if file.tell() == first_byte:
-                        file.write(path.read_bytes())
-                size = file.tell()
-            durable.finish_file(temporary, whole)
-            for first_byte, path in parts:
-                if first_byte < size:
-                    path.unlink()
+    for name, found in parts(model_dir).items():
+        whole = model_dir / name
+        size = whole.stat().st_size if whole.exists() else 0
+        if size in (first_byte for first_byte, _ in found):
+            temporary = durable.temporary_name(model_dir / whole.name)
+            try:
+                shutil.copyfile(whole, temporary)
+                with open(temporary, "ab") as file:
+                    for first_byte, path in sorted(found):
+                        if file.tell() == first_byte:
+                            file.write(path.read_bytes())
+                durable.finish_file(temporary, whole)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        for _, path in found:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def whole(model_dir: Path) -> Iterator[Path]:
+    """A folder with the records of `model_dir`: itself, or where they came in parts a copy without."""
+    if not parts(model_dir):
+        yield model_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="kcmoe-") as copy:
+        for path in (path for start in PLACES for path in model_dir.glob(f"{start.rstrip('/')}*")):
+            for file in path.iterdir() if path.is_dir() else [path]:
+                name = file.relative_to(model_dir).as_posix()
+                if part_of(name) and file.is_file():
+                    (Path(copy) / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, Path(copy) / name)
+        join(Path(copy))
+        yield Path(copy)
 
 
 def _truncate(path: Path, size: int) -> None:

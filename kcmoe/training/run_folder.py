@@ -28,14 +28,14 @@ from kcmoe import checkpoint as checkpoints
 from kcmoe import fits, tree
 from kcmoe.checkpoint import checksums
 from kcmoe.checkpoint.run_config import CONFIG_FILE
-from kcmoe.checkpoint.storage import Folder
+from kcmoe.checkpoint.storage import Folder, Unreachable
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
 from kcmoe.errors import UserError
 from kcmoe.hosts import agreeing
 from kcmoe.hosts.group import ALONE, Hosts
 from kcmoe.io import json_text
-from kcmoe.io.remote import Place, is_remote
+from kcmoe.io.remote import Place
 from kcmoe.training import places
 
 EXTRA = checksums.RUN_FILE
@@ -165,7 +165,7 @@ class RunFolder:
     def tidy(self) -> dict[str, Any] | None:
         """Writes `best.json`, removes what is neither new nor best; returns what `best.json` holds."""
         best, unread = self._find_best() if self.hosts.first else (None, [])
-        before = self.best()
+        before = self.best() if best is None or unread else None
         if best is None or (before and before["checkpoint"] in unread):
             best = before
         else:
@@ -188,10 +188,10 @@ class RunFolder:
         for path in self.all():
             try:
                 measured[path.name] = read_extra(path).get("validation", {})
-            except (
-                UserError
-            ):  # a damaged checkpoint cannot be the best one, but a bucket may fail for a while
-                unread += [path.name] if is_remote(path) else []
+            except Unreachable:  # a bucket may fail for a while
+                unread.append(path.name)
+            except UserError:  # a damaged checkpoint cannot be the best one
+                continue
         # A correlation does not exist where all answers are equal, and its place is not in the record then.
         return _best_of(measured, self.chooser) or _best_of(measured, BY_LOSS), unread
 

@@ -170,7 +170,7 @@ def test_newest_and_removal_of_old_ones(new_state: Callable[..., State], tmp_pat
     assert checkpoint.remove_old(tmp_path, None) == []
     removed = checkpoint.remove_old(tmp_path, 1, protect=["checkpoint_9"])
     assert [path.name for path in removed] == ["checkpoint_2", "checkpoint_10"]
-    (tmp_path / "checkpoint_9/PINNED").write_text("1")
+    (tmp_path / "checkpoint_9/PINNED").symlink_to("nowhere")
     assert checkpoint.remove_old(tmp_path, 1) == []
     assert [p.name for p in checkpoint.clean(tmp_path)] == ["checkpoint_300.orbax-checkpoint-tmp-5"]
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoint_100"

@@ -13,7 +13,7 @@ import pytest
 
 from kcmoe.config import gin_files
 from kcmoe.config.model import ModelConfig
-from kcmoe.inference.decode import beam_search, largest
+from kcmoe.inference.decode import beam_search
 from kcmoe.inference.labels import LabelTree
 from kcmoe.inference.score import label_log_likelihoods, target_log_likelihoods
 from kcmoe.model.encoder_decoder import EncoderDecoder
@@ -83,13 +83,6 @@ def _nested(params):
     from kcmoe.tree import nested
 
     return nested(params)
-
-
-@pytest.mark.parametrize("size", [5, 500, 1280])
-def test_largest_is_top_k_with_its_order_of_equals(size: int) -> None:
-    values = jax.random.randint(jax.random.key(size), (3, size), -9, 9).astype(jnp.float32)
-    for found, wanted in zip(largest(values, 4), jax.lax.top_k(values, 4), strict=True):
-        np.testing.assert_array_equal(found, wanted)
 
 
 def test_wide_beam_finds_the_best_of_all(toy):

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+import pytest
+
+from kcmoe.errors import UserError
 from kcmoe.io import durable
+from kcmoe.io.remote import Address
 
 
 def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
@@ -32,3 +37,14 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert durable.remove_leftovers(tmp_path) == [left]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2", "notes.tmp"]
     assert durable.remove_leftovers(tmp_path / "not there") == []
+
+
+def test_what_a_device_refuses_is_not_the_buckets_refusal() -> None:
+    refused = "RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes"
+    with pytest.raises(jax.errors.JaxRuntimeError), durable.user_errors(Address("gs://bucket/run")):
+        raise jax.errors.JaxRuntimeError(refused)
+    with (
+        pytest.raises(UserError, match="gs://bucket/run cannot be written: RESOURCE"),
+        durable.user_errors(Address("gs://bucket/run")),
+    ):
+        raise RuntimeError(refused)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,13 +20,15 @@ import pytest
 from kcmoe import checkpoint as checkpoints
 from kcmoe import cli
 from kcmoe.checkpoint import bucket as checkpoint_bucket
+from kcmoe.checkpoint.storage import Unreachable
 from kcmoe.errors import UserError
+from kcmoe.io import durable
 from kcmoe.io.remote import Place, place
 from kcmoe.training import run_folder
 from kcmoe.training.loop import Outcome, train
 from kcmoe.training.places import InBucket
-from kcmoe.training.records import join
-from kcmoe.training.run_folder import BY_LOSS, RunFolder, read_best
+from kcmoe.training.records import join, whole
+from kcmoe.training.run_folder import BY_LOSS, RunFolder, read_best, read_extra
 from kcmoe.training.settings import Settings
 from tests.fake_bucket import Bucket
 
@@ -180,7 +182,7 @@ def test_records_are_sent_in_parts_and_cut_where_they_were(home: tuple[Place, Pa
 
 
 def test_only_records_are_fetched_and_other_tools_may_copy_them(
-    home: tuple[Place, Path], tmp_path: Path
+    home: tuple[Place, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where, seen = home
     parts = {
@@ -213,9 +215,30 @@ def test_only_records_are_fetched_and_other_tools_may_copy_them(
         assert not list(root.glob("*.from-[1-9]*"))
     assert (folder / "metrics.jsonl.bak").read_text() == "?"
     (folder / "metrics.jsonl.from-99").write_text("behind what is missing")
+    for part in ("metrics.jsonl.from-10", f"{event}.from-1"):
+        (folder / part).write_text("fits")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    inode = (folder / "metrics.jsonl").stat().st_ino
+    with whole(folder) as copy:
+        assert (copy / "metrics.jsonl").read_text() == "one\ntwo\nx\nfits"
+        assert (copy / event).read_text() == "efits"
+        assert not list(copy.rglob("*.from-*"))
+    # A run may be writing there: nothing has changed.
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert (folder / "metrics.jsonl").stat().st_ino == inode
+
+    def kill(partial: Path, final: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(durable, "finish_file", kill)
+        join(folder)
+    assert {path for path in folder.rglob("*") if path.is_file()} == set(before)
     join(folder)
-    assert (folder / "metrics.jsonl").read_text() == "one\ntwo\nx\n"
-    assert (folder / "metrics.jsonl.from-99").exists()
+    assert (folder / "metrics.jsonl").read_text() == "one\ntwo\nx\nfits"
+    assert not list(folder.rglob("*.from-[1-9]*"))  # else one might fit later
+    with whole(folder) as same:
+        assert same == folder
 
 
 def test_nothing_is_cleaned_but_what_a_killed_save_or_removal_left(
@@ -232,27 +255,28 @@ def test_nothing_is_cleaned_but_what_a_killed_save_or_removal_left(
     bucket = checkpoint_bucket.Bucket(where)
     with pytest.raises(Killed), bucket.under_way("checkpoint_4"):
         bucket.write("checkpoint_4/state/a", b"a")
-        monkeypatch.setattr(bucket, "remove", lambda names: None)  # killed: nothing tidies up
         raise Killed
-    monkeypatch.undo()
-    with bucket.under_way("checkpoint_5"):
-        bucket.write("checkpoint_5/state/a", b"a")
-        bucket.write("checkpoint_5/commit_success.txt", b"")
-    with bucket.under_way("checkpoint_6"):
-        bucket.write("checkpoint_6/state/a", b"a")
-        bucket.write("checkpoint_6/commit_success.txt", b"")
-    removed: list[str] = []
+    bucket.write("checkpoint_4/state/b", b"b")  # another process has not noticed yet
+    with pytest.raises(UserError, match="refused"), bucket.under_way("checkpoint_7"):
+        bucket.write("checkpoint_7/state/a", b"a")
+        raise UserError("refused everywhere")
+    for step in (5, 6):
+        with bucket.under_way(f"checkpoint_{step}"):
+            bucket.write(f"checkpoint_{step}/state/a", b"a")
+            bucket.write(f"checkpoint_{step}/commit_success.txt", b"")
+    removed: list[list[str]] = []
 
-    def kill_after_marks(names: list[str]) -> None:
-        if removed:
+    def remove(names: Collection[str]) -> None:
+        if len(removed) == 2:
             raise Killed
-        removed.extend(names)
+        removed.append(list(names))
         checkpoint_bucket.Bucket.remove(bucket, names)
 
-    monkeypatch.setattr(bucket, "remove", kill_after_marks)
+    monkeypatch.setattr(bucket, "remove", remove)
     with pytest.raises(Killed):
         bucket.remove_checkpoint("checkpoint_6")
     monkeypatch.undo()
+    assert removed == [["checkpoint_6/commit_success.txt"], ["checkpoint_6/state/a"]]
     assert checkpoints.all_checkpoints(where) == [where / "checkpoint_5"]
     assert checkpoints.clean(where) == [where / "checkpoint_4", where / "checkpoint_6"]
     left = {path.relative_to(seen).parts[0] for path in seen.rglob("*") if path.is_file()}
@@ -260,26 +284,52 @@ def test_nothing_is_cleaned_but_what_a_killed_save_or_removal_left(
     assert not (seen / "checkpoint_5/kcmoe_under_way").exists()
 
 
+def test_a_finished_save_counts_whatever_its_marker_says(
+    home: tuple[Place, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, _ = home
+    bucket = checkpoint_bucket.Bucket(where)
+
+    def refuse(names: Collection[str]) -> None:
+        raise UserError("403")
+
+    with bucket.under_way("checkpoint_1"):
+        bucket.write("checkpoint_1/commit_success.txt", b"")
+        monkeypatch.setattr(bucket, "remove", refuse)
+    assert checkpoints.clean(where) == []
+    assert checkpoints.all_checkpoints(where) == [where / "checkpoint_1"]
+
+
 def test_the_best_stays_while_the_bucket_does_not_tell(
     run: Run, home: tuple[Place, Path], toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where, _ = home
+    where, seen = home
     run(where)
     folder = RunFolder(toy.settings(where).macros)
     folder.chooser, folder.keep = BY_LOSS, 1
-    first, *_, newest = folder.all()
+    first, newest = folder.all()
+    shutil.copytree(seen / newest.name, seen / "checkpoint_5")  # neither new nor known to be good
     best = {"checkpoint": first.name, "metric": BY_LOSS.metric, "value": 0.0}
     folder.place.write("best.json", json.dumps(best).encode())
-
-    def read(path: Place) -> dict[str, Any]:
-        if path == newest:
-            return {"validation": {BY_LOSS.metric: 9.0}}
-        raise UserError("503")
-
-    monkeypatch.setattr(run_folder, "read_extra", read)
     kept = folder.all()
-    assert folder.tidy() == read_best(str(where)) == best
-    assert folder.all() == kept
+    assert len(kept) == 3
+    with monkeypatch.context() as patched:
+        content = read_extra(newest)
+        fails = Unreachable("503")
+        patched.setattr(
+            run_folder, "read_extra", lambda path: content if path == newest else _raise(fails)
+        )
+        assert folder.tidy() == read_best(str(where)) == best
+        assert folder.all() == kept
+    (seen / first.name / "training.json").write_text("damaged")
+    found = folder.tidy() or {}
+    assert found["checkpoint"] in ("checkpoint_5", newest.name)
+    assert folder.all()[-1] == newest
+    assert where / first.name not in folder.all()
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def test_a_full_temporary_folder_is_one_line_that_names_tmpdir(

@@ -20,9 +20,10 @@ import numpy as np
 from kcmoe.config import gin_files
 from kcmoe.errors import UserError
 from kcmoe.io import json_text, remote
+from kcmoe.io.wording import first_line
 from kcmoe.tools.report.series import COLUMNS, INTERVALS, Intervals, Loads, Series
 from kcmoe.training.observing import WINDOW_STEPS, collapse_threshold
-from kcmoe.training.records import join
+from kcmoe.training.records import whole
 
 _AT_ONCE = 4096  # records turned into arrays together
 _LOAD = "/expert_load"
@@ -53,7 +54,7 @@ class Run:
     name: str
     folder: Path
     settings: dict[str, Any]
-    intervals: Intervals
+    intervals: Intervals = dataclasses.field(init=False)
     train: dict[str, Series] = dataclasses.field(default_factory=dict)
     evaluations: dict[str, tuple[list[int], list[float]]] = dataclasses.field(default_factory=dict)
     loads: dict[str, Loads] = dataclasses.field(default_factory=dict)
@@ -83,7 +84,18 @@ def read(folder: Path, name: str, called: str) -> Run:
             raise UserError(f"there is no {called}.{hint}")
         raise UserError(f"{called} has no metrics.jsonl.{hint}, not a checkpoint in it")
     folder = path.parent
-    join(folder)
+    try:
+        with whole(folder) as records:
+            source = records / path.name
+            return _read(
+                Run(name, folder, _settings(folder)), source if source.exists() else path, called
+            )
+    except OSError as error:
+        raise UserError(f"the records of {called} cannot be copied: {first_line(error)}") from error
+
+
+def _read(run: Run, path: Path, called: str) -> Run:
+    """`run` with the records of `path` and beside it."""
     bounds = _first_and_last(path)
     if bounds is None and _has_line(path):
         raise UserError(
@@ -92,9 +104,10 @@ def read(folder: Path, name: str, called: str) -> Run:
         )
     if bounds is None:
         raise UserError(f"{called} has no step yet; try again when the run has begun")
-    run = Run(name, folder, _settings(folder), Intervals(*bounds, INTERVALS))
+    run.intervals = Intervals(*bounds, INTERVALS)
     _fill(run, path, bounds)
-    run.restarts = [step for step in _starts(folder) if step > bounds[0] and step <= bounds[1]]
+    starts = _starts(path.parent)
+    run.restarts = [step for step in starts if step > bounds[0] and step <= bounds[1]]
     return run
 
 
