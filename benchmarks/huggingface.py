@@ -5,16 +5,19 @@
 
 Lines are the bundled comments (or `--file`) in the prompt of the nsmc task, weights random. `rank` is the
 log-likelihood of both label words for each line; `greedy` and `beam` (4 of them) generate 32 tokens, all of
-which random weights fill, for a tenth of the lines, `alone` greedily for a few lines one after the other.
-Otherwise both engines sort lines by length and compute about as many tokens at once. Each has a process of
-its own, and the processes take turns, so that no round of one meets the other.
+which random weights fill, for a third of the lines, `alone` greedily for a few lines one after the other.
+Otherwise both engines sort lines by length, and PyTorch generates in the quickest of several batch sizes.
+Both compute in float32 and, for generation, with bfloat16 weights (PyTorch in bfloat16 altogether). Each
+engine has a process of its own, and the processes take turns, so that no round of one meets the other.
 Needs the extra [huggingface].
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -31,6 +34,7 @@ import numpy as np
 GENERATED = 32  # tokens
 BEAMS = 4
 ALONE = 10  # lines
+SIZES = (0.5, 1.0, 2.0)  # of PyTorch's batches, to as many tokens as ours have
 Ids = Sequence[Sequence[int]]
 
 
@@ -91,8 +95,10 @@ def _measure(folder: Path, rounds: int) -> Iterator[str]:
     try:
         yield "| what | engine | lines/s (median, min-max) |"
         yield "|---|---|---|"
-        few = max(count // 10, 1)
-        for what, lines in (("rank", count), ("greedy", few), ("beam", few), ("alone", ALONE)):
+        few = len(_few(range(count)))
+        ways = (("rank", count), ("greedy", few), ("beam", few), ("alone", ALONE))
+        ways += (("greedy, bfloat16", few), ("beam, bfloat16", few))
+        for what, lines in ways:
             for worker in workers.values():
                 worker.seconds(what)  # compiles, warms up
             taken: dict[str, list[float]] = {name: [] for name in workers}
@@ -149,15 +155,24 @@ def _serve(engine: str, folder: Path) -> int:
 def _kcmoe(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any]]:
     from kcmoe.inference.predict import LanguageModel
 
-    lm = LanguageModel.load(folder / "checkpoint_0").batched
+    place = folder / "checkpoint_0"
+    lm = LanguageModel.load(place).batched
+    narrow = LanguageModel.load(place, PREDICT_WEIGHTS="bfloat16").batched
     alone = dataclasses.replace(lm, patience=0)  # programs of few rows are tried at once
-    few = inputs[: max(len(inputs) // 10, 1)]
+    few = _few(inputs)
     return {
         "rank": lambda: lm.rank(inputs, labels),
         "greedy": lambda: lm.generate(few, GENERATED),
         "beam": lambda: lm.generate(few, GENERATED, beam_size=BEAMS),
         "alone": lambda: [alone.generate([line], GENERATED) for line in inputs[:ALONE]],
+        "greedy, bfloat16": lambda: narrow.generate(few, GENERATED),
+        "beam, bfloat16": lambda: narrow.generate(few, GENERATED, beam_size=BEAMS),
     }
+
+
+def _few(lines: Sequence[Any]) -> Sequence[Any]:
+    """Those for which texts are generated: a third, evenly spread."""
+    return lines[::3]
 
 
 def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any]]:
@@ -172,11 +187,13 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
     ).eval()
     tokens = default_tokens(sum(value.numel() for value in model.parameters()), "cpu")
 
-    def batches(lines: Ids) -> Iterator[dict[str, Any]]:
+    narrow = copy.deepcopy(model).to(torch.bfloat16)
+
+    def batches(lines: Ids, times: float = 1) -> Iterator[dict[str, Any]]:
         ordered = sorted(lines, key=len)
         while ordered:
             rows = 1
-            while rows < len(ordered) and (rows + 1) * len(ordered[rows]) <= tokens:
+            while rows < len(ordered) and (rows + 1) * len(ordered[rows]) <= times * tokens:
                 rows += 1
             part, ordered = ordered[:rows], ordered[rows:]
             padded = torch.zeros((rows, len(part[-1])), dtype=torch.long)
@@ -197,11 +214,25 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
                 ).logits
                 logits.log_softmax(-1).gather(-1, wanted[..., None]).sum(1).tolist()
 
-    few = inputs[: max(len(inputs) // 10, 1)]
+    few = _few(inputs)
 
-    def generate(lines: Ids, beams: int = 1) -> None:
-        for batch in batches(lines):
+    def generate(lines: Ids, beams: int = 1, times: float = 1, model: Any = model) -> None:
+        for batch in batches(lines, times):
             model.generate(**batch, max_new_tokens=GENERATED, num_beams=beams)
+
+    def quickest(**settings: Any) -> Callable[[], None]:
+        """Generation for `few`, in the batches that take least time for some of them."""
+
+        def took(times: float) -> float:
+            started = time.perf_counter()
+            generate(few[::4], times=times, **settings)
+            return time.perf_counter() - started
+
+        @functools.cache
+        def chosen() -> float:  # in the pass that warms up
+            return min(SIZES, key=took)
+
+        return lambda: generate(few, times=chosen(), **settings)
 
     def without_gradients(compute: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -212,9 +243,11 @@ def _torch(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
 
     passes = {
         "rank": rank,
-        "greedy": lambda: generate(few),
-        "beam": lambda: generate(few, BEAMS),
+        "greedy": quickest(),
+        "beam": quickest(beams=BEAMS),
         "alone": lambda: [generate([line]) for line in inputs[:ALONE]],
+        "greedy, bfloat16": quickest(model=narrow),
+        "beam, bfloat16": quickest(model=narrow, beams=BEAMS),
     }
     return {name: without_gradients(compute) for name, compute in passes.items()}
 
