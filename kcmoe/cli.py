@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import codecs
 import contextlib
 import errno
@@ -11,6 +12,7 @@ import io
 import locale
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +71,12 @@ def run(argv: Sequence[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"no verb {verb}.{near_misses(verb, VERBS)} See `kcmoe --help`")
-        return importlib.import_module(VERBS[verb][0]).main(rest)
+        try:
+            return importlib.import_module(VERBS[verb][0]).main(rest)
+        except ImportError as error:
+            if _by_interrupt(error):
+                raise KeyboardInterrupt from error
+            raise
     except UserError as error:
         return _refused(f"kcmoe {verb}" if verb in VERBS else "kcmoe", error)
     except PermissionError as error:
@@ -78,6 +85,28 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _by_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what kept a module from being imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _keep_interrupts() -> None:
+    """Asks again for a Ctrl-C that came where Python only mentions it: in a callback of JAX, for instance."""
+    before = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            later = threading.Timer(0.05, _thread.interrupt_main)  # outside of that callback
+            later.daemon = True
+            later.start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
 
 
 def _refused(name: str, message: object) -> int:
@@ -162,6 +191,7 @@ def main() -> None:
             _refused(name, "standard output is closed: redirect it, to /dev/null if to nowhere")
         )
     _any_terminal()
+    _keep_interrupts()
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
         restart_with_huge_pages(training=sys.argv[1] == "train")
     try:

@@ -9,6 +9,7 @@
 # on, fine-tuning on bundled reviews, evaluation, the same lines again. Everything is written below
 # runs/quickstart, which is emptied first, so the script can be run again at any time.
 set -euo pipefail
+trap 'exit 130' INT  # a training that is stopped ends well, and the next step would begin
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 

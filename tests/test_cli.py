@@ -167,3 +167,38 @@ def test_a_folder_one_may_not_look_into_is_one_line(arguments, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert place in message
+
+
+def test_an_interrupt_that_python_only_mentions_comes_again() -> None:
+    """As in JAX's callback of the garbage collector, and where it kept a module from being imported."""
+    program = """
+import gc, signal, sys, time
+from kcmoe import cli
+
+def collected(phase, info):
+    if phase == "start" and info["generation"] == 2:
+        gc.callbacks.clear()
+        signal.raise_signal(signal.SIGINT)
+
+def waits(arguments):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    gc.callbacks.append(collected)
+    gc.collect()
+    time.sleep(60)
+
+def imports(arguments):
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as stop:
+        raise ImportError("Encountered an error while initializing the extension") from stop
+
+module = type(sys)("verbs")
+module.main = {"wait": waits, "import": imports}[sys.argv[2]]
+sys.modules["verbs"] = module
+cli.VERBS["parity"] = ("verbs", "")
+cli.main()
+"""
+    for how in ("wait", "import"):
+        command = [sys.executable, "-c", program, "parity", how]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        assert (done.returncode, done.stderr) == (cli.INTERRUPTED, "kcmoe parity: interrupted\n")

@@ -132,9 +132,12 @@ class OrbaxReader(Reader):
         if not self._ocdbt:
             return self.folder.read(f"{ITEM}/{key}")
         try:
-            return self._store.read(key).result().value
+            content: bytes = self._store.read(key).result().value
         except (ValueError, RuntimeError) as error:
             raise Damaged(reason(error)) from error
+        if not content:  # the database lists it, and the file that held it is gone
+            raise Damaged("its file is missing or empty")
+        return content
 
     def _read(self, path: str) -> np.ndarray:
         if path in self._inline:

@@ -68,6 +68,7 @@ def named(kind: str, name: str) -> str:
     raise UserError(
         f"--{kind}={name}: {folder} has no {name}.gin.{near_misses(name, found)} There are "
         f"{', '.join(found)}; a file of your own is --gin_file=FILE"
+        + ("; the task that a checkpoint was tuned for needs no --task" if kind == "task" else "")
     )
 
 

@@ -166,6 +166,9 @@ def read_settings(
                 f"{checkpoint} is for transformers; `kcmoe checkpoint convert {checkpoint} OUT "
                 "--format=t5x_orbax` makes what this reads"
             )
+        from kcmoe.checkpoint.reading import open_checkpoint
+
+        open_checkpoint(checkpoint)  # which says so where there is none
         raise UserError(
             f"there is no {run_config.CONFIG_FILE} beside {checkpoint}, so {unknown[0]} is unknown; "
             "name a gin file that has it, e.g. --config=configs/sizes/base.gin"

@@ -174,9 +174,10 @@ def _errors() -> Schema:
 _ERROR = _object(
     error=_object(status=_WHOLE, what=_TEXT, where=_TEXT, mend=_TEXT, retry_after_s=_WHOLE)
 )
+_FILLS: Schema = {"type": "object", "additionalProperties": _TEXT}
 _BEAM = _object(
     text=_TEXT,
-    fills={"type": "object", "additionalProperties": _TEXT},
+    fills=_FILLS,
     log_likelihood={**_NUMBER, "description": "of the whole answer; exp of it is its probability"},
     finished={**_FLAG, "description": "whether it ended before max_tokens"},
 )
@@ -200,7 +201,11 @@ _ANSWERS: Mapping[str, Schema] = {
         results=_list(
             _object(
                 generated=_TEXT,
-                fills={"type": "object", "additionalProperties": _TEXT},
+                fills=_FILLS,
+                candidates={
+                    **_list(_object(text=_TEXT, fills=_FILLS, probability=_NUMBER)),
+                    "description": "with `fill`: the text with its blanks filled, the likeliest first",
+                },
                 beams=_list(_BEAM),
                 **_NOTES,
             )

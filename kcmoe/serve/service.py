@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kcmoe.errors import UserError
+from kcmoe.inference import filling
 from kcmoe.serve import experts
 from kcmoe.serve.batching import Batcher
 from kcmoe.serve.engine import Engine
@@ -149,9 +150,12 @@ class Service:
 
         def finish(answers: Sequence[Any]) -> dict[str, Any]:
             generated = []
-            for work, beams in zip(works, answers, strict=True):
+            for text, work, beams in zip(given["texts"], works, answers, strict=True):
                 best = beams[0] if beams else {"text": "", "fills": {}}
                 one = {"generated": best["text"], "fills": best["fills"]}
+                if given["fill"]:
+                    found = filling.candidates(text, [filling.Beam(**beam) for beam in beams])
+                    one["candidates"] = [each.as_json() for each in found]
                 generated.append({**one, "beams": beams, **work.notes})
             return {"beams": given["beams"], "results": generated}
 

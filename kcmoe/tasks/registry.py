@@ -266,7 +266,8 @@ def named_task(name: str) -> Task:
     if name not in TASKS:
         raise UserError(
             f"no task is called {name}.{near_misses(name, TASKS)} Known: {', '.join(TASKS)}; "
-            "a task of your own needs TASK_TRAIN_FILES and TASK_PROMPT or TASK_TEXT_COLUMN"
+            "a task of your own needs TASK_TRAIN_FILES and TASK_PROMPT or TASK_TEXT_COLUMN, and has the name "
+            "that its MIXTURE_OR_TASK_NAME gives it"
         )
     return TASKS[name]
 

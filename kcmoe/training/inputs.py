@@ -17,6 +17,8 @@ from kcmoe.training.settings import Settings
 
 Features = Mapping[str, np.ndarray]
 
+_FEW_ROWS = 50  # of which one is two percent
+
 
 class StepBatches(Protocol):
     """Batches [B, …] by step, as `kcmoe.data.pipeline.Batches` gives them and explains."""
@@ -104,5 +106,11 @@ def open_inputs(settings: Settings) -> Inputs:
         whence = "its validation file"
         if part.is_held_out("validation"):
             whence = f"{part.holdout:.0%} of its training file, chosen by hash and never trained on"
-        lines.append(f"held out    {split.num_rows:,} rows of {part.name} for validation: {whence}")
+        rows_held = f"{split.num_rows:,} row{'s' if split.num_rows != 1 else ''}"
+        lines.append(f"held out    {rows_held} of {part.name} for validation: {whence}")
+        if split.num_rows < _FEW_ROWS:
+            lines.append(
+                f"warning     {rows_held} held out are too few to judge by: name a file of more in "
+                "TASK_VALIDATION_FILES"
+            )
     return Inputs(batches, held_out, lines, examples, task, vocabulary, data.num_workers)

@@ -124,7 +124,8 @@ def test_many_damaged_leaves_are_few_words(
     with pytest.raises(UserError, match=said) as caught:
         checkpoint.restore(path, state)
     assert len(str(caught.value)) < 400, str(caught.value)
-    assert " more: " in str(caught.value)
+    # The file may be that of the database's own tree, and then nothing is known of any leaf.
+    assert " more: " in str(caught.value) or "state/manifest.ocdbt: " in str(caught.value)
 
 
 def test_two_leaves_cannot_change_places(

@@ -108,6 +108,10 @@ def test_filling_ends_with_the_last_blank(server: Any, model: LanguageModel) -> 
     assert filled[2]["beams"] == plain[2]["beams"]
     for number, result in enumerate(filled[:2], 1):
         assert not any(f"<extra_id_{number}>" in beam["text"] for beam in result["beams"])
+    for text, result in zip(texts[:2], filled, strict=False):
+        wanted = model.fill([text], 8, max_tokens=8)[0]
+        assert result["candidates"] == [candidate.as_json() for candidate in wanted]
+    assert "candidates" not in plain[0]
 
 
 def test_scores_and_embeddings(server: Any, model: LanguageModel) -> None:

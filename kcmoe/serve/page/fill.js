@@ -82,7 +82,7 @@ function filled(text, { fills, text: answer }) {
 // Beams that put the same words into the blanks are one candidate here, the likeliest of them.
 function distinct(text, beams) {
   const blanks = [...text.matchAll(SENTINEL)].map((match) => `<extra_id_${match[1]}>`), seen = new Set();
-  return beams.filter((beam) => {
+  return [...beams].sort((one, other) => other.log_likelihood - one.log_likelihood).filter((beam) => {
     const words = JSON.stringify(blanks.some((blank) => beam.fills[blank]) ? blanks.map((blank) => beam.fills[blank]) : beam.text);
     return !seen.has(words) && seen.add(words);
   });

@@ -92,7 +92,7 @@ def _dead(run: Run) -> list[Alarm]:
         shown = dict(sorted(begins.items(), key=lambda pair: pair[1])[:6])
         more = len(dead) - len(shown)
         ko = ", ".join(f"{e}번({step:,}스텝부터)" for e, step in shown.items())
-        en = ", ".join(f"{e} since step {step:,}" for e, step in shown.items())
+        en = ", ".join(f"number {e} since step {step:,}" for e, step in shown.items())
         found.append(
             Alarm(
                 "bad",

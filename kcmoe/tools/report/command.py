@@ -14,7 +14,7 @@ from kcmoe.io.remote import is_remote
 _EPILOG = """\
 examples:
   kcmoe report runs/quickstart/reviews
-  kcmoe report runs/a runs/b runs/c --output=compare.html --png=pictures
+  kcmoe report runs/a runs/b runs/c --output=compare.html --svg=pictures
 
 Several runs are drawn over each other, and their settings are compared. A run that goes on can be looked at
 at any time.
@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
         help="default: report.html in the first MODEL_DIR; here, where that is in a bucket",
         endings=(".html", ".htm"),
     )
-    arguments.add_output_folder(parser, "--png", help="also write each picture there as PNG")
+    arguments.add_output_folder(
+        parser, "--png", help="also write each picture there as PNG, by matplotlib"
+    )
     arguments.add_output_folder(parser, "--svg", help="also write each picture there as SVG")
     parser.add_argument(
         "--peak_gflops",
