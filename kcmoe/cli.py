@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import _thread
 import codecs
 import contextlib
 import errno
@@ -11,6 +10,7 @@ import importlib
 import io
 import locale
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -100,7 +100,9 @@ def _keep_interrupts() -> None:
 
     def again(unraisable: Any) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
-            later = threading.Timer(0.05, _thread.interrupt_main)  # outside of that callback
+            main = threading.main_thread().ident
+            # A moment later, outside of that callback.
+            later = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
             later.daemon = True
             later.start()
         else:
