@@ -155,16 +155,19 @@ def _serve(engine: str, folder: Path) -> int:
 def _kcmoe(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any]]:
     from kcmoe.inference.predict import LanguageModel
 
-    place = folder / "checkpoint_0"
-    lm = LanguageModel.load(place).batched
-    narrow = LanguageModel.load(place, PREDICT_WEIGHTS="bfloat16").batched
-    alone = dataclasses.replace(lm, patience=0)  # programs of few rows are tried at once
+    def load(**settings: Any) -> Any:
+        batched = LanguageModel.load(folder / "checkpoint_0", **settings).batched
+        return dataclasses.replace(
+            batched, patience=0
+        )  # few rows are tried in the pass that warms up
+
+    lm, narrow = load(), load(PREDICT_WEIGHTS="bfloat16")
     few = _few(inputs)
     return {
         "rank": lambda: lm.rank(inputs, labels),
         "greedy": lambda: lm.generate(few, GENERATED),
         "beam": lambda: lm.generate(few, GENERATED, beam_size=BEAMS),
-        "alone": lambda: [alone.generate([line], GENERATED) for line in inputs[:ALONE]],
+        "alone": lambda: [lm.generate([line], GENERATED) for line in inputs[:ALONE]],
         "greedy, bfloat16": lambda: narrow.generate(few, GENERATED),
         "beam, bfloat16": lambda: narrow.generate(few, GENERATED, beam_size=BEAMS),
     }
