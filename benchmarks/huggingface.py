@@ -157,9 +157,8 @@ def _kcmoe(folder: Path, inputs: Ids, labels: Ids) -> dict[str, Callable[[], Any
 
     def load(**settings: Any) -> Any:
         batched = LanguageModel.load(folder / "checkpoint_0", **settings).batched
-        return dataclasses.replace(
-            batched, patience=0
-        )  # few rows are tried in the pass that warms up
+        # Programs of few rows are tried in the pass that warms up.
+        return dataclasses.replace(batched, patience=0)
 
     lm, narrow = load(), load(PREDICT_WEIGHTS="bfloat16")
     few = _few(inputs)

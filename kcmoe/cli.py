@@ -71,24 +71,21 @@ def run(argv: Sequence[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"no verb {verb}.{near_misses(verb, VERBS)} See `kcmoe --help`")
-        try:
-            return importlib.import_module(VERBS[verb][0]).main(rest)
-        except ImportError as error:
-            if _by_interrupt(error):
-                raise KeyboardInterrupt from error
-            raise
+        return importlib.import_module(VERBS[verb][0]).main(rest)
     except UserError as error:
         return _refused(f"kcmoe {verb}" if verb in VERBS else "kcmoe", error)
     except PermissionError as error:
         place = f" {error.filename}" if error.filename else ""
         return _refused(f"kcmoe {verb}", f"there is no permission to use{place}: {error.strerror}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if not _by_interrupt(error):
+            raise
         print(f"kcmoe {verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _by_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what kept a module from being imported."""
+    """Whether this is Ctrl-C, or what it made of a module that was being imported."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

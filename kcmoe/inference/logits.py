@@ -67,24 +67,21 @@ def best_continuations(
     batch, beams = live_log_probs.shape
     found = jax.tree.map(lambda a: a.reshape(batch, beams, *a.shape[1:]), blocks(logits))
 
-    def total(values: Array, of: Array) -> Array:
-        """log softmax of some logits of these beams, and what the beams have already."""
-        known = (
-            jnp.take_along_axis(a, of, axis=1)
-            for a in (found.maximum, found.log_sum, live_log_probs)
-        )
-        maximum, log_sum, live = (a.reshape(a.shape + (1,) * (values.ndim - a.ndim)) for a in known)
-        return ((values - maximum) - log_sum) + live
+    known = found.maximum, found.log_sum, live_log_probs
+
+    def total(logits: Array, maximum: Array, log_sum: Array, live: Array) -> Array:
+        """log softmax of logits [..., W], and what their beams [...] have already."""
+        return ((logits - maximum[..., None]) - log_sum[..., None]) + live[..., None]
 
     per_beam = found.maxima.shape[-1]
-    all_maxima = total(found.maxima, jnp.broadcast_to(jnp.arange(beams), (batch, beams)))
-    all_maxima = all_maxima.reshape(batch, beams * per_beam)
+    all_maxima = total(found.maxima, *known).reshape(batch, beams * per_beam)
     # Equal values keep the order of `top_k`, the first one first: so the blocks stay in their order.
     few = min(count, beams * per_beam)
     chosen_BxC = jnp.sort(jax.lax.top_k(all_maxima, few)[1], axis=1)
     parts = found.logits.reshape(batch, beams * per_beam, _BLOCK)
     parts_BxCxW = jnp.take_along_axis(parts, chosen_BxC[:, :, None], axis=1)
-    values_BxCxW = total(parts_BxCxW, chosen_BxC // per_beam)
+    of_BxC = chosen_BxC // per_beam
+    values_BxCxW = total(parts_BxCxW, *(jnp.take_along_axis(one, of_BxC, axis=1) for one in known))
     best, place = jax.lax.top_k(values_BxCxW.reshape(batch, few * _BLOCK), count)
     block = jnp.take_along_axis(chosen_BxC, place // _BLOCK, axis=1)
     return best, block // per_beam, block % per_beam * _BLOCK + place % _BLOCK

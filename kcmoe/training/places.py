@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -155,8 +156,8 @@ class InBucket:
         keys = [key for start in records.PLACES for key in self._bucket.keys(start)]
         found = {key: part for key in keys if (part := records.part_of(key))}
         self._parts = {}
-        for first in range(0, len(found), _AT_ONCE):
-            batch = list(found)[first : first + _AT_ONCE]
+        waiting = iter(found)
+        while batch := list(itertools.islice(waiting, _AT_ONCE)):
             for key, content in self._bucket.read_many(batch).items():
                 name, offset = found[key]
                 self._parts.setdefault(name, {})[offset] = offset + len(content)
@@ -179,10 +180,9 @@ class InBucket:
 
     def publish(self) -> None:
         with self._here():
-            paths = sorted(path for path in self.records.rglob("*") if path.is_file())
-        for path in paths:
-            name = path.relative_to(self.records).as_posix()
-            if records.part_of(name) == (name, 0):
+            found = list(records.files(self.records))
+        for path, name, first_byte in found:
+            if first_byte == 0:
                 self._publish(name, path)
 
     def _publish(self, name: str, path: Path) -> None:

@@ -98,14 +98,21 @@ def part_name(name: str, first_byte: int) -> str:
     return f"{name}.from-{first_byte}" if first_byte else name
 
 
-def parts(model_dir: Path) -> dict[str, list[tuple[int, Path]]]:
+def files(model_dir: Path) -> Iterator[tuple[Path, str, int]]:
+    """The files of records: each with the name of its record and its first byte there."""
+    for start in PLACES:
+        for path in sorted(model_dir.glob(f"{start}*")):
+            part = part_of(path.relative_to(model_dir).as_posix())
+            if part and path.is_file():
+                yield path, *part
+
+
+def _later_parts(model_dir: Path) -> dict[str, list[tuple[int, Path]]]:
     """Record -> first byte and file of each of its parts but the first one."""
     found: dict[str, list[tuple[int, Path]]] = {}
-    for pattern in ("*.from-*", "*/*.from-*"):
-        for path in model_dir.glob(pattern):
-            part = part_of(path.relative_to(model_dir).as_posix())
-            if part and part[1]:
-                found.setdefault(part[0], []).append((part[1], path))
+    for path, name, first_byte in files(model_dir):
+        if first_byte:
+            found.setdefault(name, []).append((first_byte, path))
     return found
 
 
@@ -114,7 +121,7 @@ def join(model_dir: Path) -> None:
 
     Parts go, also those before which something is missing. Nobody may be writing. Raises OSError.
     """
-    for name, found in parts(model_dir).items():
+    for name, found in _later_parts(model_dir).items():
         whole = model_dir / name
         size = whole.stat().st_size if whole.exists() else 0
         if size in (first_byte for first_byte, _ in found):
@@ -136,16 +143,14 @@ def join(model_dir: Path) -> None:
 @contextlib.contextmanager
 def whole(model_dir: Path) -> Iterator[Path]:
     """A folder with the records of `model_dir`: itself, or where they came in parts a copy without."""
-    if not parts(model_dir):
+    if not _later_parts(model_dir):
         yield model_dir
         return
     with tempfile.TemporaryDirectory(prefix="kcmoe-") as copy:
-        for path in (path for start in PLACES for path in model_dir.glob(f"{start.rstrip('/')}*")):
-            for file in path.iterdir() if path.is_dir() else [path]:
-                name = file.relative_to(model_dir).as_posix()
-                if part_of(name) and file.is_file():
-                    (Path(copy) / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(file, Path(copy) / name)
+        for path, _, _ in files(model_dir):
+            target = Path(copy) / path.relative_to(model_dir)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
         join(Path(copy))
         yield Path(copy)
 

@@ -54,7 +54,7 @@ class Run:
     name: str
     folder: Path
     settings: dict[str, Any]
-    intervals: Intervals = dataclasses.field(init=False)
+    intervals: Intervals
     train: dict[str, Series] = dataclasses.field(default_factory=dict)
     evaluations: dict[str, tuple[list[int], list[float]]] = dataclasses.field(default_factory=dict)
     loads: dict[str, Loads] = dataclasses.field(default_factory=dict)
@@ -86,16 +86,14 @@ def read(folder: Path, name: str, called: str) -> Run:
     folder = path.parent
     try:
         with whole(folder) as records:
-            source = records / path.name
-            return _read(
-                Run(name, folder, _settings(folder)), source if source.exists() else path, called
-            )
+            copied = records / path.name
+            return _read(name, folder, copied if copied.exists() else path, called)
     except OSError as error:
         raise UserError(f"the records of {called} cannot be copied: {first_line(error)}") from error
 
 
-def _read(run: Run, path: Path, called: str) -> Run:
-    """`run` with the records of `path` and beside it."""
+def _read(name: str, folder: Path, path: Path, called: str) -> Run:
+    """The run of `folder`, whose records are in `path` and beside it."""
     bounds = _first_and_last(path)
     if bounds is None and _has_line(path):
         raise UserError(
@@ -104,7 +102,7 @@ def _read(run: Run, path: Path, called: str) -> Run:
         )
     if bounds is None:
         raise UserError(f"{called} has no step yet; try again when the run has begun")
-    run.intervals = Intervals(*bounds, INTERVALS)
+    run = Run(name, folder, _settings(folder), Intervals(*bounds, INTERVALS))
     _fill(run, path, bounds)
     starts = _starts(path.parent)
     run.restarts = [step for step in starts if step > bounds[0] and step <= bounds[1]]
